@@ -1,0 +1,21 @@
+"""illava-lab: understand, measure and invent visual-token merging for large vision-language models."""
+
+from illava_lab.attach import attach
+from illava_lab.errors import LabError
+from illava_lab.registry import get_strategy, register, strategies
+from illava_lab.schedule import Schedule
+from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
+
+__all__ = [
+    "LabError",
+    "Paper",
+    "Schedule",
+    "Scorer",
+    "Strategy",
+    "TokenMap",
+    "Tokens",
+    "attach",
+    "get_strategy",
+    "register",
+    "strategies",
+]

@@ -1,0 +1,208 @@
+"""Attention statistics at a reduction site, without losing the fused kernel.
+
+A `tap` lets the attention of one chosen layer run as configured and remembers its queries and keys. An
+`AttentionSite` computes from them only what a strategy asks for: one row where a row is enough, column sums in
+blocks, never a full attention matrix kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from illava_lab.errors import LabError
+
+TAP = "illava_lab_tap"
+QUERY_BLOCK = 128  # rows of attention held at once by the column sums
+
+
+class _ConfigView:
+    """What one attention module sees as its config: everything live, except the name of its attention function."""
+
+    _attn_implementation = TAP
+
+    def __init__(self, base: Any) -> None:
+        self._tapped_config = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tapped_config, name)
+
+
+@contextmanager
+def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, float], None]):
+    """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
+
+    Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
+    itself runs with the implementation that the model is configured for; other layers do not notice.
+    """
+    config = attention.config
+    attention.config = _ConfigView(config)
+    attention._illava_tap = observe
+    try:
+        yield
+    finally:
+        attention.config = config
+        del attention._illava_tap
+
+
+def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+    name = module.config._tapped_config._attn_implementation
+    if name in (None, "eager"):
+        run = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        run = ALL_ATTENTION_FUNCTIONS[name]
+    out = run(module, query, key, value, mask, **kwargs)
+    module._illava_tap(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    return out
+
+
+AttentionInterface.register(TAP, _tapped_attention)
+
+
+@dataclass(eq=False)
+class AttentionSite:
+    """Queries and keys of one attention, and where the visual tokens are in them.
+
+    Attributes:
+        query: (B, H, T, d), key: (B, Hkv, S, d) with H a multiple of Hkv; T == S (prefill).
+        scaling: the factor on the logits.
+        mask: None, (B, S) validity, or (B or 1, 1, T, S) additive or boolean mask.
+        valid: (B, S) bool, False at padding; None when there is none.
+        causal: whether later keys are hidden when the mask does not say so.
+        visual: (B, N) positions of the visual tokens, or None when all S are the tokens of the site.
+        has_cls: whether token 0 is CLS.
+        hidden: (B, S, C), the whole sequence that the layer after the site receives.
+        last: (B,) position of the last text token, or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    mask: Tensor | None = None
+    valid: Tensor | None = None
+    causal: bool = False
+    visual: Tensor | None = None
+    has_cls: bool = False
+    hidden: Tensor | None = None
+    last: Tensor | None = None
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.strategy.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
+            raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
+        if name.startswith("text") and self.last is None:
+            raise LabError(f"{name} needs text, which the image encoder does not see; {self._offers()}")
+        return getattr(self, f"_{name}")()
+
+    def _offers(self) -> str:
+        have = ["attention_received", "lse", "keys", "wide_keys"]
+        have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
+        have += ["text_attention", "text_rows", "text_hidden", "text_wide_keys"] if self.last is not None else []
+        return f"it has {', '.join(have)}"
+
+    # ---- logits
+    def _logits(self, rows: slice | Tensor) -> Tensor:
+        """(B, H, R, S) float32 logits of some query rows: a slice common to the batch, or (B, R) positions."""
+        if isinstance(rows, slice):
+            query = self.query[:, :, rows]
+            position = torch.arange(self.query.shape[2], device=query.device)[rows].expand(query.shape[0], -1)
+        else:
+            position = rows
+            index = rows[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3])
+            query = self.query.gather(2, index)
+        batch, heads, count, width = query.shape
+        groups = self.key.shape[1]
+        grouped = query.reshape(batch, groups, heads // groups * count, width)
+        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1) * self.scaling
+        return self._masked(logits, position)
+
+    def _masked(self, logits: Tensor, position: Tensor) -> Tensor:
+        mask = self.mask
+        if mask is not None and mask.dim() == 4:
+            mask = mask[..., : self.key.shape[2]].expand(logits.shape[0], -1, self.query.shape[2], -1)
+            index = position[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+            mask = mask.gather(2, index)
+            return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None, None, : self.key.shape[2]].bool(), -torch.inf)
+        if self.causal:
+            later = torch.arange(self.key.shape[2], device=logits.device) > position[:, None, :, None]
+            logits = logits.masked_fill(later, -torch.inf)
+        return logits
+
+    def _visual_columns(self, x: Tensor) -> Tensor:
+        """Pick the visual tokens along the last axis of (B, ..., S)."""
+        if self.visual is None:
+            return x
+        index = self.visual.view(self.visual.shape[0], *[1] * (x.dim() - 2), -1)
+        return x.gather(-1, index.expand(*x.shape[:-1], -1))
+
+    # ---- statistics
+    def _attention_received(self) -> Tensor:
+        total = torch.zeros(self.key.shape[0], self.key.shape[2], device=self.key.device)
+        real = self.valid
+        if real is None:
+            real = torch.ones(self.query.shape[0], self.query.shape[2], dtype=torch.bool, device=self.query.device)
+        for start in range(0, self.query.shape[2], QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            probability = self._logits(block).softmax(-1).mean(1)
+            total += probability.masked_fill(~real[:, block, None], 0.0).sum(1)
+        return self._visual_columns(total / real.sum(1, keepdim=True))
+
+    def _lse(self) -> Tensor:
+        blocks = [
+            self._logits(slice(start, start + QUERY_BLOCK)).logsumexp(-1).mean(1)
+            for start in range(0, self.query.shape[2], QUERY_BLOCK)
+        ]
+        return self._visual_columns(torch.cat(blocks, dim=1))
+
+    def _row(self, rows: Tensor) -> Tensor:
+        return self._visual_columns(self._logits(rows).softmax(-1).mean(1))
+
+    def _cls_attention(self) -> Tensor:
+        return self._row(self.key.new_zeros(self.key.shape[0], 1, dtype=torch.long))[:, 0]
+
+    def _text_attention(self) -> Tensor:
+        return self._row(self.last[:, None])[:, 0]
+
+    def _text_rows(self) -> Tensor:
+        return self._row(self._text_positions())
+
+    def _text_positions(self) -> Tensor:
+        """(B, T): the positions after the last visual token, up to the last text token."""
+        first = self.visual.max(1).values + 1
+        counts = (self.last + 1 - first).unique()
+        if len(counts) != 1:
+            raise LabError("rows of all text tokens need prompts with equally many text tokens after the image")
+        return first[:, None] + torch.arange(int(counts[0]), device=first.device)
+
+    def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
+        return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))
+
+    def _keys(self) -> Tensor:
+        return self._keys_at(self.key.float().mean(1), self.visual)
+
+    def _wide_keys(self) -> Tensor:
+        return self._keys_at(self.key.transpose(1, 2).flatten(2), self.visual)
+
+    def _wide_cls_attention(self) -> Tensor:
+        query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
+        return (query @ key.transpose(1, 2) * key.shape[2] ** -0.5).softmax(-1)[:, 0]
+
+    def _text_hidden(self) -> Tensor:
+        return self._keys_at(self.hidden, self._text_positions())
+
+    def _text_wide_keys(self) -> Tensor:
+        return self._keys_at(self.key.transpose(1, 2).flatten(2), self._text_positions())

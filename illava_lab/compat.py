@@ -1,0 +1,47 @@
+"""What differs between the supported releases of transformers (5.6 to 5.23), in one place."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+_MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
+
+
+class _Lengths:
+    """Stands in for a cache where the mask builder only asks how many tokens were there before."""
+
+    is_compileable = False
+
+    def __init__(self, past: int, new: int) -> None:
+        self.past, self.new = past, new
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return self.past + self.new, 0
+
+
+def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> Tensor | None:
+    """The mask that the configured attention wants for `hidden` (B, L, C) after `past` cached tokens.
+
+    Args:
+        valid: (B, past + L) bool, False at padding, or None when nothing is padded.
+    """
+    arguments: dict[str, Any] = {
+        "config": config,
+        "inputs_embeds": hidden,
+        "attention_mask": valid,
+        "past_key_values": _Lengths(past, hidden.shape[1]),
+    }
+    if "cache_position" in _MASK_ARGUMENTS:  # up to 5.6
+        arguments["cache_position"] = torch.arange(past, past + hidden.shape[1], device=hidden.device)
+    return create_causal_mask(**arguments)

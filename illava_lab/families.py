@@ -1,0 +1,119 @@
+"""Where each supported model family keeps its parts. A family is a row of a table; `describe` reads a model with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from illava_lab.errors import LabError
+from illava_lab.strategy import Stage
+
+# transformers model_type -> (where the vision tower, the projector and the language model are, below model.model)
+FAMILIES: dict[str, tuple[str, str, str]] = {
+    "llava": ("vision_tower", "multi_modal_projector", "language_model"),
+}
+
+# vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
+TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
+    "clip_vision_model": (("self_attn", "layer_norm2", "mlp"), True),
+    "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
+}
+
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2")
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The parts of one model that the hooks need.
+
+    Attributes:
+        base: the module that joins image features and text (`model.model`).
+        encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
+        layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
+        cls_tokens: 1 when the tower puts a CLS token in front, else 0.
+        grid: (height, width) in patches of one image.
+        image_token_id: the placeholder of one visual token in input_ids.
+    """
+
+    base: nn.Module
+    tower: nn.Module
+    encoder_layers: nn.ModuleList
+    encoder_depth: int
+    layer_parts: tuple[str, str, str]
+    cls_tokens: int
+    grid: tuple[int, int]
+    projector: nn.Module
+    language_model: nn.Module
+    llm_layers: nn.ModuleList
+    image_token_id: int
+
+    @property
+    def patches(self) -> int:
+        """Visual tokens per image before any reduction."""
+        return self.grid[0] * self.grid[1]
+
+    def depth(self, stage: Stage) -> int:
+        """Layers of a stage that a reduction can act on."""
+        return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
+
+
+def check_supported(config: Any) -> None:
+    """Refuse a configuration that the hooks do not know, before any weight is loaded.
+
+    Raises:
+        LabError: names the family, tower or decoder and what is supported.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        raise LabError(f"model family {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+    tower, text = config.vision_config, config.text_config
+    if tower.model_type not in TOWERS:
+        raise LabError(f"vision tower {tower.model_type!r} is not supported; supported: {', '.join(TOWERS)}")
+    if text.model_type not in DECODERS:
+        raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
+    sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if sliding or other:
+        raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding})")
+
+
+def describe(model: nn.Module) -> Anatomy:
+    """Find the parts of a supported model.
+
+    Raises:
+        LabError: an unsupported family, tower or decoder.
+    """
+    config = getattr(model, "config", None)
+    check_supported(config)
+    base = model.model
+    tower, projector, language_model = (getattr(base, name) for name in FAMILIES[config.model_type])
+    vision = config.vision_config
+    layers = _encoder_layers(tower)
+    parts, has_cls = TOWERS[vision.model_type]
+    side = vision.image_size // vision.patch_size
+    return Anatomy(
+        base=base,
+        tower=tower,
+        encoder_layers=layers,
+        encoder_depth=_layers_used(config.vision_feature_layer, len(layers)),
+        layer_parts=parts,
+        cls_tokens=int(has_cls),
+        grid=(side, side),
+        projector=projector,
+        language_model=language_model,
+        llm_layers=language_model.layers,
+        image_token_id=config.image_token_id,
+    )
+
+
+def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.
+    return getattr(tower, "vision_model", tower).encoder.layers
+
+
+def _layers_used(feature_layer: int | list[int], depth: int) -> int:
+    """Encoder layers whose output the projector sees: entry 0 of hidden_states is the input of the first layer."""
+    chosen = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
+    return max(layer if layer >= 0 else depth + 1 + layer for layer in chosen)

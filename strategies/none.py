@@ -1,0 +1,19 @@
+"""No reduction: the bare model, the baseline of every comparison."""
+
+import torch
+
+from illava_lab.registry import register
+from illava_lab.strategy import Strategy, TokenMap, Tokens
+
+
+@register
+class Nothing(Strategy):
+    """Keep every token. It serves no stage, so a comparison runs the bare model."""
+
+    name = "none"
+    kind = "none"
+    stages = ()
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        everything = torch.arange(tokens.count, device=tokens.hidden.device)
+        return TokenMap.keep(everything.expand(tokens.batch, -1), tokens.count)

@@ -1,0 +1,32 @@
+"""Random pruning: the baseline that every method should beat, and several do not."""
+
+import torch
+from torch import Tensor
+
+from illava_lab.errors import LabError
+from illava_lab.registry import register
+from illava_lab.strategy import Scorer, Tokens
+
+
+@register
+class Random(Scorer):
+    """Keep tokens drawn at random, without repetition.
+
+    The draw depends on the seed, the stage and the layer only: the same places for every sample of a batch, so that
+    a batch equals its samples alone. Compare several seeds to see the spread.
+
+    Args:
+        seed: of the draw.
+    """
+
+    name = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise LabError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+
+    def score(self, tokens: Tokens) -> Tensor:
+        draw = torch.Generator().manual_seed(hash((self.seed, tokens.stage == "llm", tokens.layer)) % 2**63)
+        score = torch.rand(tokens.count, generator=draw)
+        return score.to(tokens.hidden.device).expand(tokens.batch, -1)

@@ -1,0 +1,67 @@
+"""ToMe: in the encoder, merge the most similar pairs of tokens."""
+
+import torch
+from torch.nn.functional import normalize
+
+from illava_lab.errors import LabError
+from illava_lab.registry import register
+from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of
+
+
+@register
+class ToMe(Strategy):
+    """Bipartite soft matching on attention keys, size-weighted merging, proportional attention.
+
+    1. Split tokens by parity into A (0, 2, 4, ...) and B (1, 3, 5, ...); CLS, at 0, may not be merged.
+    2. Each a in A finds its most similar b in B: cosine of the head-mean keys of this layer.
+    3. The r pairs with the highest similarity merge: ``x_b = (z_b x_b + sum z_a x_a) / (z_b + sum z_a)``.
+    4. Later attention adds ``log z_k`` to the logits of every key (proportional attention).
+
+    At most half of the tokens can merge at one layer. The reference returns unmerged A, then B, and the next layer
+    splits that order by parity.
+
+    Args:
+        order: "reference" for that order, "raster" for the order of the places in the image (ours).
+    """
+
+    name = "tome"
+    paper = Paper("Token Merging: Your ViT but Faster", "2210.09461", 2023)
+    stages = ("encoder",)
+    proportional_attention = True
+
+    order: str = "reference"
+
+    def __post_init__(self) -> None:
+        one_of("order", self.order, ("reference", "raster"))
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        count, device = tokens.count, tokens.hidden.device
+        merges, most = count - keep, (count - int(tokens.has_protected)) // 2
+        if merges > most:
+            raise LabError(f"tome can merge at most {most} of {count} tokens at one layer, asked to merge {merges}")
+        similarity = self._similarity(tokens)
+        best, partner = similarity.max(dim=2)
+        rank = best.argsort(dim=1, descending=True, stable=True)
+        merged, unmerged = rank[:, :merges], rank[:, merges:]
+        if tokens.has_protected:
+            unmerged = unmerged.sort(dim=1).values  # keeps CLS in front
+
+        b_tokens = torch.arange(1, count, 2, device=device).expand(tokens.batch, -1)
+        anchor = torch.cat([unmerged * 2, b_tokens], dim=1)
+        slot = unmerged.shape[1] + partner.gather(1, merged)
+        if self.order == "raster":
+            anchor, order = anchor.sort(dim=1)
+            slot = order.argsort(dim=1).gather(1, slot)
+        return TokenMap.merge_into(anchor, slot, merged * 2, tokens.size)
+
+    @staticmethod
+    def _similarity(tokens: Tokens) -> torch.Tensor:
+        keys = normalize(tokens.keys, dim=-1, eps=0.0)
+        similarity = keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
+        if tokens.has_protected:
+            similarity = similarity.masked_fill(tokens.protected[:, ::2, None], -torch.inf)
+            similarity = similarity.masked_fill(tokens.protected[:, None, 1::2], -torch.inf)
+        return similarity
+
+    def layers(self, stage: Stage, depth: int) -> list[int]:
+        return list(range(depth))
