@@ -1,0 +1,65 @@
+# Three commands, each of which works in a fresh clone with nothing but Python and make:
+#   make lab       JupyterLab at the first notebook
+#   make compare   the strategies side by side on the embedded model, as a table
+#   make test      every test
+# The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
+# constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+
+# The index with torch builds. Unless it is named: on Linux without an NVIDIA driver, the one with the CPU builds, because
+# the default build there brings several gigabytes of CUDA libraries. Where pip was told where packages come from, that stands.
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && \
+	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
+INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
+
+.PHONY: help lab compare test clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+lab: $(VENV)/.installed
+	$(VENV_PYTHON) -m illava_lab lab $(ARGS)
+
+compare: $(VENV)/.installed
+	$(VENV_PYTHON) -m illava_lab compare $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist illava_lab.egg-info
+
+# An environment whose Python is gone (upgraded, or the folder came from another machine) is no environment.
+ifneq ($(shell $(VENV_PYTHON) -c "print(1)" 2>/dev/null),1)
+.PHONY: $(VENV)/.created
+endif
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "illava-lab needs Python 3.10 or newer as '$(PYTHON)'; name another one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \
+		{ echo "'$(PYTHON)' cannot make environments: install its venv module (Debian, Ubuntu: sudo apt install python3-venv)"; exit 1; }
+	@rm -rf $(VENV)
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet "pip>=23.1"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing illava-lab and what it needs into $(VENV): once, about 1.5 GB, some minutes"
+	@$(INSTALL) .
+	@touch $@
+	@echo "Installed."
+
+# The test installation holds everything that the plain one holds, so it stands for both.
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing illava-lab, what it needs and its test tools into $(VENV): once, about 1.5 GB, some minutes"
+	@$(INSTALL) ".[test]"
+	@touch $(VENV)/.installed $@
+	@echo "Installed."

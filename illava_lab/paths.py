@@ -1,0 +1,49 @@
+"""Where the embedded model, the test set and the notebooks are, in a clone and in an installed package.
+
+A clone (also one installed with ``pip install -e .``) keeps ``data/`` and ``notebooks/`` at its top. A wheel has no top
+level of its own, so there they are installed inside this package as ``_data`` and ``_notebooks``. Nothing else in the lab
+needs to know which of the two it runs from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from illava_lab.errors import LabError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def clone_dir() -> Path | None:
+    """The top of the clone that this code runs from, or None if it runs from an installed package."""
+    # Only an installed package has the data inside it. Other people's packages lie beside it, so a folder called "data"
+    # or a stray project file next to this package would prove nothing.
+    if (_PACKAGE / "_data").is_dir():
+        return None
+    return _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+
+
+def data_dir() -> Path:
+    """The folder with the embedded checkpoint (``model/``) and its test set.
+
+    Raises:
+        LabError: the installation lacks it.
+    """
+    return _folder("data")
+
+
+def notebooks_dir() -> Path:
+    """The folder with the notebooks as they were published. In an installed package, treat it as read-only.
+
+    Raises:
+        LabError: the installation lacks it.
+    """
+    return _folder("notebooks")
+
+
+def _folder(name: str) -> Path:
+    clone = clone_dir()
+    folder = clone / name if clone else _PACKAGE / f"_{name}"
+    if not folder.is_dir():
+        raise LabError(f"this installation of illava-lab lacks its {name} folder, expected at {folder}: install it again")
+    return folder
