@@ -2,11 +2,15 @@
 
 from illava_lab.attach import attach
 from illava_lab.errors import LabError
+from illava_lab.images import read_image
+from illava_lab.lab import Answer, Lab, load
 from illava_lab.registry import get_strategy, register, strategies
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
 
 __all__ = [
+    "Answer",
+    "Lab",
     "LabError",
     "Paper",
     "Schedule",
@@ -16,6 +20,8 @@ __all__ = [
     "Tokens",
     "attach",
     "get_strategy",
+    "load",
+    "read_image",
     "register",
     "strategies",
 ]

@@ -33,6 +33,8 @@ class _ConfigView:
         self._tapped_config = base
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_tapped_config":  # while being copied, before it is set
+            raise AttributeError(name)
         return getattr(self._tapped_config, name)
 
 

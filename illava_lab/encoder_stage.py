@@ -122,8 +122,7 @@ class EncoderStage:
         self.position = self.position.gather(1, reduction.anchor)
         self.size = reduction.sizes(self.size)
         self._positions_after[index] = self.position
-        rows = tuple(range(hidden.shape[0]))
-        self.steps.append(Step("encoder", index, rows, reduction, before, reduction.slots - cls_tokens))
+        self.steps.append(Step("encoder", index, hidden.shape[0], reduction, before, reduction.slots - cls_tokens))
         return reduction.apply(hidden)
 
     def _add_log_size(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

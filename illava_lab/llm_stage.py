@@ -9,7 +9,7 @@ the processor made: the last hidden state is spread out again, the cache reports
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as memoize
 from typing import Any, Literal
 
@@ -58,15 +58,21 @@ class CacheState:
     attachment: LlmStage
     inside: bool = False
 
+    def __deepcopy__(self, memo: dict) -> CacheState:
+        return replace(self)  # nothing in it is ever written to, and the attachment is the same one
+
 
 @dataclass(eq=False)
 class _Prefill:
+    """One prefill. I counts the images of the batch, in the order of their placeholders; n their visual tokens."""
+
     stages: list[Kept]
-    visual: Tensor  # (B, L) bool, which slots of the current sequence are visual tokens
-    counts: list[int]  # visual tokens of each row
-    size: Tensor | None  # (B, L) patches that each slot stands for, anything at text
-    place: Tensor | None  # (B, L) image * patches + patch index, anything at text
-    position_ids: Tensor | None
+    positions: Tensor  # (B or 1, L) position ids at the entry, as the processor's prompt has them
+    image_rows: list[int]  # the prompt that each image belongs to
+    changed: bool = False  # any slot has left its place in the prompt (lengths alone do not tell)
+    at: Tensor | None = None  # (I, n) slots of the visual tokens in the current sequence
+    size: Tensor | None = None  # (I, n) patches that each stands for
+    place: Tensor | None = None  # (I, n) patch in whose place each stands
     attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
     kwargs: dict[str, Any] | None = None  # what layers get from the last reduction on
 
@@ -74,6 +80,7 @@ class _Prefill:
 @dataclass(eq=False)
 class _Decode:
     stages: list[Kept]
+    positions: Tensor  # (B, new) position ids, as without reduction
     masks: list[Tensor | None]
     past: int  # tokens generated so far
     kwargs: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -154,74 +161,63 @@ class LlmStage:
         valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
         if self._input_ids is None:
             raise LabError("input_ids are needed to find the visual tokens; inputs_embeds alone are not supported")
-        placeholder = self._input_ids == self.anatomy.image_token_id
+        visual = self._input_ids == self.anatomy.image_token_id
         hole = hidden[..., 0].isnan()
-        # The one host synchronisation of a prefill: counts decide every later length.
-        placeholders, holes, padding = torch.stack([placeholder.sum(1), hole.sum(1), (~valid).sum(1)]).tolist()
+        # The one host synchronisation of a prefill: these counts decide every later length.
+        placeholders, holes, padding = torch.stack([visual.sum(1), hole.sum(1), (~valid).sum(1)]).tolist()
 
-        counts = [a - b for a, b in zip(placeholders, holes, strict=True)]
-        size, place = self._visual_tables(placeholder, placeholders)
         stage = Kept(0, slots, slots, valid, not any(padding))
-        position_ids = kwargs.get("position_ids")
-        visual = placeholder
+        positions = kwargs.get("position_ids")
+        positions = slots[:1] if positions is None else positions
         if any(holes):
             order, alive = compact(~hole, length - min(holes))
-            ragged = min(holes) != max(holes)
-            stage = Kept(0, slots[:, : order.shape[1]], order, alive & valid.gather(1, order), stage.full and not ragged)
-            visual = placeholder.gather(1, order) & alive
-            size, place = size.gather(1, order), place.gather(1, order)
-            position_ids = slots[:1] if position_ids is None else position_ids
-            position_ids = gather_sequence(position_ids, order, -1)
-            if self.positions == "packed":
-                position_ids = self._pack(stage, position_ids)
+            full = stage.full and min(holes) == max(holes)
+            stage = Kept(0, slots[:, : order.shape[1]], order, valid.gather(1, order) & alive, full)
+            visual = visual.gather(1, order) & alive
+            positions = gather_sequence(positions, order, -1)
             # Fill slots must be zero, not only masked: 0 * NaN is NaN. An explicit mask keeps transformers from
             # reading gaps in the positions as several packed sequences.
-            hidden = gather_sequence(hidden, order, 1).masked_fill(~alive[..., None], 0.0)
             kwargs = {
                 **kwargs,
-                "inputs_embeds": hidden,
+                "inputs_embeds": gather_sequence(hidden, order, 1).masked_fill(~alive[..., None], 0.0),
                 "attention_mask": stage.valid.long(),
-                "position_ids": position_ids,
+                "position_ids": self._pack(stage, positions) if self.positions == "packed" else positions,
             }
-        self._call = _Prefill([stage], visual, counts, size, place, position_ids)
-        patches = self.anatomy.patches
-        self.trace.images_per_row = [n // patches for n in placeholders]
-        self.trace.steps = list(self.encoder.steps) if any(placeholders) else []
+        self._call = _Prefill([stage], positions, [], changed=any(holes))
+        self._locate_images(self._call, visual, placeholders)
         return kwargs
 
-    def _visual_tables(self, placeholder: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """(B, L), (B, L): size and place of the token in every slot of the prompt, zero at text."""
-        patches, encoder = self.anatomy.patches, self.encoder
-        size = torch.zeros(placeholder.shape, device=placeholder.device)
-        place = torch.zeros_like(placeholder, dtype=torch.long)
-        if not any(counts):
-            return size, place
-        rank = placeholder.long().cumsum(1) - 1  # number of each visual token within its prompt
-        place = rank.clamp_min(0)
-        images = sum(counts) // patches
-        encoded = 0 if encoder.position is None else encoder.position.shape[0]
-        if sum(counts) % patches or not encoded or images % encoded:
-            raise LabError(f"{sum(counts)} visual tokens in the prompt do not belong to the {encoded} images just encoded")
-        where, sizes = encoder.survivors()
-        by_patch = torch.zeros(encoded, patches, device=size.device).scatter(1, where, sizes)
-        # Beams and several returned sequences repeat every prompt: image tables are shared by `repeats` rows.
-        repeats, first = images // encoded, 0
-        starts = []
-        for row, count in enumerate(counts):
-            starts.append(first)
-            if row % repeats == repeats - 1:
-                first += count
-        offset = torch.tensor(starts, device=size.device)[:, None]
-        size = by_patch.flatten()[(offset + place).clamp_max(by_patch.numel() - 1)]
-        return size, place
+    def _locate_images(self, call: _Prefill, visual: Tensor, placeholders: list[int]) -> None:
+        """Fill in where the visual tokens of every image are, and start the trace."""
+        patches, encoder, device = self.anatomy.patches, self.encoder, visual.device
+        per_row = [count // patches for count in placeholders]
+        images, encoded = sum(per_row), 0 if encoder.position is None else encoder.position.shape[0]
+        if sum(placeholders) != images * patches or (images and (not encoded or images % encoded)):
+            raise LabError(f"the prompts have {sum(placeholders)} visual tokens, which do not fit {encoded} encoded images")
+        # Beams and several returned sequences repeat a prompt, but its images were encoded once.
+        repeats = images // encoded if images else 1
+        encoder_image = [
+            i for first, count in _runs(per_row[::repeats]) for _ in range(repeats) for i in range(first, first + count)
+        ]
+        self.trace.start(encoder.steps if images else [], per_row, encoder_image)
+        if not images:
+            return
+        call.image_rows = [row for row, count in enumerate(per_row) for _ in range(count)]
+        number = [i for count in per_row for i in range(count)]
+        place, size = encoder.survivors()
+        pick = torch.tensor(encoder_image, device=device)
+        call.place, call.size = place[pick], size[pick]
+        left = place.shape[1]  # visual tokens per image
+        slots = visual.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        columns = torch.tensor(number, device=device)[:, None] * left + torch.arange(left, device=device)
+        call.at = slots[torch.tensor(call.image_rows, device=device)[:, None], columns]
 
-    def _pack(self, stage: Kept, position_ids: Tensor) -> Tensor:
-        if position_ids.dim() != 2:
+    def _pack(self, stage: Kept, positions: Tensor) -> Tensor:
+        """(B, L) position ids without gaps; notes on the stage how far the last token moved."""
+        if positions.dim() != 2:
             raise LabError('positions="packed" is only defined for one-dimensional positions')
         packed = (stage.valid.long().cumsum(1) - 1).clamp_min(0)
-        moved = position_ids[:, -1] - packed[:, -1]
-        before = self._call.stages[-1].shift if isinstance(self._call, _Prefill) else None
-        stage.shift = moved if before is None else before + moved
+        stage.shift = positions[:, -1] - packed[:, -1]
         return packed
 
     # ---- each layer
@@ -255,7 +251,7 @@ class LlmStage:
 
     def _short_kwargs(self, call: _Prefill, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         stage = call.stages[-1]
-        if stage.layer == 0 and stage.prompt.shape[1] == self._input_ids.shape[1]:
+        if not call.changed:
             return {}
         # Rotary tables are made from the true positions; layers only see consecutive ones, because flash attention
         # reads gaps as several packed sequences.
@@ -263,78 +259,80 @@ class LlmStage:
         if stage.layer == 0:
             return {"position_ids": consecutive}
         if self.positions == "packed":
-            call.position_ids = self._pack(stage, gather_sequence(self._positions(call, kwargs), stage.entry, -1))
-            tables = self.anatomy.language_model.rotary_emb(hidden, position_ids=call.position_ids)
+            packed = self._pack(stage, gather_sequence(call.positions, stage.entry, -1))
+            tables = self.anatomy.language_model.rotary_emb(hidden, position_ids=packed)
         else:
             tables = tuple(gather_sequence(table, stage.entry, -2) for table in kwargs["position_embeddings"])
+        config = self.anatomy.language_model.config
         return {
             "position_ids": consecutive,
             "position_embeddings": tables,
-            "attention_mask": causal_mask(
-                self.anatomy.language_model.config, hidden, None if stage.full else stage.valid, 0
-            ),
+            "attention_mask": causal_mask(config, hidden, None if stage.full else stage.valid, 0),
         }
 
-    def _positions(self, call: _Prefill, kwargs: dict[str, Any]) -> Tensor:
-        """Position ids at the entry of the language model."""
-        if call.position_ids is not None and call.position_ids.shape[1] == call.stages[0].entry.shape[1]:
-            return call.position_ids
-        return call.stages[0].entry
-
     def _reduce(self, call: _Prefill, index: int, hidden: Tensor) -> Tensor:
-        """Ask the strategy for every group of prompts with equally many visual tokens, and shorten the sequence."""
-        groups: dict[int, list[int]] = {}
-        for row, count in enumerate(call.counts):
-            if count:
-                groups.setdefault(count, []).append(row)
-        keep = ~call.visual
-        size = call.size
-        removed = [0] * len(call.counts)
-        for count, rows in groups.items():
-            everyone = len(rows) == len(call.counts)
-            pick = slice(None) if everyone else torch.tensor(rows, device=hidden.device)
-            at = call.visual[pick].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-            tokens = self._tokens(call, index, hidden, pick, at)
-            after = kept(self.plan[index], count, f"llm layer {index}")
-            reduction = ask(self.strategy, tokens, after)
-            self.trace.steps.append(Step("llm", index, tuple(rows), reduction, count, reduction.slots))
-            slots = at.gather(1, reduction.anchor)
-            keep = _put(keep, pick, slots, torch.ones_like(slots, dtype=torch.bool))
-            if reduction.weight is not None:
-                spread = slots[..., None].expand(-1, -1, hidden.shape[2])
-                hidden = _put(hidden, pick, spread, reduction.apply(tokens.hidden))
-                size = _put(size, pick, slots, reduction.sizes(tokens.size))
-            for row in rows:
-                removed[row] = count - reduction.slots
-                call.counts[row] = reduction.slots
-        call.attention = None
+        """Ask the strategy for every image, and shorten the sequence."""
         last = call.stages[-1]
-        order, alive = compact(keep, keep.shape[1] - min(removed))
-        ragged = min(removed) != max(removed)
-        valid = last.valid.gather(1, order) & alive
-        entry, prompt = last.entry.gather(1, order), last.prompt.gather(1, order)
-        call.stages.append(Kept(index, entry, prompt, valid, last.full and not ragged, last.shift))
-        call.visual = call.visual.gather(1, order) & alive
-        call.size, call.place = size.gather(1, order), call.place.gather(1, order)
-        return gather_sequence(hidden, order, 1)
+        if not call.image_rows:
+            call.stages.append(replace(last, layer=index))
+            return hidden
+        batch, length = last.valid.shape
+        rows = torch.tensor(call.image_rows, device=hidden.device)
+        tokens = self._tokens(call, index, hidden, rows)
+        before = tokens.count
+        reduction = ask(self.strategy, tokens, kept(self.plan[index], before, f"llm layer {index}"))
+        self.trace.steps.append(Step("llm", index, len(rows), reduction, before, reduction.slots))
+        call.attention, call.changed = None, True
 
-    def _tokens(self, call: _Prefill, index: int, hidden: Tensor, pick: Any, at: Tensor) -> Tokens:
+        # Whatever order a strategy gives its slots, the LLM keeps them in the order of their places.
+        anchor, order = reduction.anchor.sort(dim=1)
+        survivors = call.at.gather(1, anchor)
+        flat = (rows[:, None] * length + survivors).flatten()
+        if reduction.weight is not None:
+            merged = gather_sequence(reduction.apply(tokens.hidden), order, 1)
+            hidden = hidden.flatten(0, 1).index_copy(0, flat, merged.flatten(0, 1)).view_as(hidden)
+        keep = torch.ones(batch * length, dtype=torch.bool, device=hidden.device)
+        keep[(rows[:, None] * length + call.at).flatten()] = False
+        keep[flat] = True
+        keep = keep.view(batch, length)
+
+        images = [call.image_rows.count(row) for row in range(batch)]
+        removed = [count * (before - reduction.slots) for count in images]
+        origin, alive = compact(keep, length - min(removed))
+        full = last.full and min(removed) == max(removed)
+        call.stages.append(
+            Kept(index, last.entry.gather(1, origin), last.prompt.gather(1, origin), last.valid.gather(1, origin) & alive, full)
+        )
+        fill = torch.tensor([count - min(removed) for count in removed], device=hidden.device)
+        call.at = (keep.cumsum(1) - 1 + fill[:, None])[rows].gather(1, survivors)
+        call.place = call.place.gather(1, anchor)
+        call.size = reduction.sizes(call.size).gather(1, order)
+        return gather_sequence(hidden, origin, 1)
+
+    def _tokens(self, call: _Prefill, index: int, hidden: Tensor, rows: Tensor) -> Tokens:
         query, key, mask, scaling = call.attention
-        valid = call.stages[-1].valid[pick]
-        slots = torch.arange(valid.shape[1], device=valid.device)
-        if mask is not None and mask.shape[0] > 1:
-            mask = mask[pick]
+        stage, valid = call.stages[-1], call.stages[-1].valid
+        last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values
+        if call.image_rows != list(range(hidden.shape[0])):  # not one image for each prompt
+            query, key, hidden, valid, last = (x[rows] for x in (query, key, hidden, valid, last))
+            mask = mask[rows] if mask is not None and mask.shape[0] > 1 else mask
         site = AttentionSite(
-            query[pick], key[pick], scaling, mask, None if call.stages[-1].full else valid,
-            causal=mask is None or mask.dim() == 2, visual=at, hidden=hidden[pick],
-            last=torch.where(valid, slots, -1).max(1).values,
-        )  # fmt: skip
+            query,
+            key,
+            scaling,
+            mask,
+            None if stage.full else valid,
+            causal=mask is None or mask.dim() == 2,
+            visual=call.at,
+            hidden=hidden,
+            last=last,
+        )
         return Tokens(
             "llm",
-            gather_sequence(hidden[pick], at, 1),
+            gather_sequence(hidden, call.at, 1),
             layer=index,
-            size=call.size[pick].gather(1, at),
-            position=call.place[pick].gather(1, at),
+            size=call.size,
+            position=call.place,
             grid=self.anatomy.grid,
             site=site,
         )
@@ -358,8 +356,7 @@ class LlmStage:
         position_ids = kwargs.get("position_ids")
         if position_ids is None:
             position_ids = (torch.arange(new, device=hidden.device) + logical).expand(batch, -1)
-        self._call = _Decode(state.stages, masks, generated)
-        self._decode_positions = position_ids
+        self._call = _Decode(state.stages, position_ids, masks, generated)
         shift = state.stages[0].shift
         return {
             **kwargs,
@@ -373,7 +370,7 @@ class LlmStage:
         model = self.anatomy.language_model
         out = {"attention_mask": causal_mask(model.config, hidden, call.masks[stage], past)}
         if self.positions == "packed":
-            moved = self._decode_positions - kept_here.shift[:, None]
+            moved = call.positions - kept_here.shift[:, None]
             out["position_embeddings"] = model.rotary_emb(hidden, position_ids=moved)
         return out
 
@@ -384,7 +381,7 @@ class LlmStage:
             return out
         last, hidden = call.stages[-1], out.last_hidden_state
         length = self._input_ids.shape[1]
-        if hidden.shape[1] != length:
+        if call.changed:
             # One dustbin column more, for padding slots.
             full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[2])
             target = last.prompt.masked_fill(~last.valid, length)
@@ -450,8 +447,6 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.expand(before).gather(dim, index.view(view).expand(after))
 
 
-def _put(x: Tensor, rows: Any, index: Tensor, values: Tensor) -> Tensor:
-    """A copy of x with `values` scattered along axis 1 of some rows."""
-    if isinstance(rows, slice):
-        return x.scatter(1, index, values)
-    return x.index_copy(0, rows, x[rows].scatter(1, index, values))
+def _runs(counts: list[int]) -> list[tuple[int, int]]:
+    """(first, count) of consecutive runs: [2, 1] -> [(0, 2), (2, 1)]."""
+    return [(sum(counts[:i]), count) for i, count in enumerate(counts)]

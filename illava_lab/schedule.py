@@ -45,7 +45,7 @@ class Schedule:
     """Layer -> how much to keep, for the image encoder and for the LLM.
 
     A float in (0, 1] is the fraction kept of the visual tokens that enter the layer, an int is the number kept
-    (per image in the encoder, per prompt in the LLM; CLS and text do not count). Encoder layer i reduces inside
+    (always per image; CLS and text do not count). Encoder layer i reduces inside
     layer i, after its attention. LLM layer K reduces before layer K, scored by the attention of layer K-1.
 
     Raises:
@@ -160,10 +160,7 @@ class Schedule:
         if "encoder" in serves:
             encoder = _even(strategy.layers("encoder", anatomy.encoder_depth), anatomy.patches, between)
         if "llm" in serves:
-            # Fractions, so that the same schedule serves prompts with several images.
-            before = between
-            for layer, count in _even(strategy.layers("llm", len(anatomy.llm_layers)), between, final).items():
-                llm[layer], before = count / before, count
+            llm = _even(strategy.layers("llm", len(anatomy.llm_layers)), between, final)
         return Schedule(encoder=encoder, llm=llm)
 
 

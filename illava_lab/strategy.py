@@ -50,7 +50,7 @@ class Tokens:
     Attributes:
         stage: "encoder" or "llm".
         layer: 0-based index of the layer at which the reduction happens.
-        hidden: (B, N, C) hidden states; B images in the encoder, B prompts in the LLM.
+        hidden: (B, N, C) hidden states of B images.
         size: (B, N) float, how many image patches each token stands for.
         position: (B, N) long, the patch index (raster order) whose place each token holds; -1 for CLS.
         protected: (B, N) bool, tokens that must survive (CLS).
@@ -158,6 +158,12 @@ class TokenMap:
     def keep(anchor: Tensor, tokens: int, score: Tensor | None = None) -> TokenMap:
         """Pure pruning: the tokens `anchor` (B, M) survive, the others of the `tokens` are dropped."""
         return TokenMap(anchor, tokens, score=score)
+
+    @staticmethod
+    def identity(tokens: Tokens) -> TokenMap:
+        """Every token stays where it is."""
+        everything = torch.arange(tokens.count, device=tokens.hidden.device)
+        return TokenMap.keep(everything.expand(tokens.batch, -1), tokens.count)
 
     @staticmethod
     def merge_into(anchor: Tensor, slot: Tensor, source: Tensor, size: Tensor, score: Tensor | None = None) -> TokenMap:

@@ -17,26 +17,25 @@ class Step:
 
     Attributes:
         stage, layer: where it happened.
-        rows: images (encoder) or prompts (LLM) it was done for, as indices into the batch; prompts with different
-            numbers of visual tokens are reduced in separate steps.
-        map: the TokenMap; row b of it belongs to rows[b]. It includes CLS where the tower has one.
-        before, after: visual tokens per row, CLS not counted.
+        images: how many images were reduced; row i of the map is image i.
+        map: the TokenMap. In the encoder it includes CLS where the tower has one.
+        before, after: visual tokens per image, CLS not counted.
     """
 
     stage: Stage
     layer: int
-    rows: tuple[int, ...]
+    images: int
     map: TokenMap
     before: int
     after: int
 
     @property
     def scores(self) -> Tensor | None:
-        """(rows, N) what the strategy ranked by, or None if it does not rank."""
+        """(images, N) what the strategy ranked by, or None if it does not rank."""
         return self.map.score
 
     def __repr__(self) -> str:
-        return f"Step({self.stage} layer {self.layer}: {self.before} -> {self.after} visual tokens, rows {self.rows})"
+        return f"Step({self.stage} layer {self.layer}: {self.before} -> {self.after} visual tokens, {self.images} images)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +78,14 @@ class Trace:
     cls_tokens: int
     steps: list[Step] = field(default_factory=list)
     images_per_row: list[int] = field(default_factory=list)
+    _encoder_image: list[int] = field(default_factory=list)
+
+    def start(self, encoder_steps: list[Step], images_per_row: list[int], encoder_image: list[int]) -> None:
+        """A new prefill begins. `encoder_image[i]` is the row of image i in the encoder's batch (beams share one)."""
+        self.steps, self.images_per_row, self._encoder_image = list(encoder_steps), images_per_row, encoder_image
 
     def sources(self, image: int = 0, steps: int | None = None) -> Sources:
-        """Provenance of image number `image` (in the order of pixel_values) after the first `steps` reductions.
+        """Provenance of image number `image` (in the order of the prompts) after the first `steps` reductions.
 
         Args:
             steps: how many entries of `self.steps` to follow; None for all.
@@ -89,40 +93,27 @@ class Trace:
         Raises:
             LabError: no such image.
         """
-        count = sum(self.images_per_row)
+        count = len(self._encoder_image)
         if not 0 <= image < count:
             raise LabError(f"image must be between 0 and {count - 1}, got {image}" if count else "the trace is empty")
-        row = next(r for r in range(len(self.images_per_row)) if image < sum(self.images_per_row[: r + 1]))
-        first = sum(self.images_per_row[:row])  # first image of this prompt
-        siblings = range(first, first + self.images_per_row[row])
-        followed = self.steps[:steps]
-
-        per_image = [self._encoder_sources(i, followed) for i in siblings]
-        weights = torch.block_diag(*[weight for weight, _ in per_image])
-        patches = self.grid[0] * self.grid[1]
-        anchor = torch.cat([at + patches * n for n, (_, at) in enumerate(per_image)])
-        for step in followed:
-            if step.stage == "llm" and row in step.rows:
-                b = step.rows.index(row)
-                # The LLM sees survivors in the order of their places, whatever order a strategy gave its slots.
-                order = step.map.anchor[b].argsort().cpu()
-                weights = step.map.matrix()[b].cpu()[order] @ weights
-                anchor = anchor[step.map.anchor[b].cpu()[order]]
-        own = anchor // patches == image - first
-        columns = slice((image - first) * patches, (image - first + 1) * patches)
-        return Sources(weights[own][:, columns], anchor[own] % patches, self.grid)
-
-    def _encoder_sources(self, image: int, steps: list[Step]) -> tuple[Tensor, Tensor]:
-        """(M, P) weights and (M,) anchors after the encoder, survivors in raster order, CLS left out."""
-        total = self.grid[0] * self.grid[1] + self.cls_tokens
-        weights, anchor = torch.eye(total, dtype=torch.float64), torch.arange(total)
-        for step in steps:
-            if step.stage == "encoder" and image in step.rows:
-                b = step.rows.index(image)
-                weights = step.map.matrix()[b].cpu() @ weights
-                anchor = anchor[step.map.anchor[b].cpu()]
-        order = anchor.argsort()[self.cls_tokens :]
-        return weights[order][:, self.cls_tokens :], anchor[order] - self.cls_tokens
+        patches, cls_tokens = self.grid[0] * self.grid[1], self.cls_tokens
+        weights = torch.eye(patches + cls_tokens, dtype=torch.float64)
+        anchor = torch.arange(-cls_tokens, patches)
+        encoder = [step for step in self.steps[:steps] if step.stage == "encoder"]
+        for step in encoder:
+            weights, anchor = _follow(step.map, self._encoder_image[image], weights, anchor)
+        order = anchor.argsort()[cls_tokens:]  # the LLM sees survivors in the order of their places, without CLS
+        weights, anchor = weights[order][:, cls_tokens:], anchor[order]
+        for step in self.steps[:steps][len(encoder) :]:
+            weights, anchor = _follow(step.map, image, weights, anchor)
+            order = anchor.argsort()
+            weights, anchor = weights[order], anchor[order]
+        return Sources(weights, anchor, self.grid)
 
     def __repr__(self) -> str:
         return "Trace(\n" + "".join(f"  {step}\n" for step in self.steps) + ")"
+
+
+def _follow(reduction: TokenMap, row: int, weights: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+    """Compose one more map: (M, P) weights and (M,) anchors."""
+    return reduction.matrix()[row].cpu() @ weights, anchor[reduction.anchor[row].cpu()]

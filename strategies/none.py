@@ -1,7 +1,5 @@
 """No reduction: the bare model, the baseline of every comparison."""
 
-import torch
-
 from illava_lab.registry import register
 from illava_lab.strategy import Strategy, TokenMap, Tokens
 
@@ -15,5 +13,4 @@ class Nothing(Strategy):
     stages = ()
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        everything = torch.arange(tokens.count, device=tokens.hidden.device)
-        return TokenMap.keep(everything.expand(tokens.batch, -1), tokens.count)
+        return TokenMap.identity(tokens)

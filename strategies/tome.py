@@ -39,6 +39,8 @@ class ToMe(Strategy):
         merges, most = count - keep, (count - int(tokens.has_protected)) // 2
         if merges > most:
             raise LabError(f"tome can merge at most {most} of {count} tokens at one layer, asked to merge {merges}")
+        if merges == 0:
+            return TokenMap.identity(tokens)
         similarity = self._similarity(tokens)
         best, partner = similarity.max(dim=2)
         rank = best.argsort(dim=1, descending=True, stable=True)
