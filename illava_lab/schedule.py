@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -158,9 +159,9 @@ class Schedule:
             between = max(final, round(anatomy.patches * keep**ENCODER_SHARE))
         encoder, llm = {}, {}
         if "encoder" in serves:
-            encoder = _even(strategy.layers("encoder", anatomy.encoder_depth), anatomy.patches, between)
+            encoder = _even(strategy, strategy.layers("encoder", anatomy.encoder_depth), anatomy.patches, between)
         if "llm" in serves:
-            llm = _even(strategy.layers("llm", len(anatomy.llm_layers)), between, final)
+            llm = _even(strategy, strategy.layers("llm", len(anatomy.llm_layers)), between, final)
         return Schedule(encoder=encoder, llm=llm)
 
 
@@ -188,10 +189,23 @@ def kept(keep: Keep, count: int, where: str) -> int:
     return max(1, count - round(count * (1 - keep)))
 
 
-def _even(layers: list[int], before: int, after: int) -> dict[int, int]:
-    """Counts after each layer, every layer removing equally many (to within one)."""
+def _even(strategy: Strategy, layers: list[int], before: int, after: int) -> dict[int, int]:
+    """Counts after each layer, every layer removing equally many as far as the strategy can.
+
+    Raises:
+        LabError: even removing all it can at every layer, the strategy keeps more.
+    """
     steps = len(layers)
-    return {layer: before - round((before - after) * (i + 1) / steps) for i, layer in enumerate(layers)}
+    counts = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
+    for i in range(steps - 1, 0, -1):
+        if strategy.smallest_keep:
+            counts[i - 1] = min(counts[i - 1], floor(counts[i] / strategy.smallest_keep))
+    least = ceil(before * strategy.smallest_keep)
+    if counts[0] < least:
+        for _ in layers[1:]:
+            least = ceil(least * strategy.smallest_keep)
+        raise LabError(f"{strategy.name} cannot go from {before} to {after} tokens in {steps} layers; it keeps at least {least}")
+    return dict(zip(layers, counts, strict=True))
 
 
 def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:

@@ -266,6 +266,7 @@ class Strategy:
         paper: where it was published, or None.
         stages: where it may run.
         kind: "prune", "merge" or "pool".
+        smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
     """
 
@@ -273,6 +274,7 @@ class Strategy:
     paper: ClassVar[Paper | None] = None
     stages: ClassVar[tuple[Stage, ...]] = STAGES
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
+    smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

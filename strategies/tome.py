@@ -27,6 +27,7 @@ class ToMe(Strategy):
     name = "tome"
     paper = Paper("Token Merging: Your ViT but Faster", "2210.09461", 2023)
     stages = ("encoder",)
+    smallest_keep = 0.5
     proportional_attention = True
 
     order: str = "reference"

@@ -13,7 +13,7 @@ IMAGE_TOKEN = 3
 IMAGE_SIZE, PATCH = 48, 8
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 
-VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=PATCH)
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=PATCH)
 TEXT = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 

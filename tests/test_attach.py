@@ -253,7 +253,7 @@ class WrongCount(il.Strategy):
     ("arguments", "says"),
     [
         (("ilava", il.Schedule({0: 0.5})), "did you mean illava"),
-        (("illava", il.Schedule({4: 0.5})), "encoder layer 4 is out of range"),
+        (("illava", il.Schedule({5: 0.5})), "encoder layer 5 is out of range"),
         (("illava", il.Schedule(llm={0: 0.5})), "llm layer 0 is out of range; this model allows 1 to 3"),
         (("illava", il.Schedule(llm={4: 0.5})), "llm layer 4 is out of range"),
         (("illava", il.Schedule({0: 99})), "cannot keep 99 of 36"),

@@ -1,0 +1,78 @@
+"""Statistics computed from queries and keys equal those read off the full attention matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import illava_lab as il
+from illava_lab import attention
+from illava_lab.attention import AttentionSite
+
+
+@st.composite
+def sites(draw):
+    """A site as the LLM has it (grouped keys, causal, left padding, visual span), and its full attention matrix."""
+    batch, groups, per_group, width = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3)), 4
+    length = draw(st.integers(6, 20))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    query = torch.randn(batch, groups * per_group, length, width, generator=random)
+    key = torch.randn(batch, groups, length, width, generator=random)
+    padding = torch.randint(0, 3, (batch,), generator=random)
+    valid = torch.arange(length) >= padding[:, None]
+    visible = valid[:, None, None, :] & torch.ones(length, length).tril().bool()
+    logits = query @ key.repeat_interleave(per_group, 1).transpose(2, 3) * 0.5
+    logits = logits.masked_fill(~visible, -torch.inf)
+    kind = draw(st.sampled_from(["boolean", "additive", "2d"]))
+    mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[kind]
+    visual = torch.arange(3, length - 2).expand(batch, -1)
+    site = AttentionSite(query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
+                         last=torch.full((batch,), length - 1))  # fmt: skip
+    return site, logits, valid
+
+
+@given(sites())
+@settings(max_examples=100, deadline=None)
+def test_statistics_equal_the_full_matrix(case):
+    site, logits, valid = case
+    length = logits.shape[-1]
+    weights = logits.softmax(-1).nan_to_num()  # rows of padding see nothing
+    visual = slice(3, length - 2)
+    rows = weights.mean(1)
+    received = torch.stack([row[ok].mean(0) for row, ok in zip(rows, valid, strict=True)])
+    torch.testing.assert_close(site.statistic("attention_received"), received[:, visual])
+    torch.testing.assert_close(site.statistic("text_attention"), rows[:, -1, visual])
+    torch.testing.assert_close(site.statistic("text_rows"), rows[:, -2:, visual])
+    torch.testing.assert_close(site.statistic("lse"), logits.logsumexp(-1).mean(1)[:, visual])
+    torch.testing.assert_close(site.statistic("keys"), site.key.mean(1)[:, visual])
+    assert torch.equal(site.statistic("wide_keys"), site.key.transpose(1, 2).flatten(2)[:, visual])
+    assert torch.equal(site.statistic("text_hidden"), site.hidden[:, -2:])
+
+
+def test_column_sums_come_in_blocks(monkeypatch):
+    site = AttentionSite(torch.randn(2, 3, 50, 8), torch.randn(2, 3, 50, 8), 0.3, has_cls=True)
+    whole = site.statistic("attention_received")
+    largest = []
+    original = AttentionSite._logits
+    monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    torch.testing.assert_close(site.statistic("attention_received"), whole)
+    assert max(block.shape[2] for block in largest) == 16
+
+
+def test_cls_rows_and_what_a_site_lacks():
+    query, key = torch.randn(1, 2, 9, 4), torch.randn(1, 2, 9, 4)
+    encoder = AttentionSite(query, key, 0.5, has_cls=True)
+    want = (query @ key.transpose(2, 3) * 0.5).softmax(-1)[:, :, 0].mean(1)
+    torch.testing.assert_close(encoder.statistic("cls_attention"), want)
+    wide_q, wide_k = query[:, :, 0].flatten(1), key.transpose(1, 2).flatten(2)
+    want = (torch.einsum("bc,bnc->bn", wide_q, wide_k) / 8**0.5).softmax(-1)
+    torch.testing.assert_close(encoder.statistic("wide_cls_attention"), want)
+    with pytest.raises(il.LabError, match="text_attention needs text.*it has attention_received"):
+        encoder.statistic("text_attention")
+    with pytest.raises(il.LabError, match="needs a CLS token"):
+        AttentionSite(query, key, 0.5).statistic("cls_attention")
+    with pytest.raises(il.LabError, match="keys was not given"):
+        il.Tokens("encoder", torch.randn(1, 3, 2)).keys  # noqa: B018
