@@ -1,0 +1,193 @@
+"""Figures from the tables that `compare` returns. Plain functions: a table in, a figure out."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from illava_lab.errors import LabError
+
+# Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# (plotly, matplotlib); so many that a colour comes back with another marker.
+MARKERS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("x", "X"), ("star", "*"), ("triangle-down", "v"))
+BASELINE = "none"
+BASELINE_COLOR = "#555555"
+
+Axis = Literal["flops", "tokens", "time"]
+AXES: dict[str, tuple[str, str]] = {
+    "flops": ("prefill_flops", "Prefill FLOPs, % of the bare model"),
+    "tokens": ("tokens", "Mean visual tokens per layer, % of the bare model"),
+    "time": ("prefill_ratio", "Prefill time, % of the bare model"),
+}
+ACCURACY = "Accuracy, %"
+BARS = "Bars: 95 % interval of the difference to none, paired on the same questions"
+
+
+class _Line(NamedTuple):
+    """What one strategy looks like in the trade-off: everything in percent."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    below: list[float]
+    above: list[float]
+    keep: list[float]
+    color: str
+    markers: tuple[str, str]
+
+
+def tradeoff(table: pd.DataFrame, x: Axis = "flops") -> go.Figure:
+    """Accuracy against what it costs: one line per strategy, over its budgets; "none" is the dashed line.
+
+    Args:
+        table: from `compare`. Rows whose status is not "ok" are left out.
+        x: "flops", "tokens" or "time".
+
+    Raises:
+        LabError: another x, or a table without the row of "none" or without the column that x needs.
+    """
+    baseline, lines = _lines(table, x)
+    figure = go.Figure()
+    for line in lines:
+        figure.add_scatter(
+            x=line.x,
+            y=line.y,
+            error_y={"type": "data", "array": line.above, "arrayminus": line.below, "thickness": 1.2, "width": 4},
+            name=line.name,
+            mode="lines+markers",
+            line={"color": line.color},
+            marker={"symbol": line.markers[0], "size": 10},
+            customdata=line.keep,
+            hovertemplate="keep %{customdata:g}: %{y:.1f} % at %{x:.0f} %<extra>" + line.name + "</extra>",
+        )
+    figure.add_hline(baseline, line={"color": BASELINE_COLOR, "dash": "dash", "width": 1.5})
+    figure.add_scatter(
+        x=[100], y=[baseline], name=BASELINE, mode="markers", marker={"symbol": "circle-open", "size": 11, "color": BASELINE_COLOR}
+    )  # fmt: skip
+    figure.update_layout(
+        title={"text": "Accuracy and cost of visual-token reduction", "subtitle": {"text": BARS}},
+        xaxis={"title": AXES[x][1], "gridcolor": "#e5e5e5", "zeroline": False},
+        yaxis={"title": ACCURACY, "gridcolor": "#e5e5e5", "zeroline": False},
+        plot_bgcolor="white",
+        legend={"title": "Strategy"},
+        font={"size": 14},
+        margin={"t": 90},
+    )
+    return figure
+
+
+def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -> Path:
+    """The same picture as a PNG file, drawn without a browser. Returns its path.
+
+    Raises:
+        LabError: as `tradeoff`.
+    """
+    baseline, lines = _lines(table, x)
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(baseline, color=BASELINE_COLOR, linestyle="--", linewidth=1.2, zorder=1)
+    axes.plot([100], [baseline], "o", color=BASELINE_COLOR, fillstyle="none", markersize=8, label=BASELINE)
+    for line in lines:
+        axes.errorbar(
+            line.x, line.y, yerr=[line.below, line.above], label=line.name, color=line.color, marker=line.markers[1],
+            markersize=7, capsize=3, elinewidth=1, linewidth=1.6, zorder=2,
+        )  # fmt: skip
+    axes.set_xlabel(AXES[x][1])
+    axes.set_ylabel(ACCURACY)
+    axes.set_title("Accuracy and cost of visual-token reduction", loc="left", fontsize=13, pad=20)
+    axes.text(0, 1.015, BARS, transform=axes.transAxes, fontsize=8.5, color="#555555")
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="Strategy", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, format="png")
+    return Path(path)
+
+
+def categories(table: pd.DataFrame) -> go.Figure:
+    """Where accuracy is lost: a map of strategies and budgets by category of question.
+
+    Numbers are accuracies in percent, colours their difference to "none" in points.
+
+    Raises:
+        LabError: a table without the row of "none".
+    """
+    baseline = _baseline(table)
+    rows = table[table["status"] == "ok"]
+    columns = ["accuracy", *(column for column in table if column.startswith("accuracy_"))]
+    accuracy = rows[columns] * 100
+    loss = accuracy - baseline[columns].astype(float) * 100
+    names = [row.strategy if row.strategy == BASELINE else f"{row.strategy} {row.keep:g}" for row in rows.itertuples()]
+    figure = go.Figure(
+        go.Heatmap(
+            z=loss,
+            x=["all", *(column.removeprefix("accuracy_") for column in columns[1:])],
+            y=names,
+            text=accuracy.round().astype("Int64").astype(str),
+            texttemplate="%{text}",
+            customdata=accuracy,
+            hovertemplate="%{y}, %{x}: %{customdata:.1f} %, %{z:+.1f} points<extra></extra>",
+            colorscale="RdBu",
+            zmid=0,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": "Points<br>to none"}},
+        )
+    )
+    figure.update_layout(
+        title={"text": "Accuracy by category, %", "subtitle": {"text": "Colour: difference to none, in points"}},
+        xaxis={"side": "top"},
+        yaxis={"autorange": "reversed"},
+        plot_bgcolor="white",
+        font={"size": 14},
+        height=220 + 32 * len(names),
+        margin={"t": 130},
+    )
+    return figure
+
+
+def save_html(figure: go.Figure, path: str | PathLike) -> Path:
+    """Write a figure as one HTML file that needs no network. Returns its path."""
+    figure.write_html(path, include_plotlyjs=True)
+    return Path(path)
+
+
+# ---------------------------------------------------------------------------------------------- what is drawn
+def _baseline(table: pd.DataFrame) -> pd.Series:
+    found = table[(table["strategy"] == BASELINE) & (table["status"] == "ok")]
+    if found.empty:
+        raise LabError('the table has no row of strategy "none" to compare with')
+    return found.iloc[0]
+
+
+def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
+    """Accuracy of "none" in percent, and the lines of the other strategies in the order of the table."""
+    if x not in AXES:
+        raise LabError(f"x must be one of {', '.join(AXES)}, got {x!r}")
+    column, baseline = AXES[x][0], _baseline(table)
+    if pd.isna(baseline[column]):
+        raise LabError(f"x={x!r} needs the column {column!r}, which this table leaves empty")
+    rows = table[(table["status"] == "ok") & (table["strategy"] != BASELINE)]
+    lines = []
+    for number, (name, own) in enumerate(rows.groupby("strategy", sort=False)):
+        own = own.sort_values(column)
+        percent = own[["difference", "difference_low", "difference_high"]] * 100
+        lines.append(
+            _Line(
+                name=str(name),
+                x=(own[column] / baseline[column] * 100).tolist(),
+                y=(own["accuracy"] * 100).tolist(),
+                below=(percent["difference"] - percent["difference_low"]).fillna(0).tolist(),
+                above=(percent["difference_high"] - percent["difference"]).fillna(0).tolist(),
+                keep=own["keep"].tolist(),
+                color=COLORS[number % len(COLORS)],
+                markers=MARKERS[number % len(MARKERS)],
+            )
+        )
+    return float(baseline["accuracy"] * 100), lines
