@@ -23,8 +23,8 @@ SOURCES = (
 
 
 def run(command: list[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
-    """Run to the end; on failure show what was printed."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    """Run to the end, five minutes at most; on failure show what was printed."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
