@@ -68,8 +68,13 @@ def tradeoff(table: pd.DataFrame, x: Axis = "flops") -> go.Figure:
         )
     figure.add_hline(baseline, line={"color": BASELINE_COLOR, "dash": "dash", "width": 1.5})
     figure.add_scatter(
-        x=[100], y=[baseline], name=BASELINE, mode="markers", marker={"symbol": "circle-open", "size": 11, "color": BASELINE_COLOR}
-    )  # fmt: skip
+        x=[100],
+        y=[baseline],
+        name=BASELINE,
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 11, "color": BASELINE_COLOR},
+        legendrank=0,  # first, as in the table
+    )
     figure.update_layout(
         title={"text": "Accuracy and cost of visual-token reduction", "subtitle": {"text": BARS}},
         xaxis={"title": AXES[x][1], "gridcolor": "#e5e5e5", "zeroline": False},
@@ -105,7 +110,7 @@ def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="Strategy", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(title="Strategy", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     figure.savefig(path, format="png")
     return Path(path)
 

@@ -1,0 +1,253 @@
+"""The command line: illava-lab lab | ask | compare | strategies. The same words as the Python functions of that name.
+
+Exit status: 0 on success, 2 on bad usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
+"""
+
+# Heavy modules are imported inside the commands that need them, so that --help and mistakes answer at once.
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from illava_lab.lab import Answer, Lab
+
+PROGRAM = "illava-lab"
+COMMANDS = ("lab", "ask", "compare", "strategies")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage block before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} ({self.prog} --help says more)\n")
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(self.prog, max_help_position=30)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words, jupyter = _split_jupyter(list(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(words)
+    options.jupyter = jupyter
+
+    from illava_lab.errors import LabError
+
+    try:
+        return options.run(options)
+    except LabError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = getattr(options, "out", None)
+        note = f"; finished rows are kept, the same command goes on from {kept}" if kept else ""
+        print(f"\n{PROGRAM}: interrupted{note}", file=sys.stderr)
+        return 130
+
+
+def _split_jupyter(words: list[str]) -> tuple[list[str], list[str]]:
+    """`lab` hands everything from its first option on to JupyterLab."""
+    if words[:1] != ["lab"]:
+        return words, []
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    if words[first : first + 1] in (["-h"], ["--help"]):
+        return words, []
+    return words[:first], words[first:]
+
+
+# ---------------------------------------------------------------------------------------------- what can be typed
+def _parser() -> _Parser:
+    parser = _Parser(prog=PROGRAM, description="Understand, measure and invent visual-token merging in LLaVA models.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    lab = commands.add_parser(
+        "lab",
+        help="open JupyterLab at the first notebook",
+        usage=f"{PROGRAM} lab [FOLDER] [options of JupyterLab]",
+        description="Open JupyterLab at the first notebook, on this machine only. "
+        "Options such as --no-browser or --port=9000 are JupyterLab's.",
+    )
+    lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
+    lab.set_defaults(run=_lab)
+
+    ask = commands.add_parser("ask", help="answer one question about an image", description="Answer one question about an image.")
+    ask.add_argument("image", metavar="IMAGE", help="file of the image")
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
+    ask.add_argument(
+        "--keep", type=_fraction, default=1.0, help="fraction of the visual tokens that reach the last layer (default: 1)"
+    )
+    ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
+    _add_model(ask)
+    ask.set_defaults(run=_ask)
+
+    compare = commands.add_parser(
+        "compare",
+        help="strategies side by side: accuracy, cost and time",
+        description="Run every strategy at every budget on the same questions and print one table. Nothing is written "
+        "without --out. With it, the folder gets table.csv, tradeoff.html, tradeoff.png and run.jsonl, and the same "
+        "command goes on where it was stopped.",
+    )
+    compare.add_argument(
+        "--strategies", type=_names, default=["none", "random", "fastv", "tome", "illava"], metavar="A,B,...",
+        help="default: none,random,fastv,tome,illava",
+    )  # fmt: skip
+    compare.add_argument(
+        "--keep", type=_fractions, default=[0.7, 0.5, 0.3], metavar="X,Y,...",
+        help="fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
+    )  # fmt: skip
+    compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
+    compare.add_argument("--limit", type=int, metavar="N", help="at most N questions (default: all)")
+    compare.add_argument("--seed", type=int, default=0, help="of random strategies and of the intervals (default: 0)")
+    compare.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions at once (default: 8)")
+    compare.add_argument("--no-timing", action="store_true", help="leave out the measurement of time")
+    compare.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: only printed)")
+    _add_model(compare)
+    compare.set_defaults(run=_compare)
+
+    strategies = commands.add_parser("strategies", help="what is installed", description="List the installed strategies.")
+    strategies.set_defaults(run=_strategies)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint folder or hub id (default: the embedded model)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
+    return value
+
+
+def _fractions(text: str) -> list[float]:
+    return [_fraction(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# ---------------------------------------------------------------------------------------------- what it does
+def _lab(options: argparse.Namespace) -> int:
+    from illava_lab.jupyter import open_lab
+
+    return open_lab(options.folder, options.jupyter)
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from illava_lab.errors import LabError
+    from illava_lab.images import read_image
+    from illava_lab.registry import get_strategy
+
+    # Mistakes in small things show before a large model is loaded.
+    if get_strategy(options.strategy).kind == "none" and options.keep < 1:
+        raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps every token")
+    image = read_image(options.image)
+    lab = _load(options)
+    answer = lab.ask(image, options.question, strategy=options.strategy, keep=options.keep)
+    print(answer.text)
+    print(_visual_tokens(lab, answer), _times(answer), sep="; ")
+    if options.verbose:
+        for step in answer.trace.steps:
+            print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
+    if answer.unknown_words:
+        words = ", ".join(answer.unknown_words)
+        print(f"{PROGRAM}: note: the model's vocabulary lacks these words of the question: {words}", file=sys.stderr)
+    return 0
+
+
+def _visual_tokens(lab: Lab, answer: Answer) -> str:
+    from illava_lab.families import describe
+
+    count = describe(lab.model).patches
+    parts = []
+    for stage, name in (("encoder", "encoder"), ("llm", "LLM")):
+        steps = [step for step in answer.trace.steps if step.stage == stage]
+        after = steps[-1].after if steps else count
+        parts.append(f"{name} {count} -> {after}")
+        count = after
+    return f"visual tokens: {', '.join(parts)}"
+
+
+def _times(answer: Answer) -> str:
+    timing = answer.timing
+    return f"prefill {timing.prefill * 1e3:.0f} ms, {timing.tokens} new tokens, the rest {timing.decode * 1e3:.0f} ms"
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from illava_lab import plots
+    from illava_lab.compare import compare, summary
+    from illava_lab.evaluate import load_task
+    from illava_lab.registry import get_strategy
+
+    for name in options.strategies:
+        get_strategy(name)
+    task = load_task(options.task).limited(options.limit)
+    lab = _load(options)
+    table = compare(
+        lab,
+        options.strategies,
+        options.keep,
+        task=task,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        timing=not options.no_timing,
+        out=options.out,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"{lab.source} model, task {task.name}: {len(task)} questions about {len(task.images)} images")
+    print(summary(table))
+    if options.out:
+        figure = plots.tradeoff(table)
+        written = [options.out / "table.csv", plots.save_html(figure, options.out / "tradeoff.html")]
+        written.append(plots.tradeoff_png(table, options.out / "tradeoff.png"))
+        print("Written:", *written)
+    return 0
+
+
+def _strategies(options: argparse.Namespace) -> int:
+    from illava_lab.registry import broken_plugins, strategies
+
+    rows = [("name", "kind", "stages", "paper")]
+    for name, cls in strategies().items():
+        rows.append((name, cls.kind, " and ".join(cls.stages) or "-", str(cls.paper or "-")))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for plugin, reason in broken_plugins().items():
+        print(f"{PROGRAM}: note: the plug-in {plugin} could not be loaded: {reason}", file=sys.stderr)
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from illava_lab.lab import load
+
+    _quiet(local=options.model is None or Path(options.model).exists())
+    return load(options.model, device=options.device, dtype=options.dtype)
+
+
+def _quiet(local: bool) -> None:
+    """Keep what libraries say to developers off the screen. The progress of a download stays."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    if local:
+        logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
