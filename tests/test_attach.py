@@ -7,9 +7,11 @@ import copy
 import pytest
 import reference
 import torch
+import transformers
 from conftest import IMAGE_TOKEN, PATCHES, Prompt, make_inputs, random_llava
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 import illava_lab as il
 
@@ -100,10 +102,15 @@ def test_each_cache_layer_is_as_long_as_what_the_layer_saw(model):
 @pytest.mark.parametrize("search", [dict(), dict(num_beams=3), dict(num_beams=2, num_return_sequences=2)])
 def test_generation_is_the_same_with_and_without_cache(model, inputs, search):
     """Holds through the public API for a strategy whose choice does not depend on the growing text."""
+
+    def cached_and_plain():
+        return [model.generate(**inputs, max_new_tokens=5, use_cache=cache, **GREEDY, **search) for cache in (True, False)]
+
+    uneven = inputs["pixel_values"].shape[0] != inputs["input_ids"].shape[0]
+    if search and uneven and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("before transformers 5.23, beam search mixes up the images of a prompt with several, also bare")
     with il.attach(model, "random", REDUCTIONS["random"]):
-        cached = model.generate(**inputs, max_new_tokens=5, **GREEDY, **search)
-        plain = model.generate(**inputs, max_new_tokens=5, use_cache=False, **GREEDY, **search)
-    assert torch.equal(cached, plain)
+        assert torch.equal(*cached_and_plain())
 
 
 def test_a_cache_cannot_outlive_its_attachment(model):
