@@ -1,7 +1,10 @@
 """illava-lab: understand, measure and invent visual-token merging for large vision-language models."""
 
+from illava_lab import pictures, plots
 from illava_lab.attach import attach
+from illava_lab.compare import compare, summary
 from illava_lab.errors import LabError
+from illava_lab.evaluate import load_task
 from illava_lab.images import read_image
 from illava_lab.lab import Answer, Lab, load
 from illava_lab.registry import get_strategy, register, strategies
@@ -19,9 +22,14 @@ __all__ = [
     "TokenMap",
     "Tokens",
     "attach",
+    "compare",
     "get_strategy",
     "load",
+    "load_task",
+    "pictures",
+    "plots",
     "read_image",
     "register",
     "strategies",
+    "summary",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
 from illava_lab.attach import attach
 from illava_lab.errors import LabError
@@ -186,12 +188,26 @@ def load(source: str | PathLike | None = None, device: str = "cpu", dtype: str =
         check_supported(AutoConfig.from_pretrained(where))
         # The PIL image processors give the same pixels whether torchvision is installed or not.
         processor = AutoProcessor.from_pretrained(where, backend="pil")
-        model = LlavaForConditionalGeneration.from_pretrained(where, dtype=DTYPES[dtype], use_safetensors=True)
+        with _quiet_loading(folder.is_dir()):
+            model = LlavaForConditionalGeneration.from_pretrained(where, dtype=DTYPES[dtype], use_safetensors=True)
     except LabError as error:
         raise LabError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:
         raise LabError(f"{name} cannot be loaded: {_first_sentence(error)}") from error
     return Lab(model.to(device).eval(), processor, name)
+
+
+@contextmanager
+def _quiet_loading(local: bool) -> Iterator[None]:
+    """No progress bar for the second that reading local weights takes; downloads keep theirs."""
+    shown = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_device(device: str) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
+import sys
 from collections.abc import Sequence
 
 import ipywidgets
+import plotly.graph_objects as go
 from IPython.display import display
+from matplotlib.figure import Figure
 
 from illava_lab.images import ImageLike
 from illava_lab.lab import Answer, Lab
@@ -69,4 +73,19 @@ def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:
         "image/png": base64.b64encode(png).decode(),
         "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": widget.model_id},
     }
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def show_figure(figure: Figure, alt: str) -> None:
+    """Display a matplotlib figure as a PNG with a description for those who cannot see it."""
+    display({"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def show_plot(figure: go.Figure, picture: Figure, alt: str) -> None:
+    """Display an interactive plotly figure, and in the same output its static picture for viewers without scripts."""
+    data = {"text/plain": alt, "image/png": base64.b64encode(to_png(picture)).decode()}
+    if "google.colab" in sys.modules:
+        figure.show()  # Colab draws plotly figures only through plotly's own renderer
+        return
+    data["application/vnd.plotly.v1+json"] = json.loads(figure.to_json())
     display(data, raw=True, metadata={"image/png": {"alt": alt}})

@@ -1,0 +1,54 @@
+"""Run notebooks from top to bottom and store their outputs: the only way in which committed outputs are made.
+
+    python notebooks/execute.py              # every notebook here
+    python notebooks/execute.py 00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+CELL_SECONDS = 300
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """Run every cell in `folder`. Widget state is left out of the result: it would be megabytes that nobody can read.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; the text holds its traceback.
+    """
+    NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day
+    return notebook
+
+
+def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Put the hidden solution that follows each exercise into its cell (the cell is tagged "exercise")."""
+    waiting = None
+    for cell in notebook.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            waiting = cell
+        found = re.search(r"<summary>Solution</summary>\s*```python\n(.*?)```", cell.source, re.DOTALL)
+        if found and waiting is not None:
+            waiting.source, waiting = found[1], None
+    return notebook
+
+
+def main() -> None:
+    paths = [FOLDER / name for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb"))
+    for path in paths:
+        notebook = execute(nbformat.read(path, as_version=4), FOLDER)
+        nbformat.write(notebook, path)
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()
