@@ -233,20 +233,18 @@ def _strategies(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> Any:
     from illava_lab.lab import load
 
-    _quiet(local=options.model is None or Path(options.model).exists())
+    _quiet()
     return load(options.model, device=options.device, dtype=options.dtype)
 
 
-def _quiet(local: bool) -> None:
-    """Keep what libraries say to developers off the screen. The progress of a download stays."""
+def _quiet() -> None:
+    """Keep off the screen what libraries say to developers."""
     import warnings
 
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
-    if local:
-        logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

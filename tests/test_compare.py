@@ -1,0 +1,194 @@
+"""The comparison table: what is in it, what is refused, and going on after a stop."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import illava_lab as il
+from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary
+from illava_lab.evaluate import load_task
+
+module = importlib.import_module("illava_lab.compare")  # `illava_lab.compare` is the function
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[il.Lab]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on busy cores, waiting for a second thread costs more than it brings
+    yield il.load()
+    torch.set_num_threads(threads)
+
+
+@il.register
+class LargestNorm(il.Scorer):
+    """A user's strategy, in fewer than ten lines."""
+
+    name = "test-largest-norm"
+
+    def score(self, tokens: il.Tokens) -> torch.Tensor:
+        return tokens.hidden.norm(dim=-1)
+
+
+class Fails(il.Scorer):
+    name = "test-fails"
+
+    def score(self, tokens: il.Tokens) -> torch.Tensor:
+        raise RuntimeError("on\npurpose")
+
+
+def run(lab: il.Lab, strategies: list, keep: list[float], **options: object) -> pd.DataFrame:
+    return compare(lab, strategies, keep, **{"limit": 16, "timing": False, "progress": False, **options})
+
+
+def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> None:
+    strategies = ["illava", "test-largest-norm", Fails, il.get_strategy("illava")(ramp="uniform"), "none"]
+    table = run(lab, strategies, [0.5, 1.0], timing=True, batch_size=4)
+    task = load_task("test").limited(16)
+
+    categories = [f"accuracy_{category}" for category in task.categories]
+    assert list(table.columns) == [*BEFORE_CATEGORIES, *categories, *AFTER_CATEGORIES]
+    names = ["illava", "test-largest-norm", "test-fails", "illava(ramp='uniform')"]
+    assert list(zip(table["strategy"], table["keep"])) == [("none", 1.0), *((n, k) for n in names for k in (0.5, 1.0))]
+    assert (table["samples"] == len(task)).all() and (table["seed"] == 0).all()
+
+    bare = table.iloc[0]
+    assert (bare["difference"], bare["difference_low"], bare["difference_high"]) == (0, 0, 0)
+    assert (bare["prefill_ratio"], bare["decode_ratio"]) == (1, 1)
+    # Keeping everything is the bare model, whatever the strategy.
+    same = table[(table["keep"] == 1) & (table["status"] == "ok")]
+    assert (same["accuracy"] == bare["accuracy"]).all() and (same["prefill_flops"] == bare["prefill_flops"]).all()
+
+    reduced = table[(table["keep"] == 0.5) & (table["status"] == "ok")]
+    assert len(reduced) == 3
+    for column in ("tokens", "tokens_encoder", "tokens_llm", "prefill_flops", "cache_bytes"):
+        assert (reduced[column] < bare[column]).all(), column
+    assert (reduced["prefill_ratio_low"] <= reduced["prefill_ratio"]).all()
+    assert (reduced["prefill_ratio"] <= reduced["prefill_ratio_high"]).all()
+    assert np.allclose(reduced["difference"], reduced["accuracy"] - bare["accuracy"])
+
+    failed = table[(table["strategy"] == "test-fails") & (table["keep"] == 0.5)].iloc[0]
+    assert failed["status"] == "RuntimeError: on purpose"
+    assert failed[["accuracy", "prefill_flops", "prefill_ratio"]].isna().all()
+
+    text = summary(table)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "test-fails at 0.5 failed: RuntimeError: on purpose" in text
+    assert f"{reduced.iloc[0]['prefill_flops'] / bare['prefill_flops']:.2f}" in text
+
+
+def test_a_strategy_of_ten_lines_runs_in_both_stages(lab: il.Lab) -> None:
+    task = load_task("test").limited(8)
+    answer = lab.ask(task.image(task.samples["image_id"][0]), task.samples["question"][0], "test-largest-norm", keep=0.5)
+    assert {step.stage for step in answer.trace.steps} == {"encoder", "llm"}
+
+
+def test_accuracy_is_that_of_the_answers(lab: il.Lab, tmp_path: Path) -> None:
+    table = run(lab, ["random"], [0.3], out=tmp_path / "out", batch_size=5)
+    task = load_task("test").limited(16)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()][1:]
+    for (_, row), entry in zip(table.iterrows(), entries, strict=True):
+        right = [a.strip().lower() == b.lower() for a, b in zip(entry["answers"], task.samples["answer"], strict=True)]
+        assert row["accuracy"] == np.mean(right)
+        for category in task.categories:
+            own = [r for r, c in zip(right, task.samples["category"], strict=True) if c == category]
+            assert row[f"accuracy_{category}"] == pytest.approx(np.mean(own))
+    stored = pd.read_csv(tmp_path / "out" / "table.csv")
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+
+
+def test_the_seed_reaches_strategies_that_are_named(lab: il.Lab) -> None:
+    plan = module._plan(lab, ["random", "illava"], [0.5], seed=7)
+    assert [getattr(row.strategy, "seed", None) for row in plan] == [None, 7, None]
+    plan = module._plan(lab, [il.get_strategy("random")(seed=s) for s in (0, 1)], [0.5], seed=7)
+    assert [(row.name, row.strategy.seed) for row in plan[1:]] == [("random", 0), ("random(seed=1)", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategies": ["ilava"]}, "unknown strategy 'ilava'; did you mean illava"),
+        ({"strategies": []}, "at least one strategy"),
+        ({"strategies": [3]}, "must be a name, a Strategy class or an instance"),
+        ({"strategies": ["illava", "illava"]}, "illava is given twice"),
+        ({"keep": []}, "at least one fraction"),
+        ({"keep": [0.5, 0.0]}, r"\(0, 1\], got 0.0"),
+        ({"keep": 1.5}, r"\(0, 1\], got 1.5"),
+        ({"keep": ["half"]}, r"\(0, 1\], got 'half'"),
+        ({"limit": 0}, "limit must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"task": "nothing.parquet"}, "no file 'nothing.parquet'"),
+        ({"out": Path(__file__) / "below_a_file"}, "out: cannot write"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    lab: il.Lab, monkeypatch: pytest.MonkeyPatch, change: dict, message: str
+) -> None:
+    monkeypatch.setattr(module, "_measure", lambda *a: pytest.fail("work was begun"))
+    monkeypatch.setattr(module, "_speeds", lambda *a: pytest.fail("work was begun"))
+    with pytest.raises(il.LabError, match=message):
+        compare(lab, **{"strategies": ["illava"], "keep": [0.5], "limit": 8, "progress": False, **change})
+
+
+def test_a_stopped_run_goes_on_and_repeats_nothing(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, measured, original = tmp_path / "out", [], module._measure
+
+    def measure(lab: il.Lab, task: object, row: object, *rest: object) -> tuple:
+        if row.label == "fastv 0.5" and "fastv 0.5" not in measured:
+            measured.append(row.label)
+            raise KeyboardInterrupt
+        measured.append(row.label)
+        return original(lab, task, row, *rest)
+
+    monkeypatch.setattr(module, "_measure", measure)
+    wanted = (lab, ["random", "fastv", Fails], [0.5])
+    with pytest.raises(KeyboardInterrupt):
+        run(*wanted, out=out)
+    assert list(pd.read_csv(out / "table.csv")["strategy"]) == ["none", "random"]
+    with (out / "run.jsonl").open("a") as log:
+        log.write('{"label": "fastv 0.5", "row": {"accur')  # a kill in the middle of a write
+
+    first = run(*wanted, out=out)
+    assert measured == ["none 1.0", "random 0.5", "fastv 0.5", "fastv 0.5", "test-fails 0.5"]
+    # What failed is tried again, the rest is not.
+    again = run(*wanted, out=out)
+    assert measured[5:] == ["test-fails 0.5"]
+    pd.testing.assert_frame_equal(again, first)
+    pd.testing.assert_frame_equal(run(*wanted), first)
+    # More rows in the same folder cost only the new ones.
+    assert len(run(lab, ["random"], [0.5, 0.3], out=out)) == 3
+    assert measured[-1] == "random 0.3"
+
+
+def test_other_settings_are_refused_and_edited_strategies_measured_again(
+    lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(lab, ["random"], [0.5], out=out)
+    before = (out / "run.jsonl").read_text()
+    for change in ({"limit": 24}, {"seed": 1}, {"task": "validation"}):
+        with pytest.raises(il.LabError, match="name another folder"):
+            run(lab, ["random"], [0.5], out=out, **change)
+    assert (out / "run.jsonl").read_text() == before
+
+    monkeypatch.setattr(module, "_code", lambda cls: "edited" if cls.name == "random" else "")
+    with monkeypatch.context() as only:
+        seen = []
+        original = module._measure
+        only.setattr(module, "_measure", lambda lab, task, row, *rest: seen.append(row.label) or original(lab, task, row, *rest))
+        run(lab, ["random"], [0.5], out=out)
+    assert "random 0.5" in seen
+
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "table.csv").write_text("mine")
+    with pytest.raises(il.LabError, match="no run.jsonl"):
+        run(lab, ["random"], [0.5], out=tmp_path / "foreign")
+    assert (tmp_path / "foreign" / "table.csv").read_text() == "mine"
