@@ -73,6 +73,12 @@ def check_supported(config: Any) -> None:
         raise LabError(f"vision tower {tower.model_type!r} is not supported; supported: {', '.join(TOWERS)}")
     if text.model_type not in DECODERS:
         raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
+    wanted = "default" if TOWERS[tower.model_type][1] else "full"
+    if config.vision_feature_select_strategy != wanted:
+        raise LabError(
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported with "
+            f"{tower.model_type}; supported: {wanted!r}"
+        )
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if sliding or other:

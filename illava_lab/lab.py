@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
@@ -189,11 +190,17 @@ def load(source: str | PathLike | None = None, device: str = "cpu", dtype: str =
         # The PIL image processors give the same pixels whether torchvision is installed or not.
         processor = AutoProcessor.from_pretrained(where, backend="pil")
         with _quiet_loading(folder.is_dir()):
-            model = LlavaForConditionalGeneration.from_pretrained(where, dtype=DTYPES[dtype], use_safetensors=True)
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                where, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+            )
     except LabError as error:
         raise LabError(f"{name}: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise LabError(f"{name} cannot be loaded: {_first_sentence(error)}") from error
+    if report["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        missing = sorted(report["missing_keys"])
+        raise LabError(f"{name} lacks {len(missing)} weights, the first is {missing[0]}")
     return Lab(model.to(device).eval(), processor, name)
 
 

@@ -399,8 +399,9 @@ class LlmStage:
 # ---------------------------------------------------------------------------------------------- cache
 def _bind(past_key_values: Any, state: CacheState) -> None:
     """From now on this cache reports the logical length outside the language model."""
+    if not hasattr(past_key_values, "_illava_state"):
+        past_key_values.__class__ = _reduced_cache(type(past_key_values))
     past_key_values._illava_state = state
-    past_key_values.__class__ = _reduced_cache(type(past_key_values))
 
 
 @memoize

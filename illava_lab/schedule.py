@@ -73,7 +73,7 @@ class Schedule:
         """Refuse what a model or a strategy cannot do, before anything is attached.
 
         Raises:
-            LabError: a layer out of range, or a stage that the strategy does not serve.
+            LabError: a layer out of range, a count above what is there, or a stage that the strategy does not serve.
         """
         first = {"encoder": 0, "llm": 1}
         for stage in STAGES:
@@ -85,12 +85,14 @@ class Schedule:
             for layer in plan:
                 if not first[stage] <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
-        count = anatomy.patches
-        for layer, keep in self.plan("encoder").items():
-            count = kept(keep, count, f"encoder layer {layer}")
+        self.tokens(anatomy)
 
     def tokens(self, anatomy: Anatomy) -> dict[Stage, list[int]]:
-        """Visual tokens that enter each layer, for one image: the counts after the last layer come last."""
+        """Visual tokens of one image that enter each layer of a stage; the count that leaves the stage comes last.
+
+        Raises:
+            LabError: a count above what is there.
+        """
         count, out = anatomy.patches, {}
         for stage in STAGES:
             plan, row = self.plan(stage), []
