@@ -187,7 +187,7 @@ def _times(answer: Answer) -> str:
 
 def _compare(options: argparse.Namespace) -> int:
     from illava_lab import plots
-    from illava_lab.compare import compare, summary
+    from illava_lab.compare import compare, summary, summary_by_category
     from illava_lab.evaluate import load_task
     from illava_lab.registry import get_strategy
 
@@ -207,7 +207,7 @@ def _compare(options: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     print(f"{lab.source} model, task {task.name}: {len(task)} questions about {len(task.images)} images")
-    print(summary(table))
+    print(summary(table), f"Accuracy % by category of question\n{summary_by_category(table)}", sep="\n\n")
     if options.out:
         figure = plots.tradeoff(table)
         written = [options.out / "table.csv", plots.save_html(figure, options.out / "tradeoff.html")]

@@ -80,35 +80,35 @@ def compare(
         wanted.
 
     Raises:
-        LabError: bad arguments, before any work.
+        LabError: bad arguments, before any work; or the bare model itself fails.
     """
     plan = _plan(lab, strategies, keep, seed)
     _check_count("batch_size", batch_size)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
-    store = None
+    store, done = None, {}
     if out is not None:
         store = _Store(Path(out), _settings(lab, task, limit=limit, seed=seed, batch_size=batch_size, timing=timing))
-    done = {row.label: store.finished(row) for row in plan} if store else {}
-    todo = [row for row in plan if not done.get(row.label)]
+        done = {row.label: entry for row in plan if (entry := store.finished(row))}
+    todo = [row for row in plan if row.label not in done]
 
     speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timing and todo else {}
-    rows = {label: dict(entry["row"]) for label, entry in done.items() if entry}
-    baseline = np.array(done[plan[0].label]["right"]) if done.get(plan[0].label) else None
+    rows = {label: entry["row"] for label, entry in done.items()}
+    baseline = np.array(done[plan[0].label]["right"]) if plan[0].label in done else None
     with _bar(len(task) * len(todo), "answers", "question", progress) as bar:
         for row in todo:
             bar.set_postfix_str(row.label)
-            right = None
+            right, answers = None, None
             try:
-                values, answers = _measure(lab, task, row, batch_size, seed, baseline, speeds, bar)
+                values, answers = _measure(lab, task, row, batch_size, bar)
                 right = correct(answers, task)
+                baseline = right if row.name == BASELINE else baseline
+                values |= _ratios(speeds, row) | _accuracy(right, baseline, task, seed) | {"status": "ok"}
             except Exception as error:  # a stranger's strategy may fail in any way; the others go on
-                if baseline is None:
-                    raise
-                values, answers = {"status": _reason(error)}, None
-            if baseline is None:
-                baseline = right
-            values = {**_identity(row, seed, task), **values}
+                if row.name == BASELINE:
+                    raise LabError(f"the bare model fails on this task: {_reason(error)}") from error
+                values = {"status": _reason(error)}
+            values |= {"strategy": row.name, "keep": row.keep, "flops": math.nan, "seed": seed, "samples": len(task)}
             rows[row.label] = values
             if store:
                 store.add(row, values, answers, right)
@@ -200,49 +200,42 @@ def _speeds(
     return {row.label: speed for row, speed in zip(rows, speeds, strict=True)}
 
 
-def _measure(
-    lab: Lab,
-    task: Task,
-    row: _Row,
-    batch_size: int,
-    seed: int,
-    baseline: np.ndarray | None,
-    speeds: dict[str, measure.Speed | Exception],
-    bar: tqdm,
-) -> tuple[dict[str, Any], list[str]]:
-    """The measured columns of one row, and its answers. Without a baseline, it is its own."""
+def _measure(lab: Lab, task: Task, row: _Row, batch_size: int, bar: tqdm) -> tuple[dict[str, Any], list[str]]:
+    """What the first question costs, and the answers to all."""
     if isinstance(row.schedule, Exception):
         raise row.schedule
     sample = task.samples.iloc[0]
     inputs = lab.inputs([task.image(sample["image_id"])], [sample["question"]])
-    values: dict[str, Any] = dataclasses.asdict(measure.cost(lab.model, inputs, row.strategy, row.schedule))
-    if row.label in speeds:
-        values |= _ratios(speeds[row.label], speeds[f"{BASELINE} 1.0"])
+    cost = measure.cost(lab.model, inputs, row.strategy, row.schedule)
     with attach(lab.model, row.strategy, row.schedule):
         answers = predict(lab, task, batch_size, done=bar.update)
-    right = correct(answers, task)
-    values["accuracy"] = float(right.mean())
-    values |= {f"accuracy_{category}": share for category, share in by_category(right, task).items()}
-    difference = paired_difference(
-        right, right if baseline is None else baseline, task.samples["image_id"], seed=seed
-    )
-    values |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
-    return {**values, "status": "ok"}, answers
+    return dataclasses.asdict(cost), answers
 
 
-def _ratios(speed: measure.Speed | Exception, baseline: measure.Speed | Exception) -> dict[str, float]:
-    for result in (baseline, speed):
+def _ratios(speeds: dict[str, measure.Speed | Exception], row: _Row) -> dict[str, float]:
+    """Times as multiples of those of the baseline; nothing if they were not measured."""
+    out: dict[str, float] = {}
+    if not speeds:
+        return out
+    own, bare = speeds[row.label], next(iter(speeds.values()))
+    for result in (bare, own):
         if isinstance(result, Exception):
             raise result
-    out: dict[str, float] = {}
     for kind in ("prefill", "decode"):
-        found = measure.ratio(getattr(speed, kind), getattr(baseline, kind))
+        found = measure.ratio(getattr(own, kind), getattr(bare, kind))
         out |= {f"{kind}_ratio": found.value, f"{kind}_ratio_low": found.low, f"{kind}_ratio_high": found.high}
     return out
 
 
-def _identity(row: _Row, seed: int, task: Task) -> dict[str, Any]:
-    return {"strategy": row.name, "keep": row.keep, "flops": math.nan, "seed": seed, "samples": len(task)}
+def _accuracy(right: np.ndarray, baseline: np.ndarray, task: Task, seed: int) -> dict[str, float]:
+    difference = paired_difference(right, baseline, task.samples["image_id"], seed=seed)
+    return {
+        "accuracy": float(right.mean()),
+        **{f"accuracy_{category}": share for category, share in by_category(right, task).items()},
+        "difference": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+    }
 
 
 def _table(rows: list[dict[str, Any]], task: Task) -> pd.DataFrame:
@@ -396,7 +389,7 @@ def summary(table: pd.DataFrame) -> str:
     for row in table[table["status"] == "ok"].itertuples():
         lines.append(
             (
-                row.strategy if len(row.strategy) <= 32 else row.strategy[:29] + "...",
+                _short(row.strategy),
                 f"{row.keep:g}",
                 f"{row.accuracy * 100:.1f}",
                 "" if row.strategy == BASELINE else _interval(row, "difference", "{:+.1f}", 100),
@@ -406,14 +399,33 @@ def summary(table: pd.DataFrame) -> str:
                 f"{row.cache_bytes / 1000:.0f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
+    text = _aligned(lines)
     for row in table[table["status"] != "ok"].itertuples():
         text.append(f"{row.strategy} at {row.keep:g} failed: {row.status}"[:120])
     return "\n".join(text)
+
+
+def summary_by_category(table: pd.DataFrame) -> str:
+    """Accuracy in percent for every category of question, for people."""
+    columns = [column for column in table if column.startswith("accuracy_")]
+    lines = [("strategy", "keep", "all", *(column.removeprefix("accuracy_") for column in columns))]
+    for _, row in table[table["status"] == "ok"].iterrows():
+        shares = (f"{row[column] * 100:.1f}" for column in ("accuracy", *columns))
+        lines.append((_short(row["strategy"]), f"{row['keep']:g}", *shares))
+    return "\n".join(_aligned(lines))
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else name[:29] + "..."
 
 
 def _interval(row: Any, column: str, form: str, scale: float = 1) -> str:

@@ -32,7 +32,7 @@ def start(folder: Path, *words: object) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=400)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -67,7 +67,7 @@ def test_compare_without_out_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_stopped_runs_go_on(tmp_path: Path) -> None:
-    words = ("compare", "--strategies", "random,fastv,tome,illava", "--keep", "0.7,0.5,0.3", "--limit", "48", "--no-timing", "--out", "o")
+    words = ("compare", "--strategies", "random,fastv,tome,illava", "--keep", "0.7,0.5,0.3", "--limit", "24", "--no-timing", "--out", "o")
     log = tmp_path / "o" / "run.jsonl"
 
     def stop_after(lines: int, with_signal: signal.Signals) -> tuple[int, str, str]:

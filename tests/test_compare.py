@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import illava_lab as il
-from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary
+from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary, summary_by_category
 from illava_lab.evaluate import load_task
 
 module = importlib.import_module("illava_lab.compare")  # `illava_lab.compare` is the function
@@ -82,6 +82,16 @@ def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> Non
     assert max(map(len, text.splitlines())) <= 120
     assert "test-fails at 0.5 failed: RuntimeError: on purpose" in text
     assert f"{reduced.iloc[0]['prefill_flops'] / bare['prefill_flops']:.2f}" in text
+    heads, first, *_ = summary_by_category(table).splitlines()
+    assert heads.split() == ["strategy", "keep", "all", *task.categories]
+    shares = [f"{bare[column] * 100:.1f}" for column in ("accuracy", *categories)]
+    assert first.split() == ["none", "1", *shares]
+
+
+def test_a_bare_model_that_fails_is_no_comparison(lab: il.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "predict", lambda *a, **kw: 1 / 0)
+    with pytest.raises(il.LabError, match="bare model fails on this task: ZeroDivisionError"):
+        run(lab, ["illava"], [0.5])
 
 
 def test_a_strategy_of_ten_lines_runs_in_both_stages(lab: il.Lab) -> None:
