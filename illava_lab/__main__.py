@@ -74,12 +74,12 @@ def _parser() -> _Parser:
     lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
     lab.set_defaults(run=_lab)
 
-    ask = commands.add_parser("ask", help="answer one question about an image", description="Answer one question about an image.")
+    ask = commands.add_parser("ask", help="answer a question about an image", description="Answer one question.")
     ask.add_argument("image", metavar="IMAGE", help="file of the image")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
     ask.add_argument(
-        "--keep", type=_fraction, default=1.0, help="fraction of the visual tokens that reach the last layer (default: 1)"
+        "--keep", type=_fraction, default=1.0, help="fraction of visual tokens that reach the last layer (default: 1)"
     )
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
@@ -109,13 +109,13 @@ def _parser() -> _Parser:
     _add_model(compare)
     compare.set_defaults(run=_compare)
 
-    strategies = commands.add_parser("strategies", help="what is installed", description="List the installed strategies.")
+    strategies = commands.add_parser("strategies", help="what is installed", description="List what is installed.")
     strategies.set_defaults(run=_strategies)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint folder or hub id (default: the embedded model)")
+    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint or hub id (default: the embedded model)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
 
@@ -152,7 +152,7 @@ def _ask(options: argparse.Namespace) -> int:
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
-        raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps every token")
+        raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps all")
     image = read_image(options.image)
     lab = _load(options)
     answer = lab.ask(image, options.question, strategy=options.strategy, keep=options.keep)

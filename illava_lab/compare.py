@@ -349,7 +349,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _digest(row: _Row) -> str:
-    """A fingerprint of a strategy's settings, code and schedule: whoever edits a method must not be shown its old row."""
+    """A fingerprint of settings, code and schedule: whoever edits a method must not be shown its old row."""
     text = f"{row.strategy!r} {row.schedule!r} {_code(type(row.strategy))}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -418,10 +418,8 @@ def summary_by_category(table: pd.DataFrame) -> str:
 def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
     """Lines of a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
+    form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    return [form.format(*line) for line in lines]
 
 
 def _short(name: str) -> str:

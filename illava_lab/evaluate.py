@@ -110,7 +110,8 @@ def load_task(name: str | PathLike = "test") -> Task:
     """
     path = data_dir() / f"{name}.parquet" if name in EMBEDDED else Path(name)
     if not path.is_file():
-        raise LabError(f"task must be {' or '.join(map(repr, EMBEDDED))} or a Parquet file; there is no file {str(path)!r}")
+        known = " or ".join(map(repr, EMBEDDED))
+        raise LabError(f"task must be {known} or a Parquet file; there is no file {str(path)!r}")
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
@@ -127,7 +128,8 @@ def load_task(name: str | PathLike = "test") -> Task:
         elif column in ("question", "answer"):
             wrong |= table[column].astype(str).str.strip() == ""
         if wrong.any():
-            raise LabError(f"task {name}, row {int(np.argmax(wrong.to_numpy()))}: the column {column!r} holds no usable value")
+            row = int(np.argmax(wrong.to_numpy()))
+            raise LabError(f"task {name}, row {row}: the column {column!r} holds no usable value")
     samples = table[list(COLUMNS[1:])].astype(str).reset_index(drop=True)
     first = ~samples["image_id"].duplicated().to_numpy()
     images = dict(zip(samples["image_id"][first], table["image"][first], strict=True))
@@ -153,7 +155,10 @@ def predict(lab: Lab, task: Task, batch_size: int = 8, done: Callable[[int], obj
 
 
 def answer_tokens(lab: Lab, task: Task) -> int:
-    """New tokens after which no answer can be right any more: the longest right one, a space and an end or a word too much."""
+    """New tokens after which no answer can be right any more.
+
+    That is the longest right one, a space before it, and an end or a word too much after it.
+    """
     encoded = lab.processor.tokenizer(list(task.samples["answer"].unique()), add_special_tokens=False)["input_ids"]
     return max(map(len, encoded)) + 2
 
@@ -170,7 +175,7 @@ def by_category(right: np.ndarray, task: Task) -> dict[str, float]:
 
 
 class Difference(NamedTuple):
-    """A difference of two accuracies, in fractions, and its interval; the interval is NaN where one image is all there is."""
+    """A difference of two accuracies, in fractions, and its interval, which is NaN where there is only one image."""
 
     value: float
     low: float

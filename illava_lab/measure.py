@@ -163,7 +163,9 @@ def speeds(
 
 
 @torch.inference_mode()
-def _run(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedule, new_tokens: int) -> tuple[float, float]:
+def _run(
+    model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedule, new_tokens: int
+) -> tuple[float, float]:
     """Seconds of one prefill, and of one decoding step after it."""
     mask = inputs["attention_mask"]
     with attach(model, strategy, schedule):

@@ -15,7 +15,10 @@ from illava_lab.errors import LabError
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # (plotly, matplotlib); so many that a colour comes back with another marker.
-MARKERS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("x", "X"), ("star", "*"), ("triangle-down", "v"))
+MARKERS = (
+    ("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"),
+    ("x", "X"), ("star", "*"), ("triangle-down", "v"),
+)  # fmt: skip
 BASELINE = "none"
 BASELINE_COLOR = "#555555"
 

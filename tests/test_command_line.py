@@ -47,8 +47,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # ---------------------------------------------------------------------------------------------- whole runs
 def test_compare_prints_and_writes(tmp_path: Path) -> None:
-    words = ("compare", "--strategies", "illava,random", "--keep", "0.5", "--limit", "16", "--batch-size", "4", "--out", "results/mine")
-    code, out, err = finish(start(tmp_path, *words))
+    words = "compare --strategies illava,random --keep 0.5 --limit 16 --batch-size 4 --out results/mine"
+    code, out, err = finish(start(tmp_path, *words.split()))
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("embedded model, task test: ")
@@ -67,7 +67,7 @@ def test_compare_without_out_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_stopped_runs_go_on(tmp_path: Path) -> None:
-    words = ("compare", "--strategies", "random,fastv,tome,illava", "--keep", "0.7,0.5,0.3", "--limit", "16", "--no-timing", "--out", "o")
+    words = "compare --strategies random,fastv,tome,illava --limit 16 --no-timing --out o".split()
     log = tmp_path / "o" / "run.jsonl"
 
     def stop_after(lines: int, with_signal: signal.Signals) -> tuple[int, str, str]:

@@ -103,7 +103,8 @@ def test_a_bare_model_that_fails_is_no_comparison(lab: il.Lab, monkeypatch: pyte
 
 def test_a_strategy_of_ten_lines_runs_in_both_stages(lab: il.Lab) -> None:
     task = load_task("test").limited(8)
-    answer = lab.ask(task.image(task.samples["image_id"][0]), task.samples["question"][0], "test-largest-norm", keep=0.5)
+    sample = task.samples.iloc[0]
+    answer = lab.ask(task.image(sample["image_id"]), sample["question"], "test-largest-norm", keep=0.5)
     assert {step.stage for step in answer.trace.steps} == {"encoder", "llm"}
 
 
@@ -155,7 +156,9 @@ def test_bad_arguments_are_refused_before_any_work(
         compare(lab, **{"strategies": ["illava"], "keep": [0.5], "limit": 8, "progress": False, **change})
 
 
-def test_a_stopped_run_goes_on_and_repeats_nothing(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_and_repeats_nothing(
+    lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, measured, original = tmp_path / "out", [], module._measure
 
     def measure(lab: il.Lab, task: object, row: object, *rest: object) -> tuple:
@@ -197,11 +200,9 @@ def test_other_settings_are_refused_and_edited_strategies_measured_again(
     assert (out / "run.jsonl").read_text() == before
 
     monkeypatch.setattr(module, "_code", lambda cls: "edited" if cls.name == "random" else "")
-    with monkeypatch.context() as only:
-        seen = []
-        original = module._measure
-        only.setattr(module, "_measure", lambda lab, task, row, *rest: seen.append(row.label) or original(lab, task, row, *rest))
-        run(lab, ["random"], [0.5], out=out)
+    seen, original = [], module._measure
+    monkeypatch.setattr(module, "_measure", lambda *given: seen.append(given[2].label) or original(*given))
+    run(lab, ["random"], [0.5], out=out)
     assert "random 0.5" in seen
 
     (tmp_path / "foreign").mkdir()

@@ -107,7 +107,7 @@ def test_paired_interval_equals_enumeration_of_all_resamples() -> None:
     exact = [gains[list(draw)].sum() / counts[list(draw)].sum() for draw in itertools.product(range(4), repeat=4)]
     found = paired_difference(right, baseline, image_ids)
     assert found.value == pytest.approx(-1 / 8)
-    # The distribution has atoms: an interval end is right when it is a quantile of the exact one, give or take the draw.
+    # The distribution has atoms: an end is right when it is a quantile of the exact one, give or take the draw.
     for end, level in ((found.low, 0.025), (found.high, 0.975)):
         assert np.quantile(exact, level - 0.006) <= end <= np.quantile(exact, level + 0.006)
     assert paired_difference(right, baseline, image_ids) == found
