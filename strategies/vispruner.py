@@ -1,0 +1,68 @@
+"""VisPruner: at the end of the encoder, keep the patches CLS attends to, and a diverse rest."""
+
+import torch
+from torch.nn.functional import normalize
+
+from illava_lab.errors import LabError
+from illava_lab.registry import register
+from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, ranking
+
+PER_PASS = 8  # most patches removed in one pass
+
+
+@register
+class VisPruner(Strategy):
+    """Of T patches to keep, the ``int(T important_ratio)`` that CLS attends to most are kept as they are.
+
+    The others, in falling order of attention, are thinned out until T are left in all. In each pass, split the list by
+    parity into a (even places) and b (odd places); remove the r patches of a with the highest ``max_b cos(x_a, x_b)``,
+    r at most 8. The next list is the rest of a, most similar first, then b.
+
+    Args:
+        important_ratio: part of T kept by attention.
+
+    The reference fails on lists of odd length and where r exceeds half of the list; here a then has one patch more, and
+    r is at most half (ours). It counts ``T = round(N (1 - rate))``, without CLS. It compares the output of the last
+    layer used; here that layer's states before its MLP. Needs a tower with a CLS token (CLIP).
+    """
+
+    name = "vispruner"
+    paper = Paper(
+        "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818", 2024
+    )
+    stages = ("encoder",)
+    kind = "prune"
+
+    important_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.important_ratio, (int, float)) and not isinstance(self.important_ratio, bool)
+        if not number or not 0 <= self.important_ratio <= 1:
+            raise LabError(f"important_ratio must be a number from 0 to 1, got {self.important_ratio!r}")
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        score = tokens.cls_attention
+        order = ranking(score, tokens)
+        protected = int(tokens.protected.sum(dim=1).max()) if tokens.has_protected else 0
+        important = protected + int((keep - protected) * self.important_ratio)
+        rest = self._diverse(tokens, order[:, important:], keep - important)
+        anchor = torch.cat([order[:, :important], rest], dim=1).sort(dim=1).values
+        return TokenMap.keep(anchor, tokens.count, score=score)
+
+    @staticmethod
+    def _diverse(tokens: Tokens, rest: torch.Tensor, count: int) -> torch.Tensor:
+        """(B, count) of the indices `rest`, thinned out pass by pass."""
+        if count == 0:
+            return rest[:, :0]
+        x = normalize(tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32)), dim=2)
+        while rest.shape[1] > count:
+            a, b = (part.contiguous() for part in (rest[:, ::2], rest[:, 1::2]))
+            x_a, x_b = (x.gather(1, part[..., None].expand(-1, -1, x.shape[2])) for part in (a, b))
+            similarity = (x_a @ x_b.transpose(1, 2)).amax(dim=2)
+            remove = min(PER_PASS, rest.shape[1] - count, rest.shape[1] // 2)
+            stay = similarity.argsort(dim=1, descending=True, stable=True)[:, remove:]
+            rest = torch.cat([a.gather(1, stay), b], dim=1)
+        return rest
+
+    def layers(self, stage: Stage, depth: int) -> list[int]:
+        return [depth - 1]
