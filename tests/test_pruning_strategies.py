@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import reference
@@ -150,8 +151,8 @@ def sparsevlm_recycling(score: Vector, x: list[Vector], keep: int) -> Tensor:
 
 
 def stride(count: int, keep: int, protected: int = 0) -> list[int]:
-    step = (count - protected) / max(1, keep - protected)
-    return [*range(protected), *(protected + math.floor((i + 0.5) * step) for i in range(keep - protected))]
+    step = Fraction(count - protected, max(1, keep - protected))
+    return [*range(protected), *(protected + math.floor((i + Fraction(1, 2)) * step) for i in range(keep - protected))]
 
 
 # ---------------------------------------------------------------------------------------------- worked cases
