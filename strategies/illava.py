@@ -11,49 +11,53 @@ class ILLaVA(Strategy):
     """Rank tokens by the attention they receive; the R least attended are recycled into the next one.
 
     Of the R+1 tokens with the lowest score, the highest-scored is the target t; the other R are merged into it, with
-    a ramp of weights ``w_a = R+1-a`` for the a-th lowest (a = 0..R):
-
-        ``x_t = sum_a w_a x_{m_a} / ((R+1)(R+2)/2)``
-
-    Score in the encoder: attention received in this layer, mean over heads and queries. In the LLM: attention that
-    the last text token pays in layer K-1, mean over heads.
+    a ramp of weights ``w_a = R+1-a`` for the a-th lowest, a = 0..R: ``x_t = sum_a w_a x_{m_a} / ((R+1)(R+2)/2)``.
 
     Args:
         ramp: "reference" is the published code: the *least* attended token weighs most and the target least.
             "reversed" turns the ramp around, as the idea of recycling would suggest; "uniform" is the plain mean;
             "size" weighs by the patches each token stands for. The last three are ours.
+        score: "attention" is the paper, and the code for LLaVA-OneVision: in the encoder attention received in this
+            layer, mean over heads and queries; in the LLM attention that the last text token pays in layer K-1. "lse"
+            is what the code for Qwen2-VL computes instead: ``log sum_j exp(q_i k_j / sqrt d)`` of each token's *own*
+            query, mean over heads. In the LLM that grows with the tokens before, and so keeps the image's lower part.
 
     The reference also rounds merged vectors to float16; here they are accumulated in float32 and cast once.
     """
 
     name = "illava"
-    paper = Paper("iLLaVA: An Image is Worth Fewer Than 1/3 Input Tokens in Large Multimodal Models", "2412.06263", 2024)
+    paper = Paper(
+        "iLLaVA: An Image is Worth Fewer Than 1/3 Input Tokens in Large Multimodal Models", "2412.06263", 2024
+    )
 
     ramp: str = "reference"
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         one_of("ramp", self.ramp, ("reference", "reversed", "uniform", "size"))
+        one_of("score", self.score, ("attention", "lse"))
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention
+        if self.score == "lse":
+            score = tokens.lse
+        else:
+            score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention
         order = ranking(score, tokens)
         anchor = order[:, :keep].sort(dim=1).values
-        if keep == tokens.count:
+        if keep in (tokens.count, int(tokens.has_protected)):  # nothing to merge, or only CLS to merge into
             return TokenMap.keep(anchor, tokens.count, score=score)
-
         target, source = order[:, keep - 1 : keep], order[:, keep:]
         slot = (anchor < target).sum(dim=1, keepdim=True)
-        weight = self._weights(tokens, torch.cat([target, source], dim=1))
+        weight = self._weights(tokens, order[:, keep - 1 :])
         own = torch.ones_like(anchor, dtype=weight.dtype).scatter(1, slot, weight[:, :1])
         return TokenMap(anchor, tokens.count, own, slot.expand_as(source), source, weight[:, 1:], score)
 
     def _weights(self, tokens: Tokens, merged: torch.Tensor) -> torch.Tensor:
         """(B, R+1) weights of the target and of what it absorbs, in falling order of score; rows sum to 1."""
-        ramp = torch.arange(1, merged.shape[1] + 1, device=merged.device, dtype=torch.promote_types(tokens.hidden.dtype, torch.float32))
-        weight = {
-            "reference": lambda: ramp.expand(merged.shape),
-            "reversed": lambda: ramp.flip(0).expand(merged.shape),
-            "uniform": lambda: torch.ones_like(ramp).expand(merged.shape),
-            "size": lambda: tokens.size.gather(1, merged).to(ramp.dtype),
-        }[self.ramp]()
+        weight = torch.arange(1, merged.shape[1] + 1, device=merged.device).expand(merged.shape)
+        if self.ramp == "size":
+            weight = tokens.size.gather(1, merged)
+        elif self.ramp != "reference":
+            weight = weight.flip(1) if self.ramp == "reversed" else torch.ones_like(weight)
+        weight = weight.to(torch.promote_types(tokens.hidden.dtype, torch.float32))
         return weight / weight.sum(dim=1, keepdim=True)

@@ -22,18 +22,30 @@ class ToMe(Strategy):
 
     Args:
         order: "reference" for that order, "raster" for the order of the places in the image (ours).
+        sizes: "carried" weighs by the patches each token stands for; "reset" counts every token as one at each layer.
+        attention: "proportional", or "plain" to leave out step 4, as the reference does for MAE.
+
+    LightCompress's ToMe for LLaVA is ``sizes="reset", attention="plain"``: from its second layer on, a merged token
+    no longer is the mean of its patches.
     """
 
     name = "tome"
     paper = Paper("Token Merging: Your ViT but Faster", "2210.09461", 2023)
     stages = ("encoder",)
     smallest_keep = 0.5
-    proportional_attention = True
 
     order: str = "reference"
+    sizes: str = "carried"
+    attention: str = "proportional"
 
     def __post_init__(self) -> None:
         one_of("order", self.order, ("reference", "raster"))
+        one_of("sizes", self.sizes, ("carried", "reset"))
+        one_of("attention", self.attention, ("proportional", "plain"))
+
+    @property
+    def proportional_attention(self) -> bool:
+        return self.attention == "proportional"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         count, device = tokens.count, tokens.hidden.device
@@ -55,7 +67,8 @@ class ToMe(Strategy):
         if self.order == "raster":
             anchor, order = anchor.sort(dim=1)
             slot = order.argsort(dim=1).gather(1, slot)
-        return TokenMap.merge_into(anchor, slot, merged * 2, tokens.size)
+        size = tokens.size if self.sizes == "carried" else torch.ones_like(tokens.size)
+        return TokenMap.merge_into(anchor, slot, merged * 2, size)
 
     @staticmethod
     def _similarity(tokens: Tokens) -> torch.Tensor:
