@@ -1,0 +1,120 @@
+"""iLLaVA as released for ICLR 2026: drop, shift or cluster the redundant tokens, in the encoder and in the LLM."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from illava_lab.errors import LabError
+from illava_lab.registry import register
+from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+
+NEAREST = 5  # redundant tokens that feed one recycling token
+
+
+@register
+class ILLaVA2026(Strategy):
+    """Keep p of n tokens. With tokens ranked by score, the modes differ in what becomes of ranks p..n-1, the set D.
+
+    Args:
+        mode: "drop" drops D. "shift" ignores scores: it keeps the first p tokens in raster order and folds the others
+            into the last of them, ``x_{p-1} = x_{p-1}/2 + x_p/4 + ... + 2^-r x_{n-2} + 2^-r x_{n-1}``, r = n-p.
+            "cluster" (the default of the code) turns the last ``max(1, round(p * recycling))`` kept ranks c into
+            recycling tokens: ``x_c = x_c/2 + 1/2 sum_j alpha_j x_j`` over the 5 tokens j of D with the largest dot
+            product with x_c, ``alpha = softmax(<x_c, x_j> / sqrt C)``. A token of D may feed several c, or none.
+            "nearest" is ours, a natural reading of clustering: each token of D joins the kept token of highest
+            cosine, averages weighted by the patches each stands for.
+        score: "lse" is what the code computes (see `illava`); "attention" is what the paper documents.
+        recycling: fraction of the kept tokens that recycle in mode "cluster" (`illava_pc_ratio` in the code).
+        groups: in the encoder, keep whole 2x2 groups of the grid, those with the highest-scored members. The code
+            does it by expanding its choice to every group that a kept token touches, because the patch merger of
+            Qwen-VL needs whole groups; with keep 0.85 that undoes almost all of the reduction. Off by default for
+            that reason. The expansion ignores `keep`; here `keep` holds, and 4G tokens are the G groups that an
+            expansion to G groups has. Merging after this choice, and cutting the last group if need be, is ours.
+
+    The code merges in the dtype of the model; here in float32, cast once.
+    """
+
+    name = "illava-2026"
+    paper = Paper(
+        "iLLaVA: An Image is Worth Fewer Than 1/3 Input Tokens in Large Multimodal Models", "2412.06263", 2026
+    )
+
+    mode: str = "cluster"
+    score: str = "lse"
+    recycling: float = 0.05
+    groups: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("mode", self.mode, ("drop", "shift", "cluster", "nearest"))
+        one_of("score", self.score, ("lse", "attention"))
+        one_of("groups", self.groups, (True, False))
+        if type(self.recycling) not in (int, float) or not 0 <= self.recycling <= 1:
+            raise LabError(f"recycling must be a fraction from 0 to 1, got {self.recycling!r}")
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        if keep == tokens.count:
+            return TokenMap.identity(tokens)
+        score, order = self._ranked(tokens, keep)
+        anchor, dropped = order[:, :keep].sort(dim=1).values, order[:, keep:].sort(dim=1).values
+        free = keep - int(tokens.has_protected)  # slots that are not of CLS, which takes no part in merging
+        if self.mode == "drop" or free == 0:
+            return TokenMap.keep(anchor, tokens.count, score)
+        x = tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32))
+        if self.mode == "nearest":
+            unit = normalize(x, dim=-1)
+            similarity = unit.take_along_dim(dropped[..., None], 1) @ unit.take_along_dim(anchor[..., None], 1).mT
+            if tokens.has_protected:
+                similarity = similarity.masked_fill(tokens.protected.gather(1, anchor)[:, None], -torch.inf)
+            return TokenMap.merge_into(anchor, similarity.argmax(dim=2), dropped, tokens.size, score)
+        if self.mode == "shift":
+            target, source = order[:, keep - 1 : keep], dropped[:, None]
+            power = torch.arange(2, dropped.shape[1] + 2, device=x.device).clamp_max(dropped.shape[1])
+            weight = (0.5 ** power.to(x.dtype)).expand_as(source)
+        else:
+            target = order[:, keep - min(free, max(1, round(free * self.recycling))) : keep]
+            similarity = x.take_along_dim(target[..., None], 1) @ x.take_along_dim(dropped[..., None], 1).mT
+            similarity = similarity / x.shape[2] ** 0.5
+            nearest = similarity.sort(dim=2, descending=True, stable=True)
+            weight = nearest.values[..., :NEAREST].softmax(dim=2) / 2
+            source = dropped[:, None].expand(similarity.shape).gather(2, nearest.indices[..., :NEAREST])
+        slot = torch.searchsorted(anchor, target.contiguous())
+        own = torch.ones_like(anchor, dtype=x.dtype).scatter(1, slot, 0.5)
+        slot = slot[..., None].expand(source.shape)
+        return TokenMap(anchor, tokens.count, own, slot.flatten(1), source.flatten(1), weight.flatten(1), score)
+
+    def _ranked(self, tokens: Tokens, keep: int) -> tuple[Tensor | None, Tensor]:
+        """(B, N) scores, None where the mode has none, and (B, N) tokens by rank; the first `keep` stay."""
+        if self.mode == "shift":
+            raster = torch.arange(tokens.count, 0, -1, device=tokens.hidden.device, dtype=torch.float32)
+            return None, ranking(raster.expand(tokens.batch, -1), tokens)
+        if self.score == "lse":
+            score = tokens.lse
+        else:
+            score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention
+        order = ranking(score, tokens)
+        if not self.groups or tokens.stage == "llm":
+            return score, order
+        grouped = _group_ranks(score, tokens).gather(1, order)  # the places that groups give, in the order of scores
+        return score, order.gather(1, (grouped >= keep).to(torch.int8).argsort(dim=1, stable=True))
+
+    def layers(self, stage: Stage, depth: int) -> list[int]:
+        """Encoder as iLLaVA; LLM as the setting for Qwen3-VL-8B that keeps a third: layers 19, 21, 23, 25 of 36."""
+        if stage == "encoder":
+            return super().layers(stage, depth)
+        return sorted({min(max(1, round(depth * layer / 36)), depth - 1) for layer in (19, 21, 23, 25)})
+
+
+def _group_ranks(score: Tensor, tokens: Tokens) -> Tensor:
+    """(B, N) rank of each token when 2x2 groups are ranked by their best token, and tokens within their group."""
+    if tokens.grid is None:
+        raise LabError("groups=True needs the grid of the patches, which this place has not")
+    height, width = tokens.grid
+    place, columns = tokens.position.clamp_min(0), (width + 1) // 2
+    group = place // width // 2 * columns + place % width // 2
+    own = score.masked_fill(tokens.protected, -torch.inf) if tokens.has_protected else score
+    best = own.new_full((tokens.batch, (height + 1) // 2 * columns), -torch.inf)
+    best = best.scatter_reduce(1, group, own, "amax").gather(1, group)
+    order = ranking(score, tokens)
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+    order = order.gather(1, best.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return ranking(-order.argsort(dim=1).float(), tokens).argsort(dim=1)
