@@ -1,0 +1,115 @@
+"""LLaVA-PruMerge: after the encoder, keep what CLS attends to most and add its nearest neighbours to it."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from illava_lab.errors import LabError
+from illava_lab.registry import register
+from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+
+
+def _patches(tokens: Tokens) -> Tensor:
+    """(B, N) bool: all but CLS."""
+    return ~tokens.protected if tokens.has_protected else torch.ones_like(tokens.size, dtype=torch.bool)
+
+
+@register
+class PruMerge(Strategy):
+    """Score by one head as wide as the model, ``a = softmax(q_CLS K^T / sqrt C)``, at the last encoder layer used.
+
+    1. The patches with the highest a are selected.
+    2. Each takes in its nearest patches, selected or not, by cosine of keys: ``y_i = x_i + sum_{j in NN(i)} a_j x_j``.
+    3. One token more, the last, gathers what was not selected: ``y = sum_j a_j x_j``. It stands in the place of the
+       highest-scored of those. A single slot is a selected patch; the gathered token comes with the second.
+
+    Slots are CLS, selected patches by falling score, gathered token; the lab gives the LLM all by place in the image.
+
+    The reference chooses its own number of patches, as many as are outliers of a (`outliers`). Here every image of a
+    batch keeps the `keep` that was asked for, the gathered token and CLS included. Outliers are the highest-scored
+    patches, so with ``keep = outliers + 1`` (and CLS) the choice is that of the reference.
+
+    Args:
+        merge: "sum" is the reference, whose division is commented out; "mean" is ours: weights of a slot sum to 1.
+        neighbours: how many a selected patch takes in.
+
+    The reference takes a and keys of the layer after the one that the LLM sees, and merges its input. Here they are
+    of the last layer used itself, and the reduction comes before its MLP.
+    """
+
+    name = "prumerge"
+    paper = Paper("LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", "2403.15388", 2024)
+    stages = ("encoder",)
+
+    merge: str = "sum"
+    neighbours: int = 32
+
+    def __post_init__(self) -> None:
+        one_of("merge", self.merge, ("sum", "mean"))
+        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
+            raise LabError(f"neighbours must be a whole number of at least 0, got {self.neighbours!r}")
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        if keep == tokens.count:
+            return TokenMap.identity(tokens)
+        cls, patch, score = int(tokens.has_protected), _patches(tokens), tokens.wide_cls_attention.float()
+        gathered = int(keep - cls > 1)
+        selected, rest = self._order(tokens, score, keep - cls - gathered).tensor_split([keep - gathered], dim=1)
+
+        keys = normalize(tokens.wide_keys.float(), dim=-1)
+        similarity = keys.take_along_dim(selected[..., None], 1) @ keys.mT
+        similarity = similarity.scatter(2, selected[..., None], -torch.inf)
+        similarity = similarity.masked_fill(~patch[:, None], -torch.inf)
+        many = min(self.neighbours, tokens.count - 1 - cls)
+        near = similarity.argsort(dim=2, descending=True, stable=True)[..., :many]
+        slot = torch.arange(keep - gathered, device=near.device)[:, None].expand_as(near).flatten(1)
+        source, paid = near.flatten(1), score * patch
+        weight = paid.gather(1, source) * patch.gather(1, selected).gather(1, slot)
+        own = torch.ones_like(selected, dtype=score.dtype)
+        anchor = torch.cat([selected, rest[:, :gathered]], dim=1)
+        if gathered:
+            own = torch.cat([own, paid.gather(1, rest[:, :1])], dim=1)
+            source, weight = torch.cat([source, rest[:, 1:]], 1), torch.cat([weight, paid.gather(1, rest[:, 1:])], 1)
+            slot = torch.cat([slot, torch.full_like(rest[:, 1:], keep - 1)], dim=1)
+        if self.merge == "mean":
+            total = own.scatter_add(1, slot, weight).clamp_min(torch.finfo(own.dtype).tiny)
+            own, weight = own / total, weight / total.gather(1, slot)
+        return TokenMap(anchor, tokens.count, own, slot, source, weight, score)
+
+    def _order(self, tokens: Tokens, score: Tensor, count: int) -> Tensor:
+        """(B, N) tokens, protected ones first, then the `count` patches to select."""
+        return ranking(score, tokens)
+
+    @staticmethod
+    def outliers(tokens: Tokens) -> Tensor:
+        """(B, N) bool: patches with ``a > Q3 + 1.5 (Q3 - Q1)`` in their image, which the reference would select."""
+        score = tokens.wide_cls_attention.float().masked_fill(~_patches(tokens), torch.nan)
+        low, high = (score.nanquantile(q, dim=1, keepdim=True) for q in (0.25, 0.75))
+        return score > high + 1.5 * (high - low)
+
+    def layers(self, stage: Stage, depth: int) -> list[int]:
+        return [depth - 1]
+
+
+@register
+class PruMergePlus(PruMerge):
+    """PruMerge that also selects patches spread over the image: outliers first, then every q-th patch.
+
+    With o outliers among N patches, ``q = (N // o) // 3``, and patches 0, q, 2q, ... < N-1 follow in raster order. When
+    `keep` has less room than that they are thinned out evenly, when it has more the highest-scored of the rest fill
+    it; both are ours, and with as many as the reference takes the choice is that of the reference. Where the
+    reference fails (no outlier, or so many that q is 0), q counts one outlier, and is at least 1.
+    """
+
+    name = "prumerge+"
+
+    def _order(self, tokens: Tokens, score: Tensor, count: int) -> Tensor:
+        outlier, patch = self.outliers(tokens), _patches(tokens)
+        found, patches, place = outlier.sum(1, keepdim=True), patch.sum(1, keepdim=True), patch.cumsum(1) - 1
+        stride = (patches // found.clamp_min(1) // 3).clamp_min(1)
+        spread = patch & ~outlier & (place % stride == 0) & (place < patches - 1)
+        room, total = (count - found).clamp_min(0), spread.sum(1, keepdim=True).clamp_min(1)
+        spread = spread & ((spread.cumsum(1) - 1) * room % total < room)
+        order = ranking(torch.where(spread, -place.to(score.dtype), score), tokens)
+        rank = 3 * (~patch).int() + 2 * outlier.int() + spread.int()
+        return order.gather(1, rank.gather(1, order).argsort(dim=1, descending=True, stable=True))
