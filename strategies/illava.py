@@ -54,10 +54,7 @@ class ILLaVA(Strategy):
 
     def _weights(self, tokens: Tokens, merged: torch.Tensor) -> torch.Tensor:
         """(B, R+1) weights of the target and of what it absorbs, in falling order of score; rows sum to 1."""
-        weight = torch.arange(1, merged.shape[1] + 1, device=merged.device).expand(merged.shape)
-        if self.ramp == "size":
-            weight = tokens.size.gather(1, merged)
-        elif self.ramp != "reference":
-            weight = weight.flip(1) if self.ramp == "reversed" else torch.ones_like(weight)
-        weight = weight.to(torch.promote_types(tokens.hidden.dtype, torch.float32))
+        up = torch.ones_like(merged).cumsum(dim=1)
+        weights = {"reference": up, "reversed": up.flip(1), "uniform": up.sign(), "size": tokens.size.gather(1, merged)}
+        weight = weights[self.ramp].to(torch.promote_types(tokens.hidden.dtype, torch.float32))
         return weight / weight.sum(dim=1, keepdim=True)
