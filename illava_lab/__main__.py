@@ -193,20 +193,22 @@ def _compare(options: argparse.Namespace) -> int:
 
     for name in options.strategies:
         get_strategy(name)
-    task = load_task(options.task).limited(options.limit)
+    task = load_task(options.task)
+    part = task.limited(options.limit)
     lab = _load(options)
     table = compare(
         lab,
         options.strategies,
         options.keep,
         task=task,
+        limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
         timing=not options.no_timing,
         out=options.out,
         progress=sys.stderr.isatty(),
     )
-    print(f"{lab.source} model, task {task.name}: {len(task)} questions about {len(task.images)} images")
+    print(f"{lab.source} model, task {task.name}: {len(part)} questions about {len(part.images)} images")
     print(summary(table), f"Accuracy % by category of question\n{summary_by_category(table)}", sep="\n\n")
     if options.out:
         figure = plots.tradeoff(table)

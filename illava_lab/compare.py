@@ -267,8 +267,8 @@ def _settings(lab: Lab, task: Task, **given: Any) -> dict[str, Any]:
         "dtype": str(lab.model.dtype),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "task": task.name,
-        "questions": task.digest(),
         **given,
+        "questions": task.digest(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
