@@ -194,7 +194,8 @@ def test_other_settings_are_refused_and_edited_strategies_measured_again(
     out = tmp_path / "out"
     run(lab, ["random"], [0.5], out=out)
     before = (out / "run.jsonl").read_text()
-    for change, named in (({"limit": 24}, "limit=16"), ({"seed": 1}, "seed=0"), ({"task": "validation"}, "task='test'")):
+    changes = ({"limit": 24}, "limit=16"), ({"seed": 1}, "seed=0"), ({"task": "validation"}, "task='test'")
+    for change, named in changes:
         with pytest.raises(il.LabError, match=f"holds a comparison with {named}, .* name another folder"):
             run(lab, ["random"], [0.5], out=out, **change)
     assert (out / "run.jsonl").read_text() == before
