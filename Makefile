@@ -1,7 +1,9 @@
-# Three commands, each of which works in a fresh clone with nothing but Python and make:
+# Commands, each of which works in a fresh clone with nothing but Python and make:
 #   make lab       JupyterLab at the first notebook
 #   make compare   the strategies side by side on the embedded model, as a table
 #   make test      every test
+#   make results   measure the embedded model again and write results/embedded
+#   make notebooks run the notebooks and store their outputs
 # The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
 # constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
 
@@ -17,7 +19,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare test clean
+.PHONY: help lab compare results notebooks test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +30,12 @@ lab: $(VENV)/.installed
 
 compare: $(VENV)/.installed
 	$(VENV_PYTHON) -m illava_lab compare $(ARGS)
+
+results: $(VENV)/.installed
+	$(VENV_PYTHON) results/make_embedded.py
+
+notebooks: $(VENV)/.installed
+	$(VENV_PYTHON) notebooks/execute.py
 
 test: $(VENV)/.installed-test
 	$(VENV_PYTHON) -m pytest -q $(ARGS)

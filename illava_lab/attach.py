@@ -56,8 +56,11 @@ def attach(
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
+        encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"))
+        llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
         if schedule.encoder or schedule.llm:
-            encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"))
             encoder.install(undo)
-            LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace).install(undo)
+            llm.install(undo)
+        else:
+            llm.watch(undo)
         yield trace

@@ -124,6 +124,18 @@ class LlmStage:
         for index, layer in enumerate(self.anatomy.llm_layers):
             pre(layer, self._layer_hook(index))
 
+    def watch(self, undo: ExitStack) -> None:
+        """Where nothing is reduced: only note which images a call has, so that the trace can tell their patches."""
+
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._remember_inputs(module, args, kwargs)
+            if self._has_pixels and self._input_ids is not None:
+                placeholders = (self._input_ids == self.anatomy.image_token_id).sum(1).tolist()
+                per_row = [count // self.anatomy.patches for count in placeholders]
+                self.trace.start([], per_row, list(range(sum(per_row))))
+
+        undo.callback(self.anatomy.base.register_forward_pre_hook(note, with_kwargs=True).remove)
+
     def _remember_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         encoded = kwargs.get("mm_encoder_outputs") or {}

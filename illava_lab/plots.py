@@ -90,8 +90,8 @@ def tradeoff(table: pd.DataFrame, x: Axis = "flops") -> go.Figure:
     return figure
 
 
-def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -> Path:
-    """The same picture as a PNG file, drawn without a browser. Returns its path.
+def tradeoff_picture(table: pd.DataFrame, x: Axis = "flops") -> Figure:
+    """The same picture by matplotlib, which needs no browser.
 
     Raises:
         LabError: as `tradeoff`.
@@ -114,7 +114,16 @@ def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="Strategy", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    figure.savefig(path, format="png")
+    return figure
+
+
+def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -> Path:
+    """The same picture as a PNG file. Returns its path.
+
+    Raises:
+        LabError: as `tradeoff`.
+    """
+    tradeoff_picture(table, x).savefig(path, format="png")
     return Path(path)
 
 

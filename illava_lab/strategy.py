@@ -102,7 +102,7 @@ class Tokens:
     @property
     def protected(self) -> Tensor:
         if self._protected is None:
-            self._protected = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+            return torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self._protected
 
     @property

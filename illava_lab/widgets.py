@@ -16,7 +16,7 @@ from illava_lab.images import ImageLike
 from illava_lab.lab import Answer, Lab
 from illava_lab.pictures import reduction_figure, to_png
 from illava_lab.registry import make_strategy
-from illava_lab.strategy import Strategy
+from illava_lab.strategy import Strategy, one_of
 
 
 class KeepSlider:
@@ -60,9 +60,14 @@ class KeepSlider:
         self.picture.value = self._pngs[index]
         self.text.value = f"<b>{self.question}</b> &rarr; {self.answers[index].text}"
 
-    def show(self, start: int = 0) -> None:
-        """Display the widget, with a picture of position `start` for viewers that have no kernel."""
-        self.slider.value = start
+    def show(self, keep: float) -> None:
+        """Display the widget at one of `keeps`, with a picture of that position for viewers that have no kernel.
+
+        Raises:
+            LabError: keep is no position of the slider.
+        """
+        one_of("keep", keep, tuple(self.keeps))
+        self.slider.value = start = self.keeps.index(keep)
         show_widget(self.box, self._pngs[start], f"{self.question} -> {self.answers[start].text}")
 
 

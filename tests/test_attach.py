@@ -59,11 +59,14 @@ def test_keeping_everything_is_the_bare_model(model, inputs, reduction):
 
 
 def test_strategy_none_leaves_the_model_untouched(model, inputs):
+    logits = forward(model, inputs)  # also lets transformers install its own lazy hooks
     bare = structure(model)
-    logits = forward(model, inputs)
-    with il.attach(model, "none"):
-        assert structure(model) - bare == {"_illava_attached"}
+    with il.attach(model, "none") as trace:
+        added = structure(model) - bare
+        assert "_illava_attached" in added and len(added) == 2, "a mark, and one hook that counts images"
         assert torch.equal(forward(model, inputs), logits)
+    assert trace.steps == []
+    assert torch.equal(trace.sources(0).weights, torch.eye(PATCHES).double())
 
 
 # ---------------------------------------------------------------------------------------------- against the reference
