@@ -27,6 +27,7 @@ class Random(Scorer):
             raise LabError(f"seed must be a whole number of at least 0, got {self.seed!r}")
 
     def score(self, tokens: Tokens) -> Tensor:
-        draw = torch.Generator().manual_seed(hash((self.seed, tokens.stage == "llm", tokens.layer)) % 2**63)
+        place = 2 * tokens.layer + (tokens.stage == "llm")
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         score = torch.rand(tokens.count, generator=draw)
         return score.to(tokens.hidden.device).expand(tokens.batch, -1)
