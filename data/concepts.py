@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from model import GRID, PATCH
+from architecture import GRID, PATCH
 from scenes import COLORS, COLUMNS, DIGITS, ROWS, SHAPES, WORDS, Scene
 
 KINDS = ("background", *SHAPES, *DIGITS, *WORDS)
@@ -23,7 +23,8 @@ CONCEPTS = [words for group in GROUPS.values() for words in group]
 STARTS = dict(zip(GROUPS, np.cumsum([0, *(len(g) for g in GROUPS.values())])))
 # The patch at the middle of each cell lies on the cell's object and stands for it: counting objects is
 # counting anchors, whatever the objects' sizes.
-ANCHORS = np.array([int((row + 0.5) * GRID / 3) * GRID + int((col + 0.5) * GRID / 3) for row in range(3) for col in range(3)])
+MIDDLES = [int((index + 0.5) * GRID / 3) for index in range(3)]
+ANCHORS = np.array([row * GRID + column for row in MIDDLES for column in MIDDLES])
 
 
 def covered(low: int, high: int) -> np.ndarray:

@@ -136,8 +136,10 @@ def make_scene(rng: np.random.Generator, split: str, crowded: bool = False) -> S
     cells = [int(c) for c in rng.permutation(9)]
     if crowded:
         chosen = rng.choice(("shape", "digit", "word"), size=9, p=(0.45, 0.3, 0.25))
-        items = [make_item(rng, split, cell, pick(rng, SHAPES) if kind == "shape" else str(kind), pick(rng, tuple(COLORS)))
-                 for cell, kind in zip(cells, chosen)]  # fmt: skip
+        items = []
+        for cell, choice in zip(cells, chosen):
+            kind = pick(rng, SHAPES) if choice == "shape" else str(choice)
+            items.append(make_item(rng, split, cell, kind, pick(rng, tuple(COLORS))))
     else:
         pairs: list[tuple[str, str]] = []
         count = int(rng.integers(2, 7))

@@ -26,31 +26,38 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration
 
-from concepts import ANCHORS, CONCEPTS, GROUPS, STARTS, patch_labels
-from model import GRID, build_model, build_processor, build_tokenizer
-from scenes import CATEGORIES, SIZE, ask, draw, make_scene
+from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS, patch_labels
+from architecture import GRID, build_model, build_processor, build_tokenizer
+from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, Scene, ask, draw, make_scene
 
 PATCHES = GRID * GRID
-PREFIX = 3  # <s> USER :
+PROMPT = build_tokenizer().encode("USER:")  # before the picture, with <s>
+PREFIX = len(PROMPT)
+CONCEPT_IDS = [build_tokenizer().convert_tokens_to_ids(list(words)) for words in CONCEPTS]
 SLOTS = 40  # oracle visual tokens per scene
 TEXT = {"mind": 200, "joint": 128}  # room for packed questions
+# Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
+RECIPE = {
+    "eyes": (500, 2e-3, 0.0, {"dense": 1.0}),
+    "mind": (1000, 2e-3, 0.4, {"answer": 1.0}),
+    "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
+    "joint": (800, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0}),
+}
 Batch = dict[str, Tensor]
 
 
 class Scenes(IterableDataset):
     """Batches by step number, so that a resumed run goes on where it stopped."""
 
-    def __init__(self, phase: str, split: str, seed: int, start: int, stop: int, batch: int, weights: dict[str, float]):
+    def __init__(self, phase: str, split: str, seed: int, start: int, stop: int, batch: int):
         self.phase, self.split, self.seed, self.steps, self.batch = phase, split, seed, (start, stop), batch
         self.tokenizer = build_tokenizer()
-        self.chances = np.array([weights.get(category, 1.0) for category in CATEGORIES])
-        self.chances /= self.chances.sum()
 
     def __iter__(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
         first, every = (info.id, info.num_workers) if info else (0, 1)
         for step in range(self.steps[0] + first, self.steps[1], every):
-            rng = np.random.default_rng([self.seed, ("eyes", "mind", "align", "joint").index(self.phase), step])
+            rng = np.random.default_rng([self.seed, list(RECIPE).index(self.phase), step])
             rows = [self.example(rng) for _ in range(self.batch)]
             yield {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
 
@@ -66,14 +73,14 @@ class Scenes(IterableDataset):
             row["slots"] = sample_slots(row["labels"], rng)
         return row
 
-    def pack(self, scene, rng: np.random.Generator, room: int) -> dict[str, np.ndarray]:
+    def pack(self, scene: Scene, rng: np.random.Generator, room: int) -> dict[str, np.ndarray]:
         """Questions side by side. `block` keeps them from seeing each other, `position` starts each right
         behind the picture: the model sees exactly what it will see with one question."""
         ids, block, position, target, category = (np.zeros(room, np.int64) for _ in range(5))
         target[:] = -100
         used, number = 0, 0
         order = list(rng.permutation(len(CATEGORIES)))
-        order += list(rng.choice(len(CATEGORIES), size=room // 12, p=self.chances))
+        order += list(rng.integers(len(CATEGORIES), size=room // 12))
         for index in order:
             question = ask(scene, rng, CATEGORIES[index])
             if question is None:
@@ -104,9 +111,8 @@ def sample_slots(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def concept_table(model: LlavaForConditionalGeneration) -> Tensor:
     """Sum of word embeddings for each concept."""
-    tokenizer, words = build_tokenizer(), model.get_input_embeddings().weight
-    rows = [words[tokenizer.convert_tokens_to_ids(list(c))].sum(0) if c else words.new_zeros(words.shape[1]) for c in CONCEPTS]
-    return torch.stack(rows)
+    words = model.get_input_embeddings().weight
+    return torch.stack([words[ids].sum(0) for ids in CONCEPT_IDS])
 
 
 def oracle(labels: Tensor, table: Tensor) -> Tensor:
@@ -129,23 +135,18 @@ class Learner(nn.Module):
     def say(self, visual: Tensor, places: Tensor, batch: Batch) -> Tensor:
         """Hidden states of the text behind these visual tokens (at these places of the picture)."""
         core, ids = self.model.model, batch["ids"]
-        rows, device = ids.shape[0], ids.device
-        start = torch.tensor(PROMPT, device=device).expand(rows, PREFIX)
+        rows = ids.shape[0]
+        start = torch.tensor(PROMPT).expand(rows, PREFIX)
         embedded = torch.cat([core.get_input_embeddings()(start), visual, core.get_input_embeddings()(ids)], 1)
         position = torch.cat([torch.arange(PREFIX).expand(rows, PREFIX), PREFIX + places, batch["position"]], 1)
-        block = F.pad(batch["block"], (PREFIX + visual.shape[1], 0))
+        block = F.pad(batch["block"], (PREFIX + visual.shape[1], 0))  # 0: what all questions may see
         length = block.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril()
         seen = seen & ((block[:, None, :] == block[:, :, None]) | (block[:, None, :] == 0))
-        seen[:, :, PREFIX + visual.shape[1] :] &= (block[:, None, PREFIX + visual.shape[1] :] > 0) | torch.eye(
-            length, dtype=torch.bool)[:, PREFIX + visual.shape[1] :]  # fmt: skip
         hidden = core.language_model(
             inputs_embeds=embedded, attention_mask=seen[:, None], position_ids=position, use_cache=False
         ).last_hidden_state
         return hidden[:, PREFIX + visual.shape[1] :]
-
-
-PROMPT = build_tokenizer().encode("USER:")
 
 
 def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,6 +160,30 @@ def align_loss(visual: Tensor, labels: Tensor, table: Tensor) -> Tensor:
     error = (visual.float() - wanted).square().mean(-1) / wanted.var()
     busy = labels[..., 0] > 0
     return error[busy].mean() + 0.3 * error[~busy].mean()
+
+
+@torch.no_grad()
+def refit(learner: Learner, batches: list[Batch]) -> None:
+    """Least squares from the trained tower's features to the oracle tokens, so that alignment starts near
+    its goal: from the head's own coordinates its first gradients would wreck the tower."""
+    core, table = learner.model.model, concept_table(learner.model)
+    projector = core.multi_modal_projector
+    inside, wanted, logits = [], [], []
+    keep = projector.linear_2.register_forward_pre_hook(lambda _, args: inside.append(args[0].flatten(0, 1)))
+    for batch in batches:
+        logits.append(learner.head(learner.see(batch["pixels"])).flatten(0, 1))
+        wanted.append(oracle(batch["labels"], table).flatten(0, 1))
+    keep.remove()
+    fit(projector.linear_2, torch.cat(inside), torch.cat(wanted))
+    fit(learner.head, projector.linear_2(torch.cat(inside)), torch.cat(logits))
+
+
+def fit(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
+    x = F.pad(x, (0, 1), value=1.0).double()
+    square = x.T @ x
+    solution = torch.linalg.solve(square + 1e-4 * square.diagonal().mean() * torch.eye(len(square)), x.T @ y.double())
+    layer.weight.copy_(solution[:-1].T)
+    layer.bias.copy_(solution[-1])
 
 
 def noisy_oracle(batch: Batch, table: Tensor) -> Tensor:
@@ -182,29 +207,34 @@ def answer_loss(learner: Learner, hidden: Tensor, batch: Batch) -> tuple[Tensor,
     return F.cross_entropy(logits, target), torch.stack([category, (wrong == 0).long()], 1)
 
 
-def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest."""
-    inner, rest = [], []
+def optimizers(learner: Learner, phase: str) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest. Once the projector speaks word
+    embeddings (spread 0.08, against 3 before), it takes steps that are as much smaller."""
+    inner, rest, fine = [], [], []
     for name, weight in learner.named_parameters():
         if weight.requires_grad:
-            (inner if weight.ndim == 2 and ".layers." in name else rest).append(weight)
-    muon = torch.optim.Muon(inner, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+            small = "projector" in name and phase in ("align", "joint")
+            (fine if small else inner if weight.ndim == 2 and ".layers." in name else rest).append(weight)
+    muon = torch.optim.Muon(inner, lr=1.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": rest, "scale": 1.0}, {"params": fine, "scale": 0.05}]
+    return [muon, torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm up, stay, and fall to zero over the last 40 %."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+def rate_at(step: int, steps: int, decay: float) -> float:
+    """Warm up, stay, and fall to zero over the last part of the steps."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (decay * steps) if decay else 1.0)
 
 
 def report(batch: Batch, logits: Tensor | None, answers: Tensor | None) -> dict[str, list[float]]:
+    """Right (1) or wrong (0), one by one: what the anchors see, and the answers by category."""
     scores: dict[str, list[float]] = defaultdict(list)
     if logits is not None:
         labels, busy = batch["labels"], batch["labels"][..., 0] > 0
         parts = logits.split([len(group) for group in GROUPS.values()], dim=-1)
         anchor = labels[..., 3] == 1
         right = parts[0].argmax(-1) == labels[..., 0]
-        for name, low, high in (("shapes", 1, 6), ("digits", 7, 16), ("words", 17, 32)):
+        for name, kinds in (("shapes", SHAPES), ("digits", DIGITS), ("words", WORDS)):
+            low, high = KINDS.index(kinds[0]), KINDS.index(kinds[-1])
             of = anchor & (labels[..., 0] >= low) & (labels[..., 0] <= high)
             scores["see " + name] = right[of].float().tolist()
         scores["see ground"] = right[~busy].float().tolist()
@@ -216,132 +246,140 @@ def report(batch: Batch, logits: Tensor | None, answers: Tensor | None) -> dict[
     return scores
 
 
-def run(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.state.mkdir(parents=True, exist_ok=True)
-    learner = Learner(args.seed)
-    phase, state_file = args.phase, args.state / f"{args.phase}.pt"
-    core = learner.model.model
-    eyes = [core.vision_tower, core.multi_modal_projector, learner.head]
-    mind = [core.language_model, learner.model.lm_head]
-    learner.requires_grad_(False)
-    for part in {"eyes": eyes, "align": eyes, "mind": mind, "joint": eyes + mind}[phase]:
-        part.requires_grad_(True)
-    core.vision_tower.vision_model.post_layernorm.requires_grad_(False) if hasattr(core.vision_tower, "vision_model") else None
-    opts, step = optimizers(learner, args.rate), 0
-    if state_file.exists():
-        state = torch.load(state_file)
-        learner.load_state_dict(state["learner"])
-        for opt, saved in zip(opts, state["opts"]):
-            opt.load_state_dict(saved)
-        step = state["step"]
-    else:  # start from the phases before
-        parts = {"align": ("eyes", "mind"), "joint": ("align",)}.get(phase, ())
-        for part in parts:
-            weights = torch.load(args.state / f"{part}.pt")["learner"]
-            keep = ("language_model", "lm_head")
-            if part == "mind":
-                weights = {k: v for k, v in weights.items() if any(word in k for word in keep)}
-            learner.load_state_dict(weights, strict=False)
+class Trainer:
+    """One phase of the recipe, resumable."""
 
-    see, say = learner.see, learner.say
-    if args.compile:
-        see, say = torch.compile(see), torch.compile(say)
-    everywhere = torch.arange(PATCHES).expand(args.batch, PATCHES)
+    def __init__(self, args: argparse.Namespace):
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(args.seed)
+        self.args, self.phase = args, args.phase
+        self.steps, self.rate, self.decay, self.weights = RECIPE[self.phase]
+        self.learner = Learner(args.seed)
+        core = self.learner.model.model
+        eyes = [core.vision_tower, core.multi_modal_projector, self.learner.head]
+        mind = [core.language_model, self.learner.model.lm_head]
+        self.learner.requires_grad_(False)
+        for part in {"eyes": eyes, "align": eyes, "mind": mind, "joint": eyes + mind}[self.phase]:
+            part.requires_grad_(True)
+        self.opts = optimizers(self.learner, self.phase)
+        self.step = self.resume()
+        self.see, self.say = self.learner.see, self.learner.say
+        if args.compile:
+            self.see, self.say = torch.compile(self.see), torch.compile(self.say)
 
-    def losses(batch: Batch) -> tuple[Tensor, dict[str, float], Tensor | None, Tensor | None]:
-        total, parts, logits, answers = torch.zeros(()), {}, None, None
+    @property
+    def file(self) -> Path:
+        return self.args.state / f"{self.phase}.pt"
+
+    def resume(self) -> int:
+        """Go on where this phase stopped, or start from the weights of the phases before it."""
+        if self.file.exists():
+            state = torch.load(self.file)
+            self.learner.load_state_dict(state["learner"])
+            for opt, saved in zip(self.opts, state["opts"]):
+                opt.load_state_dict(saved)
+            return state["step"]
+        if self.phase == "align":
+            self.learner.load_state_dict(self.learned("eyes"))
+            mind = {k: v for k, v in self.learned("mind").items() if "language_model" in k or "lm_head" in k}
+            self.learner.load_state_dict(mind, strict=False)
+            refit(self.learner, list(Scenes("eyes", "train", self.args.seed + 1, 0, 16, 32)))
+        elif self.phase == "joint":
+            self.learner.load_state_dict(self.learned("align"))
+        return 0
+
+    def learned(self, phase: str) -> dict[str, Tensor]:
+        return torch.load(self.args.state / f"{phase}.pt")["learner"]
+
+    def save(self) -> None:
+        """Through a second file: a run stopped while it writes loses nothing."""
+        opts = [opt.state_dict() for opt in self.opts]
+        state = {"learner": self.learner.state_dict(), "opts": opts, "step": self.step}
+        self.args.state.mkdir(parents=True, exist_ok=True)
+        torch.save(state, self.file.with_suffix(".new"))
+        self.file.with_suffix(".new").replace(self.file)
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        """The phase's losses, the dense logits and the answers' correctness."""
+        parts, logits, answers = {}, None, None
         with torch.autocast("cpu", torch.bfloat16):
-            table = concept_table(learner.model)
-            if phase == "mind":
+            table = concept_table(self.learner.model)
+            if self.phase == "mind":
                 visual, places = noisy_oracle(batch, table), batch["slots"]
             else:
-                visual, places = see(batch["pixels"]), everywhere
-                logits = learner.head(visual)
+                visual = self.see(batch["pixels"])
+                places = torch.arange(PATCHES).expand(len(visual), PATCHES)
+                logits = self.learner.head(visual)
                 parts["dense"] = dense_loss(logits, batch["labels"])
-                if phase != "eyes":
-                    parts["align"] = align_loss(visual, batch["labels"], table)
-            if phase in ("mind", "joint"):
-                parts["answer"], answers = answer_loss(learner, say(visual, places, batch), batch)
-        weights = {"dense": 1.0, "align": 1.0, "answer": 1.0}
-        if phase == "joint":
-            weights = {"dense": 0.5, "align": 0.3, "answer": 1.0}
-        total = sum(weights[name] * value for name, value in parts.items())
-        return total, {k: float(v) for k, v in parts.items()}, logits, answers
+            if "align" in self.weights:
+                parts["align"] = align_loss(visual, batch["labels"], table)
+            if "answer" in self.weights:
+                hidden = self.say(visual, places, batch)
+                parts["answer"], answers = answer_loss(self.learner, hidden, batch)
+        return parts, logits, answers
 
-    def check(step: int) -> None:
-        learner.eval()
+    @torch.no_grad()
+    def check(self) -> None:
         scores: dict[str, list[float]] = defaultdict(list)
-        with torch.no_grad():
-            for batch in DataLoader(Scenes(phase, "validation", 999, 0, args.check_batches, args.batch, {}), batch_size=None):
-                for name, values in report(batch, *losses(batch)[2:]).items():
-                    scores[name] += values
-        learner.train()
+        for batch in Scenes(self.phase, "validation", 999, 0, self.args.check_batches, self.args.batch):
+            for name, values in report(batch, *self.losses(batch)[1:]).items():
+                scores[name] += values
         mean = {name: round(100 * float(np.mean(values)), 1) for name, values in scores.items()}
-        asked = [mean[c] for c in CATEGORIES if c in mean]
-        mean |= {"answers": round(float(np.mean(asked)), 1)} if asked else {}
-        note(f"{phase} validation at {step}: {json.dumps(mean)}")
+        self.note(f"validation {json.dumps(mean)}")
 
-    def note(line: str) -> None:
-        print(time.strftime("%H:%M:%S"), line, flush=True)
+    def note(self, line: str) -> None:
+        print(time.strftime("%H:%M:%S"), f"{self.phase} {self.step}/{self.steps}", line, flush=True)
 
-    def save(step: int) -> None:
-        state = {"learner": learner.state_dict(), "opts": [opt.state_dict() for opt in opts], "step": step}
-        torch.save(state, state_file.with_suffix(".new"))
-        state_file.with_suffix(".new").replace(state_file)
-
-    weights = json.loads(args.weights)
-    data = DataLoader(Scenes(phase, "train", args.seed, step, args.steps, args.batch, weights), batch_size=None,
-                      num_workers=1, prefetch_factor=6)  # fmt: skip
-    sums: dict[str, float] = defaultdict(float)
-    began = time.time()
-    for batch in data:
-        total, parts, _, _ = losses(batch)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_((p for p in learner.parameters() if p.grad is not None), 1.0)
-        for opt in opts:
+    def update(self, batch: Batch) -> dict[str, float]:
+        parts, _, _ = self.losses(batch)
+        sum(self.weights[name] * loss for name, loss in parts.items()).backward()
+        nn.utils.clip_grad_norm_((p for p in self.learner.parameters() if p.grad is not None), 1.0)
+        rate = self.rate * rate_at(self.step, self.steps, self.decay)
+        for opt in self.opts:
             for group in opt.param_groups:
-                group["lr"] = args.rate * rate_at(step, args.steps)
+                group["lr"] = rate * group.get("scale", 1.0)
             opt.step()
             opt.zero_grad()
-        step += 1
-        for name, value in {**parts, "norm": float(norm)}.items():
-            sums[name] += value
-        if step % 50 == 0:
-            speed = 50 * args.batch / (time.time() - began)
-            note(f"{phase} {step}/{args.steps} {speed:.0f} scenes/s " + " ".join(f"{k} {v / 50:.3f}" for k, v in sums.items()))
-            sums.clear()
-            if step % args.check == 0 or step == args.steps:
-                save(step)
-                check(step)
-            began = time.time()
+        self.step += 1
+        return {name: float(loss) for name, loss in parts.items()}
+
+    def run(self) -> None:
+        scenes = Scenes(self.phase, "train", self.args.seed, self.step, self.steps, self.args.batch)
+        sums: dict[str, float] = defaultdict(float)
+        began, every = time.time(), 50
+        for batch in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=6):
+            for name, value in self.update(batch).items():
+                sums[name] += value / every
+            if self.step % every == 0:
+                speed = every * self.args.batch / (time.time() - began)
+                self.note(" ".join([f"{speed:.0f} scenes/s", *(f"{name} {value:.3f}" for name, value in sums.items())]))
+                sums.clear()
+                if self.step % self.args.check == 0 or self.step == self.steps:
+                    self.save()
+                    self.check()
+                began = time.time()
 
 
 def save_pretrained(args: argparse.Namespace) -> None:
     learner = Learner(args.seed)
-    done = [args.state / f"{name}.pt" for name in ("joint", "align", "eyes")]
-    learner.load_state_dict(torch.load(next(path for path in done if path.exists()))["learner"])
+    learner.load_state_dict(torch.load(args.state / "joint.pt")["learner"])
     learner.model.save_pretrained(args.out)
     build_processor().save_pretrained(args.out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=("eyes", "mind", "align", "joint", "save"))
+    parser.add_argument("phase", choices=(*RECIPE, "save"))
     parser.add_argument("--state", type=Path, required=True, help="folder for resumable training state")
     parser.add_argument("--out", type=Path, default=Path("model"))
-    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--weights", default="{}", help='more questions of a category, as JSON: {"count": 2}')
     parser.add_argument("--check", type=int, default=250, help="validate and save every so many steps")
     parser.add_argument("--check-batches", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    save_pretrained(args) if args.phase == "save" else run(args)
+    save_pretrained(args) if args.phase == "save" else Trainer(args).run()
 
 
 if __name__ == "__main__":
