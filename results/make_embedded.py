@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from datetime import date
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def machine() -> str:
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     lab, task = il.load(), il.load_task("test")
-    start = time.perf_counter()
     table = il.compare(lab, STRATEGIES, KEEP, task=task)
-    seconds = time.perf_counter() - start
     table.to_csv(OUT / "table.csv", index=False)
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
     (OUT / "summary.txt").write_text(text, encoding="utf-8")
@@ -56,7 +53,6 @@ def main() -> None:
         "date": date.today().isoformat(),
         "seed": 0,
         "questions": len(task),
-        "seconds": round(seconds),
     }
     (OUT / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     print(text)
