@@ -35,7 +35,8 @@ class Step:
         return self.map.score
 
     def __repr__(self) -> str:
-        return f"Step({self.stage} layer {self.layer}: {self.before} -> {self.after} visual tokens, {self.images} images)"
+        several = f" in each of {self.images} images" if self.images > 1 else ""
+        return f"Step({self.stage} layer {self.layer}: {self.before} -> {self.after} visual tokens{several})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from collections.abc import Sequence
 
@@ -87,10 +86,8 @@ def show_figure(figure: Figure, alt: str) -> None:
 
 
 def show_plot(figure: go.Figure, picture: Figure, alt: str) -> None:
-    """Display an interactive plotly figure, and in the same output its static picture for viewers without scripts."""
-    data = {"text/plain": alt, "image/png": base64.b64encode(to_png(picture)).decode()}
+    """Display an interactive plotly figure, and in the same output its static picture for viewers without a kernel."""
     if "google.colab" in sys.modules:
-        figure.show()  # Colab draws plotly figures only through plotly's own renderer
-        return
-    data["application/vnd.plotly.v1+json"] = json.loads(figure.to_json())
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+        figure.show()  # Colab draws plotly figures best through plotly's own renderer
+    else:
+        show_widget(go.FigureWidget(figure), to_png(picture), alt)

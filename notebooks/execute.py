@@ -27,7 +27,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _is_dead_widget(out)]
     return notebook
+
+
+def _is_dead_widget(output: nbformat.NotebookNode) -> bool:
+    """A widget without a picture, such as a finished progress bar: nothing to see for readers without a kernel."""
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data and "image/png" not in data
 
 
 def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
