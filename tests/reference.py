@@ -108,8 +108,6 @@ def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tens
             anchor = _anchors(matrix, anchor, rule)
             x, sizes = matrix.to(x.dtype) @ x, ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
         x = x + layer.mlp(layer.layer_norm2(x))
-    if model.config.vision_feature_layer == -1 and not cls and hasattr(tower, "post_layernorm"):
-        pass  # hidden_states hold the output of a layer, before the final norm
     order = sorted(range(cls, len(x)), key=lambda m: anchor[m])
     features = model.model.multi_modal_projector(x[order])
     return features, [anchor[m] - cls for m in order]
