@@ -36,6 +36,7 @@ STATISTICS: dict[str, str] = {
     "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
     "cls_attention": "(B, N): attention that CLS pays to each token, mean over heads",
     "text_attention": "(B, N): attention that the last text token pays to each visual token, mean over heads",
+    "next_text_attention": "(B, N): attention that the last text token would pay in the layer to come, mean over heads",
     "text_rows": "(B, T, N): attention that the text tokens after the image pay to each visual token, mean over heads",
     "lse": "(B, N): log-sum-exp of each query's attention logits, mean over heads",
     "keys": "(B, N, d): attention keys, mean over heads",
@@ -43,6 +44,10 @@ STATISTICS: dict[str, str] = {
     "wide_cls_attention": "(B, N): attention of CLS with one head as wide as the model",
     "text_hidden": "(B, T, C): hidden states of the text tokens after the image",
     "text_wide_keys": "(B, T, H*d): keys of the text tokens after the image, heads side by side",
+    "normed_hidden": "(B, N, C): hidden states through the last norm of the LLM",
+    "text_normed_hidden": "(B, T, C): hidden states of the text tokens after the image through that norm",
+    "embeddings": "(B, N0, C): all tokens of the image as they entered the LLM",
+    "text_embeddings": "(B, T, C): the text tokens after the image as they entered the LLM",
 }
 
 
