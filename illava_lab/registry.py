@@ -1,8 +1,8 @@
 """The registry: every strategy that is installed, by name.
 
 One way in: the entry-point group ``illava_lab.strategies``. An entry names a package (every module of it is imported)
-or a class. The lab's own `strategies` package is the first entry; other packages add theirs. A name belongs to the class
-that has it first, and the lab's own come first.
+or a class. The lab's own `strategies` package is the first entry; other packages add theirs. A name belongs to the
+class that has it first, and the lab's own come first.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ import pytest
 import illava_lab as il
 
 FILE = Path(__file__).parent.parent / "data" / "published.csv"
-# Methods with published figures that are no strategy of the lab; downsample acts on the picture, before the model.
-NOT_IN_THE_LAB = {"downsample", "gprune", "lightvlm", "sparsevila", "several"}
+# Methods with published figures that are no strategy of the lab.
+NOT_IN_THE_LAB = {"gprune", "lightvlm", "sparsevila", "several"}
 RANGES = {
     "%": (0, 100), "score of 100": (0, 100), "score of 5": (1, 5), "score": (50, 2800), "x": (1, 10), "s": (0.1, 400),
-    "GB": (5, 80), "MB": (100, 1000), "TFLOPs": (0.1, 20), "tokens": (10, 576), "images/s": (1, 5000), "GPU hours": (10, 200),
+    "GB": (5, 80), "MB": (100, 1000), "TFLOPs": (0.1, 20), "tokens": (10, 576), "images/s": (1, 5000),
+    "GPU hours": (10, 200),
 }  # fmt: skip
 EVIDENCE = {"README", "paper", "abstract", "project page", "issue thread", "second-hand", "computed by us"}
 TEXT = ["method", "model", "setting", "task", "metric", "unit", "hardware", "source", "url_or_arxiv", "evidence"]
