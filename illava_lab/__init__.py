@@ -2,6 +2,7 @@
 
 from illava_lab import pictures, plots
 from illava_lab.attach import attach
+from illava_lab.chat import Chat, chat
 from illava_lab.compare import compare, summary
 from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
@@ -14,6 +15,7 @@ from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
 
 __all__ = [
     "Answer",
+    "Chat",
     "Lab",
     "LabError",
     "Paper",
@@ -23,6 +25,7 @@ __all__ = [
     "TokenMap",
     "Tokens",
     "attach",
+    "chat",
     "broken_plugins",
     "compare",
     "get_strategy",
