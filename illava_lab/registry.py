@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -83,6 +86,41 @@ def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
+
+
+def load_file(path: str | Path) -> list[type[Strategy]]:
+    """Run a Python file; the strategies that it registers. Those of an earlier run are replaced.
+
+    Raises:
+        LabError: there is no such file, it fails, or it registers nothing. Nothing of it is registered then.
+    """
+    _discover()
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise LabError(f"there is no file {str(path)!r}")
+    # A file that is loaded already, such as one of `strategies/`, keeps its module, so that its classes replace themselves.
+    loaded = (name for name, module in sys.modules.items() if getattr(module, "__dict__", {}).get("__file__") == str(file))
+    name = next((name for name in loaded if name != "__main__"), str(file))
+    registered, module_before = dict(_registered), sys.modules.get(name)
+    spec = spec_from_file_location(name, file)
+    if spec is None:
+        raise LabError(f"{str(path)!r} is no Python file")
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        # Not through the import system, whose cache of bytecode overlooks a second edit within one second.
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+        found = [cls for key, cls in _registered.items() if registered.get(key) is not cls]
+        if not found:
+            raise LabError("it registers no strategy; put @il.register above the class")
+        return found
+    except (Exception, SystemExit) as error:  # a stranger's file may fail in any way
+        _registered.clear()
+        _registered.update(registered)
+        del sys.modules[name]
+        if module_before is not None:
+            sys.modules[name] = module_before
+        reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+        raise LabError(f"{str(path)!r} could not be loaded: {' '.join(reason.split())}") from error
 
 
 @cache

@@ -23,6 +23,7 @@ class DivPrune(Strategy):
     name = "divprune"
     paper = Paper("DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", "2503.02175", 2025)
     kind = "prune"
+    memory = "quadratic"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
