@@ -113,6 +113,7 @@ class EncoderStage:
             size=self.size,
             position=self.position,
             protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
             grid=self.anatomy.grid,
             site=site,
         )

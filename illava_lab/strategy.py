@@ -73,6 +73,7 @@ class Tokens:
         size: Tensor | None = None,
         position: Tensor | None = None,
         protected: Tensor | None = None,
+        protected_count: int | None = None,
         grid: tuple[int, int] | None = None,
         site: Any = None,
         **statistics: Tensor,
@@ -91,7 +92,7 @@ class Tokens:
         self.stage, self.layer, self.hidden, self.grid = stage, layer, hidden, grid
         self.size = torch.ones(batch, count, device=hidden.device) if size is None else size
         self.position = torch.arange(count, device=hidden.device).expand(batch, -1) if position is None else position
-        self._protected = protected
+        self._protected, self._protected_count = protected, protected_count
         self._site = site
         self._statistics = dict(statistics)
 
@@ -108,10 +109,11 @@ class Tokens:
 
     @cached_property
     def protected_count(self) -> int:
-        """Protected tokens per row; the most of any row. In the encoder that is CLS, known without asking the device."""
+        """Protected tokens per row; the most of any row. Counted on the device, unless it was given."""
         if not self.has_protected:
             return 0
-        return 1 if self.stage == "encoder" else int(self.protected.sum(dim=1).max())
+        given = self._protected_count
+        return int(self.protected.sum(dim=1).max()) if given is None else given
 
     def room(self, keep: int) -> int:
         """How many of `keep` slots are left beside the protected tokens.
