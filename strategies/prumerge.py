@@ -112,7 +112,7 @@ class PruMergePlus(PruMerge):
         outlier, patch = self.outliers(tokens), _patches(tokens)
         found, patches, place = outlier.sum(1, keepdim=True), patch.sum(1, keepdim=True), patch.cumsum(1) - 1
         stride = (patches // found.clamp_min(1) // 3).clamp_min(1)
-        spread = patch & ~outlier & (place % stride == 0) & (place < patches - 1)
+        spread = patch & ~outlier & ~score.isnan() & (place % stride == 0) & (place < patches - 1)
         room, total = (count - found).clamp_min(0), spread.sum(1, keepdim=True).clamp_min(1)
         spread = spread & ((spread.cumsum(1) - 1) * room % total < room)
         order = ranking(torch.where(spread, -place.to(score.dtype), score), tokens)
