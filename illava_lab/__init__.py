@@ -10,6 +10,7 @@ from illava_lab.lab import Answer, Lab, load
 from illava_lab.registry import get_strategy, register, strategies
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
+from illava_lab.testing import check_strategy
 
 __all__ = [
     "Answer",
@@ -22,6 +23,7 @@ __all__ = [
     "TokenMap",
     "Tokens",
     "attach",
+    "check_strategy",
     "compare",
     "get_strategy",
     "load",
