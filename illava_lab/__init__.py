@@ -7,7 +7,8 @@ from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
 from illava_lab.images import read_image
 from illava_lab.lab import Answer, Lab, load
-from illava_lab.registry import get_strategy, register, strategies
+from illava_lab.published import published
+from illava_lab.registry import broken_plugins, get_strategy, register, strategies
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
 from illava_lab.testing import check_strategy
@@ -23,6 +24,7 @@ __all__ = [
     "TokenMap",
     "Tokens",
     "attach",
+    "broken_plugins",
     "check_strategy",
     "compare",
     "get_strategy",
@@ -30,6 +32,7 @@ __all__ = [
     "load_task",
     "pictures",
     "plots",
+    "published",
     "read_image",
     "register",
     "strategies",

@@ -42,9 +42,11 @@ class _NotHere(LabError):
 class _Lacks:
     """In the place of an attention, where every statistic that the stage has is given."""
 
-    site: AttentionSite
+    site: AttentionSite | None
 
     def statistic(self, name: str) -> Tensor:
+        if self.site is None:
+            raise _NotHere(f"{name} needs the model, which has not run when the picture is shrunk")
         try:
             return self.site.statistic(name)
         except LabError as error:
@@ -67,9 +69,10 @@ def example_tokens(
     """Small random tokens with all statistics that a stage has, taken from one attention, so that they fit together.
 
     Args:
-        stage: "encoder" or "llm" (there: a prompt with text before and after the visual tokens, causal attention).
+        stage: "encoder", "llm" (a prompt with text before and after the visual tokens, causal attention), or "image",
+            which is before the model: states are (B, N, 1) zeros, and there are no statistics.
         patches, batch: N without protected tokens, and B. Hidden states are (B, N, 8), in 2 heads of 4.
-        cls: encoder only, a protected CLS token in front.
+        cls: not in the LLM, a protected CLS token in front.
         newlines: LLM only, protected tokens at random places, others in every row.
         reduced: as after an earlier reduction: patches are missing, and others stand for several.
         equal: all tokens are alike.
@@ -77,15 +80,15 @@ def example_tokens(
     Raises:
         LabError: unknown stage, or fewer than one patch or row.
     """
-    if stage not in ("encoder", "llm"):
-        raise LabError(f"there are example tokens for the stages encoder and llm, got {stage!r}")
+    if stage not in STAGES:
+        raise LabError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
     if patches < 1 or batch < 1:
         raise LabError(f"patches and batch must be at least 1, got {patches} and {batch}")
     draw = torch.Generator().manual_seed(seed)
-    extra = int(cls) if stage == "encoder" else newlines
+    extra = newlines if stage == "llm" else int(cls)
     count, (height, width) = patches + extra, _grid(2 * patches if reduced else patches)
     protected = torch.zeros(batch, count, dtype=torch.bool)
-    if stage == "encoder":
+    if stage != "llm":
         protected[:, :extra] = True
     elif extra:
         protected.scatter_(1, torch.rand(batch, count, generator=draw).argsort(dim=1)[:, :extra], True)
@@ -95,18 +98,11 @@ def example_tokens(
     if reduced:
         size = torch.where(protected, size, torch.randint(1, 5, (batch, count), generator=draw).float())
 
-    length = count if stage == "encoder" else TEXT_BEFORE + count + TEXT_AFTER
-    states = torch.randn(batch, length, CHANNELS, generator=draw)
-    at = torch.arange(count) + (0 if stage == "encoder" else TEXT_BEFORE)
-    if equal:
-        states[:, at] = states[:, at[:1]]
-    projections = [torch.randn(CHANNELS, CHANNELS, generator=draw) for _ in ("query", "key")]
-    query, key = ((states @ each).unflatten(2, (HEADS, -1)).transpose(1, 2) for each in projections)
-    states, query, key = (x.to(device, dtype) for x in (states, query, key))
-    site = AttentionSite(query, key, (CHANNELS // HEADS) ** -0.5, has_cls=stage == "encoder" and cls, hidden=states)
-    if stage == "llm":
-        last = torch.full((batch,), length - 1, device=device)
-        site = replace(site, causal=True, visual=at.to(device).expand(batch, -1), last=last)
+    if stage == "image":
+        site, hidden = None, torch.zeros(batch, count, 1, dtype=dtype, device=device)
+    else:
+        entered = count + height * width - patches
+        site, hidden = _example_site(stage, batch, count, entered, stage == "encoder" and cls, equal, dtype, device, draw)
     lacks, given = _Lacks(site), {}
     for name in STATISTICS:
         try:
@@ -115,7 +111,7 @@ def example_tokens(
             continue
     return Tokens(
         stage,
-        states[:, at.to(device)],
+        hidden,
         layer=1,
         size=size.to(device),
         position=position.to(device),
@@ -124,6 +120,48 @@ def example_tokens(
         site=lacks,
         **given,
     )
+
+
+def _example_site(
+    stage: Stage,
+    batch: int,
+    count: int,
+    entered: int,
+    has_cls: bool,
+    equal: bool,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    draw: torch.Generator,
+) -> tuple[AttentionSite, Tensor]:
+    """One attention over `count` visual tokens, of `entered` that came into the LLM; and their hidden states."""
+
+    def sequence(visual: int) -> Tensor:
+        out = torch.randn(batch, before + visual + after, CHANNELS, generator=draw)
+        if equal:
+            out[:, before : before + visual] = out[:, before : before + 1]
+        return out.to(device, dtype)
+
+    def heads(x: Tensor) -> tuple[Tensor, Tensor]:
+        weights = (torch.randn(CHANNELS, CHANNELS, generator=draw).to(device, dtype) for _ in ("query", "key"))
+        return tuple((x @ weight).unflatten(2, (HEADS, -1)).transpose(1, 2) for weight in weights)
+
+    before, after = (TEXT_BEFORE, TEXT_AFTER) if stage == "llm" else (0, 0)
+    states = sequence(count)
+    hidden, (query, key) = states[:, before : before + count], heads(states)
+    site = AttentionSite(query, key, (CHANNELS // HEADS) ** -0.5, has_cls=has_cls, hidden=states)
+    if stage == "llm":
+        came, ahead = sequence(entered), heads(states)
+        places = [torch.arange(before, before + n, device=device).expand(batch, -1) for n in (count, entered)]
+        site = replace(
+            site,
+            causal=True,
+            visual=places[0],
+            last=torch.full((batch,), before + count + after - 1, device=device),
+            ahead=lambda: ahead,
+            entry=lambda: (came, places[1]),
+            norm=torch.nn.RMSNorm(CHANNELS, elementwise_affine=False),
+        )
+    return site, hidden.clone()
 
 
 def _grid(patches: int) -> tuple[int, int]:
@@ -287,12 +325,13 @@ class Subject:
         """Each place that the strategy's stages have (as a Case of 9 patches) -> why it cannot run there, or ""."""
         stages = STAGES if self.strategy.kind == "none" else self.strategy.stages
         places = {
+            "image": [dict(cls=True), dict()],
             "encoder": [dict(cls=True), dict(), dict(cls=True, reduced=True), dict(reduced=True)],
             "llm": [dict(), dict(reduced=True)],
         }
         return {
             (case := self._middle(Case(stage, 9, 0, **place))): self._refusal(case)
-            for stage in ("encoder", "llm") if stage in stages for place in places[stage]
+            for stage in STAGES if stage in stages for place in places[stage]
         }  # fmt: skip
 
     def _middle(self, case: Case) -> Case:
@@ -314,9 +353,8 @@ class Subject:
         if self.strategy.kind == "none":
             return replace(case, keep=case.count)
         keep = max(keep, case.protected + ceil(case.patches * self.strategy.smallest_keep))
-        reachable = getattr(self.strategy, "reachable_keep", lambda keep, grid: keep)
         if keep > case.protected:
-            keep = case.protected + reachable(keep - case.protected, _grid(case.patches))
+            keep = case.protected + self.strategy.reachable_keep(keep - case.protected, _grid(case.patches))
         return replace(case, keep=keep) if 1 <= keep <= case.count else None
 
     def cases(self, *sizes: int, keeps: Sequence[float] = (0.5, 0.8), batch: int = 1, **change: Any) -> list[Case]:
@@ -637,7 +675,7 @@ def instances_independent(subject: Subject, case: Case) -> str | None:
 
 
 # ---- a map for every case
-@_promise(lambda subject: [stage for stage in subject.strategy.stages if stage in ("encoder", "llm")])
+@_promise(lambda subject: subject.strategy.stages)
 def statistics_exist(subject: Subject, stage: Stage) -> str | None:
     """It asks only for what the stage has."""
     refusals = [refusal for site, refusal in subject.sites.items() if site.stage == stage and not site.reduced]
@@ -812,7 +850,8 @@ def ties(subject: Subject, case: Case) -> str | None:
     return f"with {'equal tokens' if case.equal else 'all scores equal'}: {wrong}"
 
 
-_SCORES = ("attention_received", "cls_attention", "text_attention", "text_rows", "lse", "wide_cls_attention")
+_SCORES = ("attention_received", "cls_attention", "wide_cls_attention", "lse")
+_SCORES += ("text_attention", "next_text_attention", "text_rows")
 
 
 @_promise(lambda subject: subject.cases(4, 9))
@@ -844,7 +883,8 @@ def nan_survived(subject: Subject, case: Case) -> str | None:
 
 def _with_nan(name: str, x: Tensor, token: int | None) -> Tensor:
     """NaN in one token's entries, or in all."""
-    if name in ("position", "size", "protected") or (name.startswith("text_") and name not in _SCORES and token is not None):
+    of_others = name.startswith("text_") and name not in _SCORES or name == "embeddings"
+    if name in ("position", "size", "protected") or (of_others and token is not None):
         return x
     index = torch.full(x.shape, token is None)
     if token is not None:

@@ -31,6 +31,7 @@ class Pool(Strategy):
 
     name = "pool"
     kind = "pool"
+    home = ("encoder",)
 
     bins: str = "adaptive"
 

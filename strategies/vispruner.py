@@ -28,7 +28,7 @@ class VisPruner(Strategy):
 
     name = "vispruner"
     paper = Paper(
-        "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818", 2024
+        "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818", 2025
     )
     stages = ("encoder",)
     kind = "prune"

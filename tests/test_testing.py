@@ -11,6 +11,7 @@ from broken_strategies import BROKEN, Sound
 import illava_lab as il
 from illava_lab import registry
 from illava_lab.__main__ import main
+from illava_lab.attention import LLM_STATISTICS
 from illava_lab.strategy import STATISTICS
 from illava_lab.testing import PROMISES, BrokenPromise, Subject, choices, example_tokens, parametrize_with_checks
 
@@ -111,7 +112,7 @@ def test_example_tokens_have_what_the_encoder_has(cls):
     tokens = example_tokens("encoder", 6, 2, cls=cls)
     assert tokens.hidden.shape[:2] == (2, 6 + cls) and tokens.protected.sum() == 2 * cls and tokens.grid == (2, 3)
     for name in STATISTICS:
-        if name.startswith("text") or ("cls" in name and not cls):
+        if name in LLM_STATISTICS or ("cls" in name and not cls):
             with pytest.raises(il.LabError, match="which this place has not|which the image encoder does not see"):
                 getattr(tokens, name)
         else:
@@ -125,6 +126,8 @@ def test_example_tokens_have_what_the_llm_has():
     assert (tokens.protected[0] != tokens.protected[1]).any()
     assert ((tokens.position == -1) == tokens.protected).all()
     torch.testing.assert_close(tokens.text_rows[:, -1], tokens.text_attention)
+    assert all(len(getattr(tokens, name)) == 3 for name in LLM_STATISTICS)
+    assert example_tokens("llm", 6, reduced=True).embeddings.shape[1] == 12
     with pytest.raises(il.LabError, match="cls_attention needs a CLS token"):
         tokens.cls_attention
     with pytest.raises(il.LabError, match="keep must be at least 2, the number of protected tokens, got 1"):
@@ -203,8 +206,8 @@ def test_the_command_line_says_no(tmp_path, capsys):
     ("word", "line"),
     [
         ("fastvv", "unknown strategy 'fastvv'; did you mean fastv or"),
-        ("no/such.py", "there is no file 'no/such.py'"),
-        ("strategies/", "there is no file 'strategies/'"),
+        ("no/such.py", "there is no Python file 'no/such.py'"),
+        ("strategies/", "there is no Python file 'strategies/'"),
     ],
 )
 def test_the_command_line_refuses(word, line, capsys):
