@@ -12,6 +12,7 @@ from illava_lab.published import published
 from illava_lab.registry import broken_plugins, get_strategy, register, strategies
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
+from illava_lab.testing import check_strategy
 
 __all__ = [
     "Answer",
@@ -27,6 +28,7 @@ __all__ = [
     "attach",
     "chat",
     "broken_plugins",
+    "check_strategy",
     "compare",
     "get_strategy",
     "load",

@@ -10,10 +10,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -108,6 +111,41 @@ def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
     raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
 
 
+def load_file(path: str | Path) -> list[type[Strategy]]:
+    """Run a Python file; the strategies that it registers. They replace those of an earlier run.
+
+    Raises:
+        LabError: there is no such file, it fails, or it registers nothing. The registry is then as it was.
+    """
+    strategies()
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise LabError(f"there is no Python file {str(path)!r}")
+    # A file that is imported already, such as one of `strategies/`, keeps the name of its module.
+    modules = {name: getattr(module, "__dict__", {}).get("__file__") for name, module in sys.modules.items()}
+    name = next((name for name, origin in modules.items() if origin == str(file) and name != "__main__"), str(file))
+    registered, imported = dict(_registered), sys.modules.get(name)
+    module = sys.modules[name] = module_from_spec(spec_from_file_location(name, file))
+    try:
+        for held in [held for held, cls in registered.items() if cls.__module__ == name]:
+            del _registered[held]
+        # Not by the import system, whose cache of bytecode overlooks a second edit within one second.
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+        found = [cls for key, cls in _registered.items() if registered.get(key) is not cls]
+        if not found:
+            raise LabError("it registers no strategy; put @il.register above the class")
+        return found
+    except BaseException as error:  # as in `_attempt`
+        _registered.clear()
+        _registered.update(registered)
+        sys.modules[name] = imported
+        if imported is None:
+            del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise LabError(f"{str(path)!r} could not be loaded: {_reason(error)}") from error
+
+
 @cache
 def _discover(own: bool) -> None:
     """Load the lab's own strategies or everybody else's, once, in an order that does not depend on the machine."""
@@ -137,5 +175,10 @@ def _attempt(name: str, load: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's module may fail in any way, even sys.exit; it is reported by name
-        text = " ".join(str(error).split())
-        _broken[name] = text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+        _broken[name] = _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    """One line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": ")

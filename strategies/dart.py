@@ -46,10 +46,12 @@ class DART(Strategy):
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
-        protected = int(tokens.protected.sum(dim=1).max()) if tokens.has_protected else 0
-        own = ranking(_norm(tokens.wide_keys), tokens)[:, : max(protected, min(self.pivot_image_token, keep))]
+        protected, free = tokens.protected_count, tokens.room(keep)
+        own = ranking(_norm(tokens.wide_keys), tokens)[:, : protected + min(self.pivot_image_token, free)]
+        if own.shape[1] == keep:
+            return TokenMap.keep(own.sort(dim=1).values, tokens.count)
         states = tokens.normed_hidden
-        pivots = _rows(states, own)
+        pivots = _rows(states, own[:, protected:])
         if self.pivot_text_token:
             text = _norm(tokens.text_wide_keys).argsort(dim=1, descending=True, stable=True)[:, : self.pivot_text_token]
             pivots = torch.cat([pivots, _rows(tokens.text_normed_hidden, text)], dim=1)

@@ -51,6 +51,10 @@ class SparseVLM(Strategy):
         if self.recycle:
             object.__setattr__(self, "kind", "merge")
 
+    @property
+    def memory(self) -> str:
+        return "quadratic" if self.recycle else "linear"  # clustering compares points with points
+
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
@@ -97,7 +101,7 @@ def _recycled(dropped: int) -> int:
 
 def _kept_beside_clusters(tokens: Tokens, keep: int) -> int:
     """The largest k with k + c(N - k) == keep; where there is none, 1 (or the protected tokens)."""
-    least = max(1, int(tokens.protected.sum(dim=1).max())) if tokens.has_protected else 1
+    least = max(1, tokens.protected_count)
     fits = (k for k in range(keep, least, -1) if k + int(_recycled(tokens.count - k) / 10) + 1 == keep)
     return next(fits, least)
 
