@@ -2,6 +2,7 @@
 
 from illava_lab import pictures, plots
 from illava_lab.attach import attach
+from illava_lab.chat import Chat, chat
 from illava_lab.compare import compare, summary
 from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
@@ -15,6 +16,7 @@ from illava_lab.testing import check_strategy
 
 __all__ = [
     "Answer",
+    "Chat",
     "Lab",
     "LabError",
     "Paper",
@@ -24,6 +26,7 @@ __all__ = [
     "TokenMap",
     "Tokens",
     "attach",
+    "chat",
     "broken_plugins",
     "check_strategy",
     "compare",
