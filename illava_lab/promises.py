@@ -157,7 +157,7 @@ class Subject:
         faults = {
             "count_kept": "" if out.slots == case.keep else f"{out.slots} slots came out",
             "anchors_unique": _wrong_anchors(out, case),
-            "weights_finite": "" if bool(((weights >= 0) & (weights < torch.inf)).all()) else "a weight is NaN or below 0",
+            "weights_finite": "" if ((weights >= 0) & (weights < torch.inf)).all() else "a weight is NaN or below 0",
         }
         return next((wrong for promise, wrong in faults.items() if wrong and not self.breaks(promise)), "")
 
@@ -528,8 +528,9 @@ def protected_survive(subject: Subject, case: Case) -> str | None:
 
 # ---- unusual cases
 def _everything(subject: Subject) -> list[Case]:
-    cases = [replace(case, keep=case.count) for case in subject.cases(2, 3, 4, 9, batch=2, keeps=(0.9,)) or []]
-    return cases or [replace(site, keep=site.count) for site, refusal in subject.sites.items() if not refusal]
+    sites = [site for site, refusal in subject.sites.items() if not refusal]
+    cases = [replace(site, patches=n, batch=batch) for n, batch in ((2, 1), (3, 1), (4, 2), (9, 2)) for site in sites]
+    return [replace(case, keep=case.count) for case in sorted(cases, key=lambda case: case.count)]
 
 
 @_promise(_everything)
@@ -607,7 +608,7 @@ def nan_survived(subject: Subject, case: Case) -> str | None:
             out = replace(out, self_weight=None, slot=None, source=None, weight=None)
         if wrong := subject.unsound(out, case):
             return f"with NaN in {what}, {wrong}: replace NaN (torch.nan_to_num), or raise a LabError"
-        ranked = out.score is not None or subject.strategy.kind == "prune"
+        ranked = out.score is not None or out.weight is None  # what merges may as well leave NaN apart
         if token is not None and ranked and token not in kept and token in out.anchor[0]:
             return (
                 f"token {token} is kept when it is NaN, and is not when it is a number: sorting puts NaN first; use "

@@ -84,6 +84,7 @@ def test_a_fault_is_caught_by_the_check_that_names_it(promise):
     [
         ("rows_sum_to_one", "slot 1 sums to 2): divide by", "encoder stage, batch 1, 3 tokens, keep 2, grid 1 x 3"),
         ("sources_exist", "source 31 is out of range: tokens are 0 to 15", "batch 3, 16 tokens, keep 5, grid 4 x 4"),
+        ("keep_everything", "begin with if keep == tokens.count", "encoder stage, batch 1, 2 tokens, keep 2"),
         ("keep_one", "ZeroDivisionError", "encoder stage, batch 1, 2 tokens, keep 1, grid 1 x 2"),
         ("protected_survive", "is gone: use `ranking`", "llm stage, batch 2, 4 tokens, 1 of them protected line ends"),
         ("memory_as_declared", "16 times, to 4096 KiB", "1024 tokens"),
