@@ -216,7 +216,7 @@ class EncoderStage:
             layout = self._layout("plain", lambda: plain_layout(self.anatomy.grid, self.anatomy.side))
             self._visuals = self._left(layout, self._patch_sizes(), rows=1)
         elif medium == "video":
-            self._visuals = self._join_frames(*out.pooler_output.shape[:2])
+            self._visuals = self._join_frames(len(out.pooler_output))
         self.visuals[medium] = self._visuals
         return out
 
@@ -254,15 +254,14 @@ class EncoderStage:
             return original(features)
         return fill(layout, torch.stack([frame.weight for frame in self._visuals]), features)
 
-    def _join_frames(self, videos: int, slots: int) -> list[Visual]:
+    def _join_frames(self, videos: int) -> list[Visual]:
         frame, frames = self._visuals[0].layout, len(self._visuals) // videos
-        markers = slots - frames * frame.slots
-        layout = self._layout((frames, markers), lambda: joined_layout(frame, frames, markers))
+        layout = self._layout(frames, lambda: joined_layout(frame, frames))
         out = []
         for first in range(0, len(self._visuals), frames):
             own = self._visuals[first : first + frames]
             weight, size = torch.cat([v.weight for v in own]), torch.cat([v.size for v in own])
-            weight, size = functional.pad(weight, (0, 0, 0, markers)), functional.pad(size, (0, markers))
+            weight, size = functional.pad(weight, (0, 0, 0, 1)), functional.pad(size, (0, 1))
             out.append(Visual(layout, weight, size, range(first, first + frames), self.steps))
         return out
 

@@ -156,11 +156,11 @@ def pooled_layout(pool: Callable[[Tensor], Tensor], grid: tuple[int, int], side:
     return anyres_layout(pack, 1, side[:1] * 2, side[:1] * 2, grid, side)
 
 
-def joined_layout(frame: Layout, frames: int, markers: int) -> Layout:
-    """`frames` frames one after another, and `markers` markers at the end."""
+def joined_layout(frame: Layout, frames: int) -> Layout:
+    """A video: `frames` frames one after another, and a newline at the end."""
     per_frame = frame.patches[1] * frame.patches[2]
-    source = torch.cat([frame.source + i * per_frame for i in range(frames)] + [frame.source[:1] * 0] * markers)
-    weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0] * markers)
+    source = torch.cat([frame.source + i * per_frame for i in range(frames)] + [frame.source[:1] * 0])
+    weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0])
     return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1))
 
 
