@@ -98,7 +98,11 @@ def _reduction(
     else:
         site.causal, site.visual, site.last, site.norm = True, visual, torch.tensor([length - 1]), nn.Identity()
         start = tokens["llm"][0]
-        site.entry = lambda: (random(1, start + text, config.hidden_size), torch.arange(first, first + start)[None])
+        places = torch.arange(start + text)[None]
+        site.text = torch.arange(first + count, length)[None]
+        site.entry = lambda: (
+            random(1, start + text, config.hidden_size), places[:, first : first + start], places[:, first + start :]
+        )  # fmt: skip
 
         def ahead() -> tuple[torch.Tensor, torch.Tensor]:
             weights = torch.empty(config.hidden_size, (heads + 2 * groups) * width, device="meta")

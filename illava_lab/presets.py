@@ -103,7 +103,8 @@ def preset(name: str, model: nn.Module) -> Schedule:
         raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     published, anatomy = PRESETS[name], describe(model)
     here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
-    if published.model._replace(patches=published.model.patches or here.patches) == here:
+    fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
+    if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
         return Schedule(encoder=published.encoder, llm=published.llm)
     count, fractions = published.model.patches, []
     for keep in (*published.encoder.values(), *published.llm.values()):
