@@ -1,0 +1,299 @@
+"""Reducing visual tokens inside the vision towers of Qwen2-VL and Qwen2.5-VL.
+
+These towers pack the patches of all images, and of all temporal slices of all videos, into one sequence (S, C) without
+a batch axis; `cu_seqlens` says where one attention ends and the next begins. The patch merger at the end makes one
+token for the LLM from each *cell*, four consecutive patches that are a 2x2 block of the image (28 pixels wide). So:
+
+- a reduction acts on whole cells: a strategy sees one token per cell, whose hidden state and statistics are the means
+  over its four patches, and its map is applied to the first, second, third and fourth patches of the cells alike;
+- every image and every temporal slice of a video is reduced on its own, those of equal size in one batch;
+- cells come in raster order, whatever the order in the packed sequence (Qwen2.5-VL sorts them by windows); what is
+  left keeps its packed order, so that windows stay together, and sequences that lost all their cells disappear;
+- attention statistics are those of the attention that the layer has. In a layer with windows a query attends within
+  its window only: attention received is the mean over all queries of the image, zero for those of other windows, so
+  that cells of small windows at the edge are not favoured; the log-sum-exp of a query is over its window;
+- keys are unrotated, as in the other encoders.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from illava_lab.attention import AttentionSite, tap
+from illava_lab.encoder_stage import EncoderStage, ask
+from illava_lab.errors import LabError
+from illava_lab.schedule import kept
+from illava_lab.strategy import Tokens
+from illava_lab.trace import Step
+
+
+@dataclass(eq=False)
+class Frames:
+    """Images, or temporal slices of videos, of one size; F of them with n cells each.
+
+    Attributes:
+        owner: (image or video, temporal slice) of each row.
+        grid: (height, width) in cells.
+        at: (F, n) long, where each cell is in the packed sequence, counted in cells.
+        place: (F, n) long, the cell of the grid (raster order) in whose place each stands.
+        size: (F, n) float, how many cells each stands for.
+    """
+
+    owner: list[tuple[int, int]]
+    grid: tuple[int, int]
+    at: Tensor
+    place: Tensor
+    size: Tensor
+
+
+def packed_frames(grids: list[list[int]], merge: int, window: int | None, device: torch.device) -> list[Frames]:
+    """The frames of one call of the tower, before any reduction.
+
+    Args:
+        grids: (time, height, width) in patches of each image or video, as in `image_grid_thw`.
+        merge: patches along the side of a cell.
+        window: cells along the side of a window, by which the tower sorts; None where it sorts by rows.
+    """
+    sizes: dict[tuple[int, int], list[tuple[tuple[int, int], int]]] = {}
+    start = 0
+    for item, (time, height, width) in enumerate(grids):
+        grid = (height // merge, width // merge)
+        for t in range(time):
+            sizes.setdefault(grid, []).append(((item, t), start))
+            start += grid[0] * grid[1]
+    out = []
+    for grid, members in sizes.items():
+        place = torch.arange(grid[0] * grid[1], device=device)
+        first = torch.tensor([start for _, start in members], device=device)
+        at = first[:, None] + _window_order(grid, window or max(grid), device).argsort()
+        place = place.expand(at.shape)
+        out.append(Frames([owner for owner, _ in members], grid, at, place, torch.ones(at.shape, device=device)))
+    return out
+
+
+def _window_order(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
+    """The cells of a frame, window by window: windows and the cells within each in raster order."""
+    row = torch.arange(grid[0], device=device)[:, None] // window
+    column = torch.arange(grid[1], device=device) // window
+    return (row * grid[1] + column).flatten().argsort(stable=True)
+
+
+@dataclass(eq=False)
+class PackedAttention:
+    """The attention of one layer over a packed sequence of S patches. Statistics are per patch, computed once.
+
+    Attributes:
+        query, key: (H, S, d), rotated.
+        rotary: (cos, sin), (S, d) each.
+        rows: the sequences that attend within themselves, R of up to L patches: (R, L) long positions and
+            (R, L) bool, False at padding (None where all are full), as many pairs as there are lengths.
+        log_size: (S,) added to the logits of each key (proportional attention), or None.
+        patches: how many patches are a cell.
+    """
+
+    query: Tensor
+    key: Tensor
+    rotary: tuple[Tensor, Tensor]
+    scaling: float
+    rows: list[tuple[Tensor, Tensor | None]]
+    log_size: Tensor | None
+    patches: int
+    _known: dict[str, Tensor] = field(default_factory=dict)
+
+    def per_cell(self, name: str) -> Tensor:
+        """(G,) or (G, d): one statistic of all cells, the mean over their patches.
+
+        Attention received comes as a sum over queries, not as their mean.
+        """
+        if name not in self._known:
+            value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
+            self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
+        return self._known[name]
+
+    def _keys(self, name: str) -> Tensor:
+        cos, sin = (table.float() for table in self.rotary)
+        key = self.key.float()
+        first, second = key.chunk(2, dim=-1)
+        key = key * cos - torch.cat([-second, first], dim=-1) * sin  # the rotation backwards
+        return key.mean(0) if name == "keys" else key.transpose(0, 1).flatten(1)
+
+    def _attended(self, name: str) -> Tensor:
+        out = torch.zeros(self.key.shape[1] + 1, device=self.key.device)  # one more, for padding
+        for index, valid in self.rows:
+            query, key = (x[:, index].transpose(0, 1) for x in (self.query, self.key))
+            mask = None if self.log_size is None else self.log_size[index]
+            if valid is not None:
+                mask = torch.zeros(index.shape, device=index.device) if mask is None else mask
+                mask = mask.masked_fill(~valid, -torch.inf)
+            site = AttentionSite(query, key, self.scaling, None if mask is None else mask[:, None, None], valid)
+            value = site.statistic(name)
+            if name == "attention_received":
+                value = value * (index.shape[1] if valid is None else valid.sum(1, keepdim=True))
+            out[index if valid is None else index.masked_fill(~valid, len(out) - 1)] = value
+        return out[:-1]
+
+
+@dataclass(eq=False)
+class CellSite:
+    """What a strategy can ask about the cells of some frames: an `AttentionSite` for a packed sequence."""
+
+    attention: PackedAttention
+    at: Tensor  # (F, n)
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.strategy.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        value = self.attention.per_cell(name)[self.at]
+        return value / (self.at.shape[1] * self.attention.patches) if name == "attention_received" else value
+
+
+class PackedEncoderStage(EncoderStage):
+    """The encoder half of an attachment, for packed towers. Its state describes the last call of the tower.
+
+    Attributes:
+        frames: the images and temporal slices, in batches of equal size.
+    """
+
+    frames: list[Frames]
+    _cells: Tensor | None  # (G,) the cells that are left, by their number in the unreduced packed sequence
+    _total: int  # G before any reduction
+    _taps: list[tuple[Tensor, Tensor]]  # queries and keys of the current layer, one pair for each call of its kernel
+    _layer: dict[str, Any]  # what the current layer was called with
+    _shortened: dict[int, tuple[Tensor, Tensor]]  # cu_seqlens by identity, and what is left of them
+
+    @property
+    def _patches(self) -> int:
+        return self.anatomy.cell**2
+
+    # ---- installing
+    def install(self, undo: ExitStack) -> None:
+        """Hook the tower; `undo` takes everything back."""
+        tower, merger = self.anatomy.tower, self.anatomy.projector
+        undo.callback(tower.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True).remove)
+        if not self.plan:
+            return
+        for index, block in enumerate(self.anatomy.encoder_layers):
+            if index in self.plan:
+                self._install_layer(undo, index)
+            elif self.strategy.proportional_attention and index > min(self.plan):
+                undo.enter_context(tap(block.attn, self._observe, self._add_log_size))
+            undo.callback(block.register_forward_pre_hook(self._enter_layer, with_kwargs=True, prepend=True).remove)
+        undo.callback(merger.register_forward_hook(self._restore_cells, prepend=True).remove)
+        undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
+
+    # ---- one call of the tower
+    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        grids = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
+        device = grids.device
+        self.frames = packed_frames(grids.tolist(), self.anatomy.cell, self.anatomy.window, device)
+        self._total = sum(frames.at.numel() for frames in self.frames)
+        self._cells = torch.arange(self._total, device=device)
+        self.steps, self._shortened = [], {}
+
+    def _enter_layer(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Give a layer the attention boundaries and rotary tables of what is left."""
+        if len(self._cells) < self._total:
+            index = self._with_patches(self._cells)
+            rotary = tuple(table[index] for table in kwargs["position_embeddings"])
+            kwargs = {**kwargs, "cu_seqlens": self._boundaries(kwargs["cu_seqlens"]), "position_embeddings": rotary}
+        self._taps, self._layer = [], kwargs
+        return args, kwargs
+
+    def _boundaries(self, cu_seqlens: Tensor) -> Tensor:
+        """The boundaries that are left; `max_seqlen` may stay, an upper bound is all that kernels need."""
+        if id(cu_seqlens) not in self._shortened:
+            left = torch.searchsorted(self._cells, cu_seqlens // self._patches) * self._patches
+            # The unreduced tensor is kept with the answer, so that its identity stays its own.
+            self._shortened[id(cu_seqlens)] = cu_seqlens, left.unique_consecutive().to(cu_seqlens.dtype)
+        return self._shortened[id(cu_seqlens)][1]
+
+    def _with_patches(self, cells: Tensor) -> Tensor:
+        """(...,) cells -> (..., 4) patches, flat along the last axis."""
+        patch = torch.arange(self._patches, device=cells.device)
+        return (cells[..., None] * self._patches + patch).flatten(-2)
+
+    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._taps.append((query[0], key[0]))
+        self._scaling = scaling
+
+    def _reduce(self, index: int, hidden: Tensor) -> Tensor:
+        cells = hidden.view(-1, self._patches * hidden.shape[1])
+        attention = self._packed_attention()
+        out, survivors = cells, []
+        for frames in self.frames:
+            rows = cells[frames.at]  # (F, n, 4C)
+            tokens = Tokens(
+                "encoder",
+                rows.unflatten(2, (self._patches, -1)).mean(2),
+                layer=index,
+                size=frames.size,
+                position=frames.place,
+                grid=frames.grid,
+                site=CellSite(attention, frames.at),
+            )
+            reduction = ask(self.strategy, tokens, kept(self.plan[index], tokens.count, f"encoder layer {index}"))
+            self.steps.append(Step("encoder", index, tokens.batch, reduction, tokens.count, reduction.slots))
+            frames.at = frames.at.gather(1, reduction.anchor)
+            frames.place = frames.place.gather(1, reduction.anchor)
+            frames.size = reduction.sizes(frames.size)
+            out = out.index_copy(0, frames.at.flatten(), reduction.apply(rows).flatten(0, 1))
+            survivors.append(frames.at.flatten())
+        left = torch.cat(survivors).sort().values
+        self._cells, self._shortened = self._cells[left], {}
+        for frames in self.frames:
+            frames.at = torch.searchsorted(left, frames.at)
+        return out[left].view(-1, hidden.shape[1])
+
+    def _packed_attention(self) -> PackedAttention:
+        query, key = (torch.cat(parts, dim=1) for parts in zip(*self._taps, strict=True))
+        self._taps = []
+        bounds = self._layer["cu_seqlens"].long()
+        if len(bounds) - 1 == sum(len(frames.owner) for frames in self.frames):  # no windows
+            rows = [(self._with_patches(frames.at), None) for frames in self.frames]
+        else:
+            lengths = bounds.diff()[:, None]
+            offset = torch.arange(int(lengths.max()), device=bounds.device)
+            index = bounds[:-1, None] + offset
+            rows = [(index.clamp_max(key.shape[1] - 1), offset < lengths)]
+        return PackedAttention(
+            query, key, self._layer["position_embeddings"], self._scaling, rows, self._log_size(), self._patches
+        )
+
+    # ---- proportional attention
+    def _log_size(self) -> Tensor | None:
+        """(S,) log of the size of each patch's cell, where proportional attention is asked for."""
+        if not self.strategy.proportional_attention or len(self._cells) == self._total:
+            return None
+        out = self.frames[0].size.new_zeros(len(self._cells))
+        for frames in self.frames:
+            out[frames.at] = frames.size.log()
+        return out.repeat_interleave(self._patches)
+
+    def _add_log_size(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask of the next call of the current layer's kernel, which sees `key` (1, H, L, d)."""
+        bias = self._log_size()
+        if bias is None:
+            return mask
+        done = sum(key.shape[1] for _, key in self._taps)
+        return bias[done : done + key.shape[2]].to(key.dtype)[None, None, None]
+
+    # ---- holes
+    def _restore_cells(self, merger: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        return out.new_full((self._total, out.shape[1]), torch.nan).index_copy(0, self._cells, out)
+
+    def _leave(self, tower: nn.Module, args: tuple, out: Any) -> Any:
+        if isinstance(out, tuple):
+            raise LabError("the vision tower returned a tuple; call it with return_dict=True while a strategy is attached")
+        short = out.last_hidden_state
+        full = short.new_full((self._total * self._patches, short.shape[1]), torch.nan)
+        out["last_hidden_state"] = full.index_copy(0, self._with_patches(self._cells), short)
+        return out
