@@ -52,12 +52,13 @@ def attach(
         raise LabError("the model is in training mode; call model.eval() first")
     if _MARK in vars(model):
         raise LabError("this model already has a strategy attached; describe both stages in one schedule")
-    trace = Trace(anatomy.grid, anatomy.cls_tokens)
+    trace = Trace(anatomy.cls_tokens)
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
         encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"))
         llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
+        encoder.watch(undo)
         if schedule.encoder or schedule.llm:
             encoder.install(undo)
             llm.install(undo)

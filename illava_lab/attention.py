@@ -24,6 +24,10 @@ TAP = "illava_lab_tap"
 QUERY_BLOCK = 128  # rows of attention held at once by the column sums
 
 
+class UnequalText(LabError):
+    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
+
+
 class _ConfigView:
     """What one attention module sees as its config: everything live, except the name of its attention function."""
 
@@ -83,6 +87,7 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (B, S, C), the whole sequence that the layer after the site receives.
         last: (B,) position of the last text token, or None.
+        text: (B, T) positions of the text tokens after the image, or None where the prompts have different numbers.
     """
 
     query: Tensor
@@ -95,6 +100,7 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
+    text: Tensor | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.strategy.STATISTICS`.
@@ -183,12 +189,9 @@ class AttentionSite:
         return self._row(self._text_positions())
 
     def _text_positions(self) -> Tensor:
-        """(B, T): the positions after the last visual token, up to the last text token."""
-        first = self.visual.max(1).values + 1
-        counts = (self.last + 1 - first).unique()
-        if len(counts) != 1:
-            raise LabError("rows of all text tokens need prompts with equally many text tokens after the image")
-        return first[:, None] + torch.arange(int(counts[0]), device=first.device)
+        if self.text is None:
+            raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
+        return self.text
 
     def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
         return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from illava_lab.errors import LabError
+from illava_lab.packing import Medium
 from illava_lab.strategy import Stage
 
-# transformers model_type -> (where the vision tower, the projector and the language model are, below model.model)
-FAMILIES: dict[str, tuple[str, str, str]] = {
-    "llava": ("vision_tower", "multi_modal_projector", "language_model"),
-}
+
+class Media(NamedTuple):
+    """How images (or videos) get into the prompt.
+
+    Attributes:
+        token: name of the placeholder's id in the configuration.
+        encode: method of `model.model` that turns pixels into features for the placeholders.
+        pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
+    """
+
+    token: str
+    encode: str
+    pack: str | None = None
+
+
+class Family(NamedTuple):
+    """A row of the table of what is supported. Every family reduces in the encoder and in the LLM, and takes several
+    images; it takes video if `media` has it.
+
+    Attributes:
+        name: what people call it.
+        tower, projector, language_model: where these are, below `model.model`.
+        media: what goes into a prompt.
+    """
+
+    name: str
+    tower: str
+    projector: str
+    language_model: str
+    media: dict[Medium, Media]
+
+
+_LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
+_IMAGES = ("image_token_id", "get_image_features")
+_VIDEOS = ("video_token_id", "get_video_features")
+
+# by the model_type of transformers
+FAMILIES: dict[str, Family] = {
+    "llava": Family("LLaVA-1.5", *_LLAVA, {"image": Media(*_IMAGES)}),
+    "llava_next": Family("LLaVA-NeXT", *_LLAVA, {"image": Media(*_IMAGES, "pack_image_features")}),
+    "llava_onevision": Family(
+        "LLaVA-OneVision", *_LLAVA,
+        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
+    ),
+}  # fmt: skip
 
 # vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
 TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
@@ -33,8 +75,11 @@ class Anatomy:
         encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
         layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one image.
-        image_token_id: the placeholder of one visual token in input_ids.
+        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame.
+        side: (pixels of such a row, pixels of a patch), along one edge.
+        media: what goes into a prompt, and how.
+        placeholders: the id in input_ids that holds the place of a visual token, by medium.
+        fixed: every image has as many visual tokens as a row has patches.
     """
 
     base: nn.Module
@@ -44,14 +89,20 @@ class Anatomy:
     layer_parts: tuple[str, str, str]
     cls_tokens: int
     grid: tuple[int, int]
+    side: tuple[int, int]
     projector: nn.Module
     language_model: nn.Module
     llm_layers: nn.ModuleList
-    image_token_id: int
+    media: dict[Medium, Media]
+    placeholders: dict[Medium, int]
+
+    @property
+    def fixed(self) -> bool:
+        return all(media.pack is None for media in self.media.values())
 
     @property
     def patches(self) -> int:
-        """Visual tokens per image before any reduction."""
+        """Patches in one row of the encoder (an image, a crop or a frame) before any reduction."""
         return self.grid[0] * self.grid[1]
 
     def depth(self, stage: Stage) -> int:
@@ -94,8 +145,9 @@ def describe(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     check_supported(config)
     base = model.model
-    tower, projector, language_model = (getattr(base, name) for name in FAMILIES[config.model_type])
+    family = FAMILIES[config.model_type]
     vision = config.vision_config
+    tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
     side = vision.image_size // vision.patch_size
@@ -107,10 +159,12 @@ def describe(model: nn.Module) -> Anatomy:
         layer_parts=parts,
         cls_tokens=int(has_cls),
         grid=(side, side),
-        projector=projector,
+        side=(vision.image_size, vision.patch_size),
+        projector=getattr(base, family.projector),
         language_model=language_model,
         llm_layers=language_model.layers,
-        image_token_id=config.image_token_id,
+        media=family.media,
+        placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
     )
 
 

@@ -63,7 +63,8 @@ def test_strategy_none_leaves_the_model_untouched(model, inputs):
     bare = structure(model)
     with il.attach(model, "none") as trace:
         added = structure(model) - bare
-        assert "_illava_attached" in added and len(added) == 2, "a mark, and one hook that counts images"
+        watched = ("_illava_attached", "model.get_image_features", "_forward_pre_hooks:")
+        assert all(any(known in name for known in watched) for name in added), "a mark, and hooks that only look"
         assert torch.equal(forward(model, inputs), logits)
     assert trace.steps == []
     assert torch.equal(trace.sources(0).weights, torch.eye(PATCHES).double())
