@@ -85,7 +85,8 @@ class Schedule:
             for layer in plan:
                 if not first[stage] <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
-        self.tokens(anatomy)
+        if anatomy.grid is not None:  # else a count is checked when the size of an image is known
+            self.tokens(anatomy)
 
     def tokens(self, anatomy: Anatomy) -> dict[Stage, list[int]]:
         """Visual tokens of one image that enter each layer of a stage; the count that leaves the stage comes last.

@@ -17,17 +17,18 @@ token for the LLM from each *cell*, four consecutive patches that are a 2x2 bloc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from illava_lab.attention import AttentionSite, tap
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
+from illava_lab.packing import Layout, Medium, Visual
 from illava_lab.schedule import kept
 from illava_lab.strategy import Tokens
 from illava_lab.trace import Step
@@ -38,15 +39,17 @@ class Frames:
     """Images, or temporal slices of videos, of one size; F of them with n cells each.
 
     Attributes:
-        owner: (image or video, temporal slice) of each row.
+        rows: which each of them is, counted over the whole call of the tower.
         grid: (height, width) in cells.
+        first: (F, 1) long, cells of the call before each of them.
         at: (F, n) long, where each cell is in the packed sequence, counted in cells.
         place: (F, n) long, the cell of the grid (raster order) in whose place each stands.
         size: (F, n) float, how many cells each stands for.
     """
 
-    owner: list[tuple[int, int]]
+    rows: list[int]
     grid: tuple[int, int]
+    first: Tensor
     at: Tensor
     place: Tensor
     size: Tensor
@@ -60,20 +63,19 @@ def packed_frames(grids: list[list[int]], merge: int, window: int | None, device
         merge: patches along the side of a cell.
         window: cells along the side of a window, by which the tower sorts; None where it sorts by rows.
     """
-    sizes: dict[tuple[int, int], list[tuple[tuple[int, int], int]]] = {}
-    start = 0
-    for item, (time, height, width) in enumerate(grids):
+    members: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    row = start = 0
+    for time, height, width in grids:
         grid = (height // merge, width // merge)
-        for t in range(time):
-            sizes.setdefault(grid, []).append(((item, t), start))
-            start += grid[0] * grid[1]
+        for _ in range(time):
+            members.setdefault(grid, []).append((row, start))
+            row, start = row + 1, start + grid[0] * grid[1]
     out = []
-    for grid, members in sizes.items():
-        place = torch.arange(grid[0] * grid[1], device=device)
-        first = torch.tensor([start for _, start in members], device=device)
-        at = first[:, None] + _window_order(grid, window or max(grid), device).argsort()
-        place = place.expand(at.shape)
-        out.append(Frames([owner for owner, _ in members], grid, at, place, torch.ones(at.shape, device=device)))
+    for grid, frames in members.items():
+        first = torch.tensor([start for _, start in frames], device=device)[:, None]
+        at = first + _window_order(grid, window or max(grid), device).argsort()
+        place = torch.arange(at.shape[1], device=device).expand(at.shape)
+        out.append(Frames([row for row, _ in frames], grid, first, at, place, torch.ones(at.shape, device=device)))
     return out
 
 
@@ -82,6 +84,20 @@ def _window_order(grid: tuple[int, int], window: int, device: torch.device) -> T
     row = torch.arange(grid[0], device=device)[:, None] // window
     column = torch.arange(grid[1], device=device) // window
     return (row * grid[1] + column).flatten().argsort(stable=True)
+
+
+def cell_layout(grid: list[int], merge: int) -> Layout:
+    """The placeholders of one image or video: one for each cell, slice after slice. What a layout calls patches are cells.
+
+    Args:
+        grid: (time, height, width) in patches, merge: patches along the side of a cell.
+    """
+    time, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    boxes = torch.stack([column / width, row / height, (column + 1) / width, (row + 1) / height], dim=1)
+    count = time * height * width
+    one_grid = (height, width) if time == 1 else None
+    return Layout((time, height, width), torch.arange(count)[:, None], torch.ones(count, 1), one_grid, boxes.repeat(time, 1))
 
 
 @dataclass(eq=False)
@@ -163,6 +179,8 @@ class PackedEncoderStage(EncoderStage):
         frames: the images and temporal slices, in batches of equal size.
     """
 
+    _grids: list[list[int]]  # (time, height, width) of each image or video
+
     frames: list[Frames]
     _cells: Tensor | None  # (G,) the cells that are left, by their number in the unreduced packed sequence
     _total: int  # G before any reduction
@@ -172,20 +190,19 @@ class PackedEncoderStage(EncoderStage):
 
     @property
     def _patches(self) -> int:
-        return self.anatomy.cell**2
+        return self.anatomy.cells.side**2
 
     # ---- installing
     def install(self, undo: ExitStack) -> None:
         """Hook the tower; `undo` takes everything back."""
         tower, merger = self.anatomy.tower, self.anatomy.projector
-        undo.callback(tower.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True).remove)
         if not self.plan:
             return
         for index, block in enumerate(self.anatomy.encoder_layers):
             if index in self.plan:
                 self._install_layer(undo, index)
             elif self.strategy.proportional_attention and index > min(self.plan):
-                undo.enter_context(tap(block.attn, self._observe, self._add_log_size))
+                undo.enter_context(tap(block.attn, self._observe, self._mask))
             undo.callback(block.register_forward_pre_hook(self._enter_layer, with_kwargs=True, prepend=True).remove)
         undo.callback(merger.register_forward_hook(self._restore_cells, prepend=True).remove)
         undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
@@ -193,10 +210,10 @@ class PackedEncoderStage(EncoderStage):
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         grids = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
-        device = grids.device
-        self.frames = packed_frames(grids.tolist(), self.anatomy.cell, self.anatomy.window, device)
+        self._grids = grids.tolist()
+        self.frames = packed_frames(self._grids, *self.anatomy.cells, grids.device)
         self._total = sum(frames.at.numel() for frames in self.frames)
-        self._cells = torch.arange(self._total, device=device)
+        self._cells = torch.arange(self._total, device=grids.device)
         self.steps, self._shortened = [], {}
 
     def _enter_layer(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -241,7 +258,7 @@ class PackedEncoderStage(EncoderStage):
                 site=CellSite(attention, frames.at),
             )
             reduction = ask(self.strategy, tokens, kept(self.plan[index], tokens.count, f"encoder layer {index}"))
-            self.steps.append(Step("encoder", index, tokens.batch, reduction, tokens.count, reduction.slots))
+            self.steps.append(Step("encoder", index, frames.rows, reduction, tokens.count, reduction.slots))
             frames.at = frames.at.gather(1, reduction.anchor)
             frames.place = frames.place.gather(1, reduction.anchor)
             frames.size = reduction.sizes(frames.size)
@@ -257,7 +274,7 @@ class PackedEncoderStage(EncoderStage):
         query, key = (torch.cat(parts, dim=1) for parts in zip(*self._taps, strict=True))
         self._taps = []
         bounds = self._layer["cu_seqlens"].long()
-        if len(bounds) - 1 == sum(len(frames.owner) for frames in self.frames):  # no windows
+        if len(bounds) - 1 == sum(len(frames.rows) for frames in self.frames):  # no windows
             rows = [(self._with_patches(frames.at), None) for frames in self.frames]
         else:
             lengths = bounds.diff()[:, None]
@@ -278,8 +295,8 @@ class PackedEncoderStage(EncoderStage):
             out[frames.at] = frames.size.log()
         return out.repeat_interleave(self._patches)
 
-    def _add_log_size(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask of the next call of the current layer's kernel, which sees `key` (1, H, L, d)."""
+    def _mask(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        """For the next call of the current layer's kernel, which sees `key` (1, H, L, d)."""
         bias = self._log_size()
         if bias is None:
             return mask
@@ -296,4 +313,20 @@ class PackedEncoderStage(EncoderStage):
         short = out.last_hidden_state
         full = short.new_full((self._total * self._patches, short.shape[1]), torch.nan)
         out["last_hidden_state"] = full.index_copy(0, self._with_patches(self._cells), short)
+        return out
+
+    # ---- from the encoder's rows to placeholders
+    def _encode(self, medium: Medium, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around the method that encodes images or videos: what it leaves becomes `visuals`."""
+        out = original(*args, **kwargs)
+        size = torch.zeros(self._total, device=self._cells.device)
+        for frames in self.frames:
+            size[frames.first + frames.place] = frames.size
+        self.visuals[medium], row = [], 0
+        lengths = [time * height * width // self._patches for time, height, width in self._grids]
+        for grid, own in zip(self._grids, size.split(lengths), strict=True):
+            layout = self._layout(tuple(grid), lambda grid=grid: cell_layout(grid, self.anatomy.cells.side))
+            visual = Visual(layout, (own > 0).float()[:, None], own, range(row, row + grid[0]), self.steps)
+            self.visuals[medium].append(visual)
+            row += grid[0]
         return out
