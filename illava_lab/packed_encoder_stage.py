@@ -198,6 +198,8 @@ class PackedEncoderStage(EncoderStage):
         tower, merger = self.anatomy.tower, self.anatomy.projector
         if not self.plan:
             return
+        if self.strategy.proportional_attention and "flash" in str(tower.config._attn_implementation):
+            raise LabError(f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the vision tower")
         for index, block in enumerate(self.anatomy.encoder_layers):
             if index in self.plan:
                 self._install_layer(undo, index)
