@@ -94,12 +94,15 @@ def _parser() -> _Parser:
     )
     compare.add_argument(
         "--strategies", type=_names, default=["none", "random", "fastv", "tome", "illava"], metavar="A,B,...",
-        help="default: none,random,fastv,tome,illava",
+        help="names, or all (default: none,random,fastv,tome,illava)",
     )  # fmt: skip
     compare.add_argument(
-        "--keep", type=_fractions, default=[0.7, 0.5, 0.3], metavar="X,Y,...",
-        help="fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
+        "--keep", type=_fractions, metavar="X,Y,...",
+        help="budgets: fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
     )  # fmt: skip
+    compare.add_argument(
+        "--flops", type=_fractions, metavar="X,Y,...", help="budgets: fractions of the bare model's prefill FLOPs"
+    )
     compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
     compare.add_argument("--limit", type=int, metavar="N", help="at most N questions (default: all)")
     compare.add_argument("--seed", type=int, default=0, help="of random strategies and of the intervals (default: 0)")
@@ -189,17 +192,19 @@ def _compare(options: argparse.Namespace) -> int:
     from illava_lab import plots
     from illava_lab.compare import compare, summary, summary_by_category
     from illava_lab.evaluate import load_task
-    from illava_lab.registry import get_strategy
+    from illava_lab.registry import get_strategy, strategies
 
-    for name in options.strategies:
+    names = list(strategies()) if options.strategies == ["all"] else options.strategies
+    for name in names:
         get_strategy(name)
     task = load_task(options.task)
     part = task.limited(options.limit)
     lab = _load(options)
     table = compare(
         lab,
-        options.strategies,
+        names,
         options.keep,
+        flops=options.flops,
         task=task,
         limit=options.limit,
         seed=options.seed,

@@ -61,10 +61,10 @@ def attach(
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
         stage = EncoderStage if anatomy.cells is None else PackedEncoderStage
-        encoder = stage(anatomy, strategy, schedule.plan("encoder"))
+        encoder = stage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
         llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
         encoder.watch(undo)
-        if schedule.encoder or schedule.llm:
+        if schedule != Schedule():
             encoder.install(undo)
             llm.install(undo)
         else:

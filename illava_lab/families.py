@@ -73,6 +73,9 @@ TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
 DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 
 
+TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
+
+
 class Cells(NamedTuple):
     """How a tower that takes images of any size, packed into one sequence, groups their patches.
 
@@ -94,9 +97,9 @@ class Anatomy:
         encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
         layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. None where they come
-            in any size.
-        side: (pixels of such a row, pixels of a patch), along one edge; None where they come in any size.
+        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
+            size, that of a typical one in cells, for which budgets are computed.
+        side: (pixels of such a row, pixels of a patch), along one edge.
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
         cells: how patches become visual tokens in a packed tower, or None for other towers.
@@ -109,8 +112,8 @@ class Anatomy:
     encoder_depth: int
     layer_parts: tuple[str, str, str]
     cls_tokens: int
-    grid: tuple[int, int] | None
-    side: tuple[int, int] | None
+    grid: tuple[int, int]
+    side: tuple[int, int]
     projector: nn.Module
     language_model: nn.Module
     llm_layers: nn.ModuleList
@@ -120,7 +123,7 @@ class Anatomy:
 
     @property
     def fixed(self) -> bool:
-        return self.grid is not None and all(media.pack is None for media in self.media.values())
+        return self.cells is None and all(media.pack is None for media in self.media.values())
 
     @property
     def patches(self) -> int:
@@ -172,8 +175,9 @@ def describe(model: nn.Module) -> Anatomy:
     tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
-    any_size = hasattr(vision, "spatial_merge_size")
-    side = None if any_size else vision.image_size // vision.patch_size
+    cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
+    patch = vision.patch_size * (cells.side if cells else 1)
+    pixels = TYPICAL_CELLS * patch if cells else vision.image_size
     return Anatomy(
         base=base,
         tower=tower,
@@ -181,14 +185,14 @@ def describe(model: nn.Module) -> Anatomy:
         encoder_depth=_layers_used(getattr(config, "vision_feature_layer", -1), len(layers)),
         layer_parts=parts,
         cls_tokens=int(has_cls),
-        grid=None if any_size else (side, side),
-        side=None if any_size else (vision.image_size, vision.patch_size),
+        grid=(pixels // patch, pixels // patch),
+        side=(pixels, patch),
         projector=base.get_submodule(family.projector),
         language_model=language_model,
         llm_layers=language_model.layers,
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
-        cells=_cells(vision) if any_size else None,
+        cells=cells,
     )
 
 

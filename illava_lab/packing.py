@@ -205,7 +205,7 @@ def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
 
     A placeholder of one patch lives as long as its patch. Interpolated ones see several patches, and nearly all of
     them would outlive half of the patches: so only the fraction `kept` of the visual tokens stays, those with the most
-    weight on patches that are there (coverage; ties to the first), as the average over these patches.
+    weight on patches that are there (coverage, to three decimals; ties to the first), as the average over these.
 
     Args:
         alive: (R, P) bool, patches in whose place a survivor stands.
@@ -215,7 +215,7 @@ def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
     weight = weight * alive[:, source]
     coverage = weight.sum(-1, keepdim=True)
     if layout.source.shape[1] > 1 and kept < 1:
-        best = coverage[..., 0].argsort(dim=1, descending=True, stable=True)[:, : max(1, round(layout.tokens * kept))]
+        best = (coverage[..., 0] * 1000).round().argsort(dim=1, descending=True, stable=True)[:, : max(1, round(layout.tokens * kept))]
         chosen = torch.zeros_like(coverage[..., 0]).scatter(1, best, 1.0)
         weight = weight * chosen[..., None]
     return weight / coverage.clamp_min(torch.finfo(weight.dtype).tiny)

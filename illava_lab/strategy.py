@@ -7,6 +7,7 @@ tokens that leave it. A strategy only describes that map; it never touches a mod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 
-Stage = Literal["encoder", "llm"]
-STAGES: tuple[Stage, ...] = ("encoder", "llm")
+# "image" is before the model: a smaller picture goes in.
+Stage = Literal["image", "encoder", "llm"]
+STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
 
 
 class Paper(NamedTuple):
@@ -48,7 +50,7 @@ class Tokens:
     """The visual tokens at one reduction site. Read-only.
 
     Attributes:
-        stage: "encoder" or "llm".
+        stage: "image", "encoder" or "llm".
         layer: 0-based index of the layer at which the reduction happens.
         hidden: (B, N, C) hidden states of B images.
         size: (B, N) float, how many image patches each token stands for.
@@ -265,6 +267,7 @@ class Strategy:
         name: how users call it.
         paper: where it was published, or None.
         stages: where it may run.
+        home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
@@ -272,7 +275,8 @@ class Strategy:
 
     name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
-    stages: ClassVar[tuple[Stage, ...]] = STAGES
+    stages: ClassVar[tuple[Stage, ...]] = ("encoder", "llm")
+    home: ClassVar[tuple[Stage, ...]] = ()
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
@@ -284,6 +288,21 @@ class Strategy:
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included."""
         raise TypeError(f"{type(self).__name__} must define map(self, tokens, keep)")
+
+    def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
+        """The number of patches nearest to `keep` that this method can leave of an image of `grid` patches."""
+        return keep
+
+    def counts(self, stage: Stage, steps: int, before: int, after: int) -> list[int]:
+        """Tokens left after each of `steps` layers of a stage, on the way from `before` to `after`.
+
+        Equally many go at every layer, as far as `smallest_keep` allows; a method with another split overrides this.
+        """
+        out = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
+        for i in range(steps - 1, 0, -1):
+            if self.smallest_keep:
+                out[i - 1] = min(out[i - 1], floor(out[i] / self.smallest_keep))
+        return out
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         """The layers at which this method reduces by default, in a stage of `depth` layers.

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.packing import Visual, survive
+from illava_lab.packing import Layout, Visual, survive
 from illava_lab.strategy import Stage, TokenMap
 
 
@@ -101,9 +101,9 @@ class Trace:
         self._images, self.images_per_row = images, images_per_row
         self.steps = list({id(step): step for image in images for step in image.steps}.values())
 
-    def tokens(self, image: int = 0) -> int:
-        """Visual tokens of image number `image` without any reduction."""
-        return self._image(image).layout.tokens
+    def layout(self, image: int = 0) -> Layout:
+        """What image number `image` is made of without any reduction: crops, patches, visual tokens."""
+        return self._image(image).layout
 
     def sources(self, image: int = 0, steps: int | None = None) -> Sources:
         """Provenance of image number `image` (in the order of the prompts) after the first `steps` reductions.
@@ -125,6 +125,7 @@ class Trace:
             weight = survive(layout, alive[None], float(alive.float().mean()))[0]
         place = np.flatnonzero(weight.sum(1).numpy() > 0)
         source, weight = layout.source.numpy()[place], weight.double().numpy()[place]
+        weight /= weight.sum(1, keepdims=True)
         cells = np.repeat(np.arange(len(place)), source.shape[1])
         packing = sparse.coo_array((weight.ravel(), (cells, source.ravel())), shape=(len(place), encoded.shape[0]))
         weights, anchor = packing.tocsr() @ encoded, source[np.arange(len(place)), weight.argmax(1)]

@@ -15,14 +15,15 @@ class DivPrune(Strategy):
     The first pick is the token farthest from its nearest neighbour. Each next pick is
     ``argmax_j min_{i picked} D_ij``, until enough are picked; the rest is dropped.
 
-    The reference prunes once, at the input of the LLM; here at the end of the encoder, before layer 1 of the LLM, or
-    both. It counts ``int(round(ratio N))``, computes D in half precision (here float32), and may pick a token twice
+    The reference prunes once, at the input of the LLM; here at the end of the encoder (its home, which costs the same),
+    before layer 1 of the LLM, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32), and may pick a token twice
     when only duplicates are left (here never). CLS is kept and takes no part: ours.
     """
 
     name = "divprune"
     paper = Paper("DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", "2503.02175", 2025)
     kind = "prune"
+    home = ("encoder",)
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:

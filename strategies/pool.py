@@ -30,6 +30,7 @@ class Pool(Strategy):
 
     name = "pool"
     kind = "pool"
+    home = ("encoder",)
 
     bins: str = "adaptive"
 

@@ -2,12 +2,16 @@
 
 from math import sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.registry import register
 from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+
+# Kept tokens and clusters after the three reductions in version 1.5, of 576, for 64, 96, 128 and 192 on average.
+LISTS = np.array([[0, 0, 0], [82, 32, 18], [249, 55, 27], [312, 117, 39], [309, 204, 113], [576, 576, 576]]) / 576
 
 
 @register
@@ -23,7 +27,7 @@ class SparseVLM(Strategy):
         raters: "selected" as above, or "all" text tokens after the image (ours).
 
     The reference keeps k tokens and adds c clusters (k is 300, 200, 110 before layers 3, 7, 16 of 32, for 192 of 576
-    on average). Here k is the largest number for which k + c are the slots asked for, and where even k = 1 gives too
+    on average); a budget is shared over the three as its published lists do (`LISTS`). Here k is the largest number for which k + c are the slots asked for, and where even k = 1 gives too
     many, there are fewer clusters (ours). Kept tokens come first, then the clusters by falling centre score, each in
     the place of its centre. The reference selects raters once, by the embeddings v, t that enter the LLM; here by the
     states that enter layer K. Version 1.0 derived k from the rank of the raters' attention. Version 2 does not recycle,
@@ -80,6 +84,10 @@ class SparseVLM(Strategy):
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return sorted({min(max(1, round(depth * layer / 32)), depth - 1) for layer in (3, 7, 16)})
+
+    def counts(self, stage: Stage, steps: int, before: int, after: int) -> list[int]:
+        share = [np.interp(after / before, *LISTS[:, [2, column]].T) for column in range(3 - steps, 3)]
+        return [max(after, round(before * part)) for part in share[:-1]] + [after]
 
 
 def _recycled(dropped: int) -> int:
