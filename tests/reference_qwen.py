@@ -59,34 +59,35 @@ def encode(model, pixels: Tensor, grid: tuple[int, int], plan: dict[int, int], r
 
 @torch.no_grad()
 def logits(
-    model, ids: list[int], items: list[tuple[Tensor, tuple[int, int, int], int]], *, placeholder: list[int], prompt: int,
-    encoder: dict[int, float], llm: dict[int, float], rule: str, keep,
-) -> Tensor:  # fmt: skip
+    model, ids: list[int], inputs: dict[str, Tensor], *, prompt: int, encoder: dict[int, int], llm: dict[int, int | float], rule: str
+) -> Tensor:
     """(V,) logits after the last token of `ids`, of which the first `prompt` are the prompt.
 
     Args:
-        items: (pixels, (time, height, width) in cells, positions between temporal slices) of each image and video.
-        placeholder: the image and the video token.
-        keep: (fraction, count) -> how many are kept.
+        inputs: pixels and grids of one prompt, as the processor makes them.
+        llm: counts or fractions kept, of every image or video on its own.
     """
-    text = model.config.text_config
-    x, position, image = [], [], []
+    config, text = model.config, model.config.text_config
+    # placeholder -> pixels, grids, positions between two temporal slices
+    waiting = {
+        config.image_token_id: [inputs.get("pixel_values"), inputs.get("image_grid_thw", torch.zeros(0, 3)).tolist(), 1],
+        config.video_token_id: [inputs.get("pixel_values_videos"), inputs.get("video_grid_thw", torch.zeros(0, 3)).tolist(),
+                                getattr(config.vision_config, "tokens_per_second", 1)],
+    }  # fmt: skip
+    x, position, image = [], [], []  # image: which one a visual token belongs to, -1 for text
     slot, at, item = 0, 0, 0
     while slot < len(ids):
-        if ids[slot] in placeholder and slot < prompt:
-            pixels, (time, height, width), interval = items[item]
-            count = height * width
-            counts = [count]
-            for fraction in encoder.values():
-                counts.append(keep(fraction, counts[-1]))
-            plan = dict(zip(encoder, counts[1:], strict=True))
-            for t in range(time):
-                own = pixels[4 * count * t : 4 * count * (t + 1)]
-                for feature, cell in zip(*encode(model, own, (height, width), plan, rule), strict=True):
+        if ids[slot] in waiting and slot < prompt:
+            pixels, grids, interval = waiting[ids[slot]]
+            time, height, width = grids.pop(0)
+            height, width = height // 2, width // 2
+            own, waiting[ids[slot]][0] = pixels.tensor_split([4 * time * height * width])
+            for t, frame in enumerate(own.chunk(time)):
+                for feature, cell in zip(*encode(model, frame, (height, width), encoder, rule), strict=True):
                     x.append(feature)
                     position.append([at + t * interval, at + cell // width, at + cell % width])
                     image.append(item)
-            slot, at, item = slot + time * count, at + max(height, width), item + 1
+            slot, at, item = slot + time * height * width, at + max(height, width), item + 1
         else:
             x.append(model.model.language_model.embed_tokens.weight[ids[slot]])
             position.append([at] * 3)
@@ -104,8 +105,8 @@ def logits(
             kept = image < 0
             merged = x.clone()
             for i in range(item):
-                here = torch.nonzero(image == i)[:, 0]
-                count = keep(llm[index], len(here))
+                here, count = torch.nonzero(image == i)[:, 0], llm[index]
+                count = len(here) - round(len(here) * (1 - count)) if isinstance(count, float) else count
                 rule_of = fastv_matrix if rule == "fastv" else illava_matrix
                 matrix = rule_of(row[here].tolist(), count)
                 own = torch.tensor(_anchors(matrix, here.tolist(), "illava"))
