@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from qwen import PATCH, QWENS, qwen_inputs
-from test_attach import forward
+from test_attach import GREEDY, forward
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -65,6 +65,19 @@ def test_a_kept_cache_continues_at_the_original_positions(model):
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+def test_a_chat_continues_on_its_cache(model):
+    """Two turns of generate on one cache, the second without pixels: as the whole conversation at once."""
+    first, settings = show((0, 3, 4), (2, 2, 3), seed=6), dict(max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
+    with il.attach(model, *RANDOM):
+        answer = model.generate(**first, **settings)
+        ids = torch.cat([answer.sequences, torch.tensor([[9, 10, 11]])], dim=1)
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        on_cache = model.generate(**more, past_key_values=answer.past_key_values, **settings).sequences
+        types = torch.nn.functional.pad(first["mm_token_type_ids"], (0, ids.shape[1] - first["input_ids"].shape[1]))
+        at_once = model.generate(**{**first, **more, "mm_token_type_ids": types}, **settings).sequences
+    assert torch.equal(on_cache, at_once)
+
+
 def test_survivors_keep_their_positions_on_all_axes(model):
     """What the rotary tables of the language model are made from, and that text and markers are all there."""
     inputs, seen = show((0, 3, 4), (2, 3, 3), seed=1), {}
@@ -95,8 +108,8 @@ class LargestNorm(il.Scorer):
 
 
 def test_sources_point_at_the_pixels_that_were_kept(model):
-    """From the processor's pixels to the boxes of the trace: two images of different size and a video, black but for a few
-    white cells, which are what the strategy keeps."""
+    """From the processor's pixels to the boxes of the trace: two images of different size and a video, black but for the
+    last patch of a few cells, which are what the strategy keeps."""
     model = copy.deepcopy(model)
     model.model.visual.blocks[0].attn.proj.weight.data.zero_()
     model.model.visual.blocks[0].attn.proj.bias.data.zero_()
@@ -105,7 +118,7 @@ def test_sources_point_at_the_pixels_that_were_kept(model):
     for (time, height, width), cells in zip(shown, white, strict=True):
         picture = np.zeros((max(time, 1), height, width), dtype=np.uint8)
         picture.ravel()[list(cells)] = 255
-        pictures.append(picture.repeat(2 * PATCH, axis=1).repeat(2 * PATCH, axis=2))
+        pictures.append(np.kron(picture, np.pad(np.ones((1, PATCH, PATCH), dtype=np.uint8), ((0, 0), (PATCH, 0), (PATCH, 0)))))
     processor = Qwen2VLImageProcessorPil(patch_size=PATCH, do_resize=False, do_normalize=False)
     inputs = show(*shown, seed=8)
     images = processor([Image.fromarray(pictures[0][0]), Image.fromarray(pictures[1][0])], return_tensors="pt")
@@ -122,7 +135,8 @@ def test_sources_point_at_the_pixels_that_were_kept(model):
                 pixels = sources.boxes[cell] * torch.tensor([*picture.shape[:0:-1]] * 2)
                 left, top, right, bottom = pixels.round().int().tolist()
                 assert (right - left, bottom - top) == (2 * PATCH, 2 * PATCH)
-                shown_again[cell // (sources.grid[0] * sources.grid[1]), top:bottom, left:right] = 255
+                where = cell // (sources.grid[0] * sources.grid[1]), slice(top, bottom), slice(left, right)
+                shown_again[where] = picture[where]
         assert np.array_equal(shown_again, picture)
 
 
