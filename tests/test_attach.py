@@ -151,14 +151,14 @@ def test_each_cache_layer_is_as_long_as_what_the_layer_saw(kind, model):
 
 
 @pytest.mark.parametrize("search", [dict(), dict(num_beams=3), dict(num_beams=2, num_return_sequences=2)])
-def test_generation_is_the_same_with_and_without_cache(model, inputs, search):
+def test_generation_is_the_same_with_and_without_cache(kind, model, inputs, search):
     """Holds through the public API for a strategy whose choice does not depend on the growing text."""
 
     def cached_and_plain():
         return [model.generate(**inputs, max_new_tokens=5, use_cache=cache, **GREEDY, **search) for cache in (True, False)]
 
     several = len(inputs.get("pixel_values", [])) != 1
-    if search and several and Version(transformers.__version__) < Version("5.23"):
+    if search and several and kind not in QWENS and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("before transformers 5.23, beam search mixes up the images of a prompt with several, also bare")
     with il.attach(model, *REDUCTIONS["random"]):
         assert torch.equal(*cached_and_plain())

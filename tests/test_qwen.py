@@ -179,6 +179,15 @@ def test_attention_received_is_a_share_of_the_whole_image_also_in_windows():
         assert float(window.mean()) * 4 * 42 == pytest.approx(1.0)
 
 
+def test_a_budget_holds_for_images_of_any_size(model):
+    """It is made for a typical image and kept in fractions."""
+    for name in ("illava", "fastv", "random"):
+        schedule = il.Schedule.for_budget(name, model, keep=0.5)
+        with il.attach(model, name, schedule) as trace:
+            forward(model, show((0, 6, 6), (0, 4, 10), (2, 5, 6)))
+        assert [len(trace.sources(image).anchor) for image in range(3)] == pytest.approx([18, 20, 30], abs=2)
+
+
 def test_what_cannot_be_is_refused_clearly(model):
     inputs = show((0, 3, 4), (0, 2, 2))
     with pytest.raises(il.LabError, match="time, row and column"), il.attach(model, *RANDOM, positions="packed"):
@@ -187,6 +196,8 @@ def test_what_cannot_be_is_refused_clearly(model):
         pass
     with pytest.raises(il.LabError, match="let its processor"), il.attach(model, "downsample", il.Schedule(image=0.25)):
         pass
+    with pytest.raises(il.LabError, match="budget as keep"):
+        il.Schedule.for_budget("illava", model, flops=0.5)
     with il.attach(model, "visionzip", il.Schedule({3: 0.5})), pytest.raises(il.LabError, match="needs a CLS token"):
         forward(model, inputs)
     with il.attach(model, "random", il.Schedule({0: 5})), pytest.raises(il.LabError, match="encoder layer 0: cannot keep 5 of 4"):
