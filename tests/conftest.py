@@ -85,7 +85,7 @@ shared_llava = cache(random_llava)
 
 @dataclass
 class Prompt:
-    """One prompt: its images and videos in this order, and how much text follows the last. Sizes depend on the seed."""
+    """One prompt: its videos and images in this order, and how much text follows the last. Sizes depend on the seed."""
 
     images: int = 1
     text_after: int = 5
@@ -102,15 +102,15 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
         draw = torch.Generator().manual_seed(prompt.seed)
         text = lambda n: torch.randint(4, 63, (n,), generator=draw).tolist()  # noqa: E731
         row = [1, *text(2)]
+        for _ in range(prompt.videos):
+            row += [VIDEO_TOKEN] * (FRAMES * len(pooled_cells(IMAGE_SIZE // PATCH)) + 1) + text(1)
+            videos.append(torch.randn(FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
         for number in range(prompt.images):
             size = PICTURES[(prompt.seed + number) % len(PICTURES)]
             crops, cells = picture(kind, size, several=prompt.images > 1)
             row += [IMAGE_TOKEN] * len(cells) + text(1)
             pixels.append(torch.randn(crops, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
             image_sizes.append(size)
-        for _ in range(prompt.videos):
-            row += [VIDEO_TOKEN] * (FRAMES * len(pooled_cells(IMAGE_SIZE // PATCH)) + 1) + text(1)
-            videos.append(torch.randn(FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
         rows.append(row + text(prompt.text_after))
     length = max(map(len, rows))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])

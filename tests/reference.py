@@ -104,7 +104,7 @@ def anyres_cells(
     else:
         cut = (len(grid[0]) - int(round(width * len(grid) / height, 7))) // 2
         grid = [row[cut : len(row) - cut] for row in grid]
-    times = math.sqrt(len(grid) * len(grid[0]) / (most * side**2)) if most else 0
+    times = math.sqrt(len(grid) * len(grid[0]) / (most * side**2)) if most and grid else 0
     if times > 1.1:
         grid = bilinear(grid, int(len(grid) // times), int(len(grid[0]) // times))
     stitched = [cell for row in grid for cell in [*row, {}]]
@@ -155,20 +155,20 @@ def surviving_cells(cells: Cells, alive: set[int], kept: float) -> list[dict[int
 
 
 def visuals(inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]], config) -> list[list[tuple[Tensor, Cells]]]:
-    """Of one prompt, each image and video in order: parts with their own (crops, 3, H, W) pixels and cells.
+    """Of one prompt, each video and image in order: parts with their own (crops, 3, H, W) pixels and cells.
 
     Args:
         picture: (size, several) -> (crops, cells) of an image of the family; see conftest.
     """
     out: list[list[tuple[Tensor, Cells]]] = []
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    for video in inputs.get("pixel_values_videos", []):
+        out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
     pixels = inputs.get("pixel_values", [])
     sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [None] * len(pixels)
     for image, size in zip(pixels, sizes, strict=True):
         crops, cells = picture(size, len(pixels) > 1)
         out.append([(image.view(-1, *image.shape[-3:])[:crops], cells)])
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    for video in inputs.get("pixel_values_videos", []):
-        out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
     return out
 
 
