@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
 }  # fmt: skip
 
 # vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
@@ -68,9 +69,10 @@ TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
     "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
     "qwen2_vl_vision": (("attn", "norm2", "mlp"), False),
     "qwen2_5_vl_vision": (("attn", "norm2", "mlp"), False),
+    "qwen3_vl_vision": (("attn", "norm2", "mlp"), False),
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 
 
 TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
@@ -103,6 +105,8 @@ class Anatomy:
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
         cells: how patches become visual tokens in a packed tower, or None for other towers.
+        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
+            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
         fixed: every image has as many visual tokens as a row has patches.
     """
 
@@ -120,6 +124,7 @@ class Anatomy:
     media: dict[Medium, Media]
     placeholders: dict[Medium, int]
     cells: Cells | None = None
+    first_llm_layer: int = 1
 
     @property
     def fixed(self) -> bool:
@@ -193,6 +198,7 @@ def describe(model: nn.Module) -> Anatomy:
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
+        first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Reducing visual tokens inside the vision towers of Qwen2-VL and Qwen2.5-VL.
+"""Reducing visual tokens inside the vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
 These towers pack the patches of all images, and of all temporal slices of all videos, into one sequence (S, C) without
 a batch axis; `cu_seqlens` says where one attention ends and the next begins. The patch merger at the end makes one
@@ -12,7 +12,8 @@ token for the LLM from each *cell*, four consecutive patches that are a 2x2 bloc
 - attention statistics are those of the attention that the layer has. In a layer with windows a query attends within
   its window only: attention received is the mean over all queries of the image, zero for those of other windows, so
   that cells of small windows at the edge are not favoured; the log-sum-exp of a query is over its window;
-- keys are unrotated, as in the other encoders.
+- keys are unrotated, as in the other encoders;
+- features that Qwen3-VL takes from layers in between (deepstack) are those that survivors had there, in their place.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class PackedEncoderStage(EncoderStage):
     # ---- installing
     def install(self, undo: ExitStack) -> None:
         """Hook the tower; `undo` takes everything back."""
-        tower, merger = self.anatomy.tower, self.anatomy.projector
+        tower = self.anatomy.tower
         if not self.plan:
             return
         if self.strategy.proportional_attention and "flash" in str(tower.config._attn_implementation):
@@ -206,7 +207,8 @@ class PackedEncoderStage(EncoderStage):
             elif self.strategy.proportional_attention and index > min(self.plan):
                 undo.enter_context(tap(block.attn, self._observe, self._mask))
             undo.callback(block.register_forward_pre_hook(self._enter_layer, with_kwargs=True, prepend=True).remove)
-        undo.callback(merger.register_forward_hook(self._restore_cells, prepend=True).remove)
+        for merger in (self.anatomy.projector, *getattr(tower, "deepstack_merger_list", ())):
+            undo.callback(merger.register_forward_hook(self._restore_cells, prepend=True).remove)
         undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
 
     # ---- one call of the tower
@@ -320,11 +322,12 @@ class PackedEncoderStage(EncoderStage):
     # ---- from the encoder's rows to placeholders
     def _encode(self, medium: Medium, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """Around the method that encodes images or videos: what it leaves becomes `visuals`."""
+        others = dict(self.visuals)  # Qwen3-VL encodes a video by its method for images
         out = original(*args, **kwargs)
         size = torch.zeros(self._total, device=self._cells.device)
         for frames in self.frames:
             size[frames.first + frames.place] = frames.size
-        self.visuals[medium], row = [], 0
+        self.visuals, row = {**others, medium: []}, 0
         lengths = [time * height * width // self._patches for time, height, width in self._grids]
         for grid, own in zip(self._grids, size.split(lengths), strict=True):
             layout = self._layout(tuple(grid), lambda grid=grid: cell_layout(grid, self.anatomy.cells.side))

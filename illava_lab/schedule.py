@@ -61,7 +61,7 @@ class Schedule:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": 1}
+        first = {"encoder": 0, "llm": anatomy.first_llm_layer}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:

@@ -96,7 +96,7 @@ class Prompt:
 def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Tensor]:
     """Left-padded input_ids, attention_mask and pixels of several prompts, as the processor of a kind makes them."""
     if kind in QWENS:
-        return qwen_inputs([_qwen_parts(prompt) for prompt in prompts], [prompt.seed for prompt in prompts])
+        return qwen_inputs(kind, [_qwen_parts(prompt) for prompt in prompts], [prompt.seed for prompt in prompts])
     rows, pixels, image_sizes, videos = [], [], [], []
     for prompt in prompts:
         draw = torch.Generator().manual_seed(prompt.seed)

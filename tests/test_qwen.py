@@ -22,14 +22,19 @@ RANDOM = ("random", il.Schedule({0: 0.6, 1: 0.7, 3: 0.8}, {2: 0.5}))
 
 
 @pytest.fixture(params=QWENS)
-def model(request):
-    return shared_llava(request.param)
+def kind(request):
+    return request.param
 
 
-def show(*sizes: tuple[int, int, int], seed: int = 0) -> dict[str, Tensor]:
+@pytest.fixture
+def model(kind):
+    return shared_llava(kind)
+
+
+def show(kind: str, *sizes: tuple[int, int, int], seed: int = 0) -> dict[str, Tensor]:
     """One prompt of (time, height, width) in cells, text between; time 0 is an image."""
     parts = [(VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in sizes]
-    return qwen_inputs([[2, *(part for item in parts for part in (item, 2)), 3]], [seed])
+    return qwen_inputs(kind, [[2, *(part for item in parts for part in (item, 2)), 3]], [seed])
 
 
 SIZES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6)), max_size=3)
@@ -37,7 +42,7 @@ SIZES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 
 
 @given(sizes=st.lists(SIZES, min_size=2, max_size=3), keep=st.floats(0.05, 1.0), name=st.sampled_from(["random", "tome", "fastv"]))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_batch_of_any_sizes_equals_its_prompts_alone(model, sizes, keep, name):
+def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep, name):
     """From a single cell to several windows: every image and every temporal slice is reduced on its own."""
     strategy = il.get_strategy(name)()
     keep = max(keep, strategy.smallest_keep + 0.01)
@@ -45,14 +50,14 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(model, sizes, keep, name)
     prompts = [[2, *((VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in own), 1 + len(own)] for own in sizes]
     seeds = list(range(len(prompts)))
     with il.attach(model, strategy, schedule):
-        together = forward(model, qwen_inputs(prompts, seeds))
-        alone = [forward(model, qwen_inputs([prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)]
+        together = forward(model, qwen_inputs(kind, prompts, seeds))
+        alone = [forward(model, qwen_inputs(kind, [prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
-def test_a_kept_cache_continues_at_the_original_positions(model):
+def test_a_kept_cache_continues_at_the_original_positions(kind, model):
     """A second turn on the returned cache equals both turns at once, on the same kept tokens, and text of each is kept."""
-    first, turn = show((0, 3, 4), (2, 2, 3), seed=6), torch.tensor([[9, 10, 11]])
+    first, turn = show(kind, (0, 3, 4), (2, 2, 3), seed=6), torch.tensor([[9, 10, 11]])
     both = {**first, "input_ids": torch.cat([first["input_ids"], turn], 1)}
     both["attention_mask"] = torch.ones_like(both["input_ids"])
     both["mm_token_type_ids"] = torch.nn.functional.pad(first["mm_token_type_ids"], (0, 3))
@@ -65,9 +70,9 @@ def test_a_kept_cache_continues_at_the_original_positions(model):
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
-def test_a_chat_continues_on_its_cache(model):
+def test_a_chat_continues_on_its_cache(kind, model):
     """Two turns of generate on one cache, the second without pixels: as the whole conversation at once."""
-    first, settings = show((0, 3, 4), (2, 2, 3), seed=6), dict(max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
+    first, settings = show(kind, (0, 3, 4), (2, 2, 3), seed=6), dict(max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
     with il.attach(model, *RANDOM):
         answer = model.generate(**first, **settings)
         ids = torch.cat([answer.sequences, torch.tensor([[9, 10, 11]])], dim=1)
@@ -78,9 +83,9 @@ def test_a_chat_continues_on_its_cache(model):
     assert torch.equal(on_cache, at_once)
 
 
-def test_survivors_keep_their_positions_on_all_axes(model):
+def test_survivors_keep_their_positions_on_all_axes(kind, model):
     """What the rotary tables of the language model are made from, and that text and markers are all there."""
-    inputs, seen = show((0, 3, 4), (2, 3, 3), seed=1), {}
+    inputs, seen = show(kind, (0, 3, 4), (2, 3, 3), seed=1), {}
     rotary = model.model.language_model.rotary_emb
     hook = rotary.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs or {}, args=args), with_kwargs=True)
     with il.attach(model, "illava", il.Schedule({1: 0.5})) as trace, torch.no_grad():
@@ -107,7 +112,7 @@ class LargestNorm(il.Scorer):
         return tokens.hidden.norm(dim=-1)
 
 
-def test_sources_point_at_the_pixels_that_were_kept(model):
+def test_sources_point_at_the_pixels_that_were_kept(kind, model):
     """From the processor's pixels to the boxes of the trace: two images of different size and a video, black but for the
     last patch of a few cells, which are what the strategy keeps."""
     model = copy.deepcopy(model)
@@ -120,7 +125,7 @@ def test_sources_point_at_the_pixels_that_were_kept(model):
         picture.ravel()[list(cells)] = 255
         pictures.append(np.kron(picture, np.pad(np.ones((1, PATCH, PATCH), dtype=np.uint8), ((0, 0), (PATCH, 0), (PATCH, 0)))))
     processor = Qwen2VLImageProcessorPil(patch_size=PATCH, do_resize=False, do_normalize=False)
-    inputs = show(*shown, seed=8)
+    inputs = show(kind, *shown, seed=8)
     images = processor([Image.fromarray(pictures[0][0]), Image.fromarray(pictures[1][0])], return_tensors="pt")
     frames = processor([Image.fromarray(frame) for frame in pictures[2]], return_tensors="pt")
     assert torch.equal(images["image_grid_thw"], inputs["image_grid_thw"])
@@ -147,10 +152,10 @@ class FirstPlaces(il.Scorer):
         return -tokens.position.float()
 
 
-def test_both_stages_count_cells_in_raster_order(model):
+def test_both_stages_count_cells_in_raster_order(kind, model):
     """Also where the tower sorts cells by windows, and where a video is one image for the LLM but two for the encoder."""
     with il.attach(model, FirstPlaces(), il.Schedule({0: 6}, {2: 4})) as trace:
-        forward(model, show((0, 5, 6), (2, 3, 3), (0, 6, 5)))
+        forward(model, show(kind, (0, 5, 6), (2, 3, 3), (0, 6, 5)))
     assert [(s.stage, s.layer, len(s.rows), s.before, s.after) for s in trace.steps] == [
         ("encoder", 0, 1, 30, 6), ("encoder", 0, 1, 30, 6), ("encoder", 0, 2, 9, 6), ("llm", 2, 1, 6, 4), ("llm", 2, 1, 12, 4),
         ("llm", 2, 1, 6, 4),
@@ -171,7 +176,7 @@ def test_attention_received_is_a_share_of_the_whole_image_also_in_windows():
     """In a layer with windows it sums to the same over each cell of a window, however small: 1 / patches on average."""
     model, Received.seen = shared_llava("qwen2.5-vl"), []
     with il.attach(model, Received(), il.Schedule({0: 1.0, 1: 1.0})):
-        forward(model, show((0, 6, 7)))
+        forward(model, show("qwen2.5-vl", (0, 6, 7)))
     windowed, full = Received.seen
     assert float(windowed.sum()) * 4 == pytest.approx(1.0) == float(full.sum()) * 4
     grid = windowed.view(6, 7)
@@ -179,17 +184,17 @@ def test_attention_received_is_a_share_of_the_whole_image_also_in_windows():
         assert float(window.mean()) * 4 * 42 == pytest.approx(1.0)
 
 
-def test_a_budget_holds_for_images_of_any_size(model):
+def test_a_budget_holds_for_images_of_any_size(kind, model):
     """It is made for a typical image and kept in fractions."""
     for name in ("illava", "fastv", "random"):
         schedule = il.Schedule.for_budget(name, model, keep=0.5)
         with il.attach(model, name, schedule) as trace:
-            forward(model, show((0, 6, 6), (0, 4, 10), (2, 5, 6)))
+            forward(model, show(kind, (0, 6, 6), (0, 4, 10), (2, 5, 6)))
         assert [len(trace.sources(image).anchor) for image in range(3)] == pytest.approx([18, 20, 30], abs=2)
 
 
-def test_what_cannot_be_is_refused_clearly(model):
-    inputs = show((0, 3, 4), (0, 2, 2))
+def test_what_cannot_be_is_refused_clearly(kind, model):
+    inputs = show(kind, (0, 3, 4), (0, 2, 2))
     with pytest.raises(il.LabError, match="time, row and column"), il.attach(model, *RANDOM, positions="packed"):
         pass
     with pytest.raises(il.LabError, match="encoder layer 4 is out of range"), il.attach(model, "random", il.Schedule({4: 0.5})):
