@@ -6,12 +6,13 @@ import copy
 
 import numpy as np
 import pytest
+import reference_qwen
 import torch
 from conftest import IMAGE_TOKEN, VIDEO_TOKEN, shared_llava
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from qwen import PATCH, QWENS, qwen_inputs
+from qwen import PATCH, QWENS, qwen_inputs, random_qwen
 from test_attach import GREEDY, forward
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -191,6 +192,21 @@ def test_a_budget_holds_for_images_of_any_size(kind, model):
         with il.attach(model, name, schedule) as trace:
             forward(model, show(kind, (0, 6, 6), (0, 4, 10), (2, 5, 6)))
         assert [len(trace.sources(image).anchor) for image in range(3)] == pytest.approx([18, 20, 30], abs=2)
+
+
+def test_features_of_several_layers_reach_the_layers_they_are_for():
+    """Qwen3-VL with two deepstack features, one from before the first reduction in the encoder, one from between two; the
+    LLM may reduce only after both are in."""
+    model, inputs = random_qwen("qwen3-vl", deepstack=(0, 2)), show("qwen3-vl", (0, 6, 6), (2, 4, 9), seed=3)
+    plan = dict(encoder={1: 24, 3: 16}, llm={2: 0.5, 3: 5})
+    with pytest.raises(il.LabError, match="llm layer 1 is out of range; this model allows 2 to 3"):
+        il.attach(model, "illava", il.Schedule(llm={1: 0.5})).__enter__()
+    assert list(il.Schedule.for_budget("fastv", random_qwen("qwen3-vl", deepstack=(0, 1, 2)), keep=0.5).llm) == [3]
+    with il.attach(model, "illava", il.Schedule(**plan)):
+        got = forward(model, inputs)[-1]
+    ids = inputs["input_ids"][0].tolist()
+    want = reference_qwen.logits(model, ids, inputs, prompt=len(ids), rule="illava", **plan)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 def test_what_cannot_be_is_refused_clearly(kind, model):
