@@ -1,6 +1,7 @@
-"""The command line: illava-lab lab | ask | compare | strategies. The same words as the Python functions of that name.
+"""The command line: illava-lab lab | ask | compare | check | strategies. Same words as the Python functions.
 
-Exit status: 0 on success, 2 on bad usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise, 2 on bad usage with one line that names the mistake,
+130 when interrupted with Ctrl-C.
 """
 
 # Heavy modules are imported inside the commands that need them, so that --help and mistakes answer at once.
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from illava_lab.lab import Answer, Lab
 
 PROGRAM = "illava-lab"
-COMMANDS = ("lab", "ask", "compare", "strategies")
+COMMANDS = ("lab", "ask", "compare", "check", "strategies")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,6 +112,17 @@ def _parser() -> _Parser:
     compare.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: only printed)")
     _add_model(compare)
     compare.set_defaults(run=_compare)
+
+    check = commands.add_parser(
+        "check",
+        help="does a strategy keep its promises",
+        description="Try strategies on small tensors, without a model, and report every promise that they break. "
+        "Exit status 1 if there is one.",
+    )
+    check.add_argument(
+        "strategies", nargs="*", metavar="NAME_OR_FILE", help="a name, or a .py file that registers some (default: all)"
+    )
+    check.set_defaults(run=_check)
 
     strategies = commands.add_parser("strategies", help="what is installed", description="List what is installed.")
     strategies.set_defaults(run=_strategies)
@@ -221,6 +233,15 @@ def _compare(options: argparse.Namespace) -> int:
         written.append(plots.tradeoff_png(table, options.out / "tradeoff.png"))
         print("Written:", *written)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from illava_lab.registry import strategies
+    from illava_lab.testing import check_strategies
+
+    report = check_strategies(options.strategies or strategies(), raises=False)
+    print(report)
+    return 0 if report.passed else 1
 
 
 def _strategies(options: argparse.Namespace) -> int:

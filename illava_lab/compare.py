@@ -101,7 +101,8 @@ def compare(
     speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timing and todo else {}
     rows = {label: entry["row"] for label, entry in done.items()}
     baseline = np.array(done[plan[0].label]["right"]) if plan[0].label in done else None
-    with _bar(len(task) * len(todo), "answers", "question", progress) as bar:
+    runs = sum(isinstance(row.schedule, Schedule) for row in todo)
+    with _bar(len(task) * runs, "answers", "question", progress) as bar:
         for row in todo:
             bar.set_postfix_str(row.label)
             right, answers = None, None

@@ -129,6 +129,7 @@ class EncoderStage:
             pixels.new_zeros(*self.position.shape, 1),
             position=self.position,
             protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
             grid=anatomy.grid,
         )
         after = kept(self.image, anatomy.patches, "image")
@@ -152,6 +153,7 @@ class EncoderStage:
             size=self.size,
             position=self.position,
             protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
             grid=self.anatomy.grid,
             site=site,
         )
@@ -309,9 +311,11 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
     """The strategy's map for these tokens, refused if it is not what was asked for.
 
     Raises:
-        LabError: the strategy returned something else than a TokenMap of `keep` slots for every row.
+        LabError: more tokens are protected than `keep`, or the strategy returned something else than a TokenMap of
+            `keep` slots for every row.
     """
     where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    tokens.room(keep)
     answer = strategy.map(tokens, keep)
     if not isinstance(answer, TokenMap):
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")

@@ -131,6 +131,10 @@ class Anatomy:
         return self.cells is None and all(media.pack is None for media in self.media.values())
 
     @property
+    def image_token_id(self) -> int:
+        return self.placeholders["image"]
+
+    @property
     def patches(self) -> int:
         """Patches in one row of the encoder (an image, a crop or a frame) before any reduction."""
         return self.grid[0] * self.grid[1]

@@ -102,8 +102,20 @@ def _reduction(
     if stage == "encoder":
         site.has_cls = bool(extra)
     else:
-        site.causal, site.visual, site.last = True, visual, torch.tensor([length - 1])
+        site.causal, site.visual, site.last, site.norm = True, visual, torch.tensor([length - 1]), nn.Identity()
+        start = tokens["llm"][0]
+        places = torch.arange(start + text)[None]
         site.text = torch.arange(first + count, length)[None]
+        site.entry = lambda: (
+            random(1, start + text, config.hidden_size), places[:, first : first + start], places[:, first + start :]
+        )  # fmt: skip
+
+        def ahead() -> tuple[torch.Tensor, torch.Tensor]:
+            weights = torch.empty(config.hidden_size, (heads + 2 * groups) * width, device="meta")
+            torch.empty(1, length, config.hidden_size, device="meta") @ weights  # counted, not computed
+            return site.query, site.key
+
+        site.ahead = ahead
     reduced = Tokens(
         stage,
         sequence[:, visual[0]],

@@ -11,6 +11,7 @@ image, and a strategy is asked once for all images of equally many tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache as memoize
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from illava_lab.attention import AttentionSite, UnequalText, tap
+from illava_lab.attention import AttentionSite, UnequalText, peek, tap
 from illava_lab.compat import causal_mask
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy
 from illava_lab.packing import Medium, Visual
 from illava_lab.schedule import Keep, kept
-from illava_lab.strategy import Strategy, TokenMap, Tokens
+from illava_lab.strategy import Strategy, Tokens
 from illava_lab.trace import Step, Trace
 
 Positions = Literal["original", "packed"]
@@ -90,6 +91,16 @@ class _Image:
     text_after: int  # text tokens of the prompt behind it
 
 
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """What entered layer 0: the sequence (B, L, C), and where its text (B, L) and its visual tokens (V,) are."""
+
+    hidden: Tensor
+    text: Tensor
+    at: Tensor
+    counts: list[int]
+
+
 @dataclass(eq=False)
 class _Prefill:
     """One prefill. V counts the visual tokens of the batch, image after image, in the order of their placeholders."""
@@ -102,6 +113,7 @@ class _Prefill:
     at: Tensor  # (V,) their slots in the current sequence
     size: Tensor  # (V,) patches that each stands for
     place: Tensor  # (V,) whose place in the image each holds, markers not counted
+    entry: _Entry
     changed: bool = False  # any slot has left its place in the prompt (lengths alone do not tell)
     attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
     kwargs: dict[str, Any] | None = None  # what layers get from the last reduction on
@@ -233,10 +245,11 @@ class LlmStage:
         at = [now[image.row, image.at[own]] for image, own in zip(images, left, strict=True)]
         place = [image.visual.layout.place.numpy()[own] for image, own in zip(images, left, strict=True)]
         size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *(image.visual.size for image in images)])
+        entry = _Entry(kwargs["inputs_embeds"], text, _upload(at, hidden.device), [len(own) for own in at])
         self._call = _Prefill(
-            [stage], positions, images, [len(own) for own in at], text,
-            at=_upload(at, hidden.device), size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
-            place=_upload(place, hidden.device), changed=changed,
+            [stage], positions, images, entry.counts, text,
+            at=entry.at, size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
+            place=_upload(place, hidden.device), entry=entry, changed=changed,
         )  # fmt: skip
         self._start_trace(images)
         return kwargs
@@ -301,7 +314,7 @@ class LlmStage:
             hidden = args[0] if args else kwargs["hidden_states"]
             if isinstance(call, _Prefill):
                 if index in self.plan:
-                    hidden = self._reduce(call, index, hidden)
+                    hidden = self._reduce(call, index, hidden, {**kwargs, **(call.kwargs or {})}["position_embeddings"])
                     call.kwargs = None
                 if call.kwargs is None:
                     call.kwargs = self._short_kwargs(call, hidden, kwargs)
@@ -341,16 +354,18 @@ class LlmStage:
             "attention_mask": causal_mask(config, hidden, None if stage.full else stage.valid, 0),
         }
 
-    def _reduce(self, call: _Prefill, index: int, hidden: Tensor) -> Tensor:
+    def _reduce(self, call: _Prefill, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Ask the strategy for every image, and shorten the sequence."""
         last, where = call.stages[-1], f"llm layer {index}"
         batch, length = last.valid.shape
         rows = np.array([image.row for image in call.images], dtype=np.int64)
         first = np.cumsum([0, *call.counts])
         groups: dict[Any, list[int]] = {}
-        for i, (image, count) in enumerate(zip(call.images, call.counts, strict=True)):
-            if count:
-                groups.setdefault((count, image.visual.layout.grid), []).append(i)
+        for i, (image, *counts) in enumerate(zip(call.images, call.counts, call.entry.counts, strict=True)):
+            if counts[0]:
+                groups.setdefault((*counts, image.visual.layout.grid), []).append(i)
+        layer = self.anatomy.llm_layers[index]
+        ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), rotary))
         keep = torch.ones(batch * length, dtype=torch.bool, device=hidden.device)
         flat = _upload(np.repeat(rows, call.counts) * length, hidden.device) + call.at
         keep[flat] = False
@@ -363,7 +378,7 @@ class LlmStage:
             before = call.counts[group[0]]
             pick = _upload(first[group][:, None] + np.arange(before), hidden.device)
             try:
-                tokens = self._tokens(call, index, hidden, group, pick)
+                tokens = self._tokens(call, index, hidden, group, pick, ahead)
                 reduction = ask(self.strategy, tokens, kept(self.plan[index], before, where))
             except UnequalText:
                 pending = [*_split(group, [call.images[i].text_after for i in group]), *pending]
@@ -402,17 +417,26 @@ class LlmStage:
         call.counts = after.tolist()
         return gather_sequence(hidden, origin, 1)
 
-    def _tokens(self, call: _Prefill, index: int, hidden: Tensor, group: list[int], pick: Tensor) -> Tokens:
+    def _tokens(
+        self, call: _Prefill, index: int, hidden: Tensor, group: list[int], pick: Tensor, ahead: Callable[[], tuple[Tensor, Tensor]]
+    ) -> Tokens:
         """The tokens of some images that have equally many; pick: (I, n) where they are in the flat list."""
         query, key, mask, scaling = call.attention
         stage, valid, text, at = call.stages[-1], call.stages[-1].valid, call.text, call.at[pick]
         last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values
         images = [call.images[i] for i in group]
+        rows = _upload(np.array([image.row for image in images]), hidden.device)
         if [image.row for image in images] != list(range(hidden.shape[0])):  # not one image for each prompt
-            rows = _upload(np.array([image.row for image in images]), hidden.device)
             query, key, hidden, valid, text, last = (x[rows] for x in (query, key, hidden, valid, text, last))
             mask = mask[rows] if mask is not None and mask.shape[0] > 1 else mask
-        after = {image.text_after for image in images}
+        behind = {image.text_after for image in images}
+        after = behind.pop() if len(behind) == 1 else None
+
+        def entry() -> tuple[Tensor, Tensor, Tensor | None]:
+            first, count = np.cumsum([0, *call.entry.counts]), call.entry.counts[group[0]]
+            visual = call.entry.at[_upload(first[group][:, None] + np.arange(count), rows.device)]
+            return call.entry.hidden[rows], visual, None if after is None else compact(call.entry.text[rows], after)[0]
+
         site = AttentionSite(
             query,
             key,
@@ -423,7 +447,10 @@ class LlmStage:
             visual=at,
             hidden=hidden,
             last=last,
-            text=compact(text, after.pop())[0] if len(after) == 1 else None,
+            text=None if after is None else compact(text, after)[0],
+            ahead=lambda: tuple(x[rows] for x in ahead()),
+            entry=entry,
+            norm=self.anatomy.language_model.norm,
         )
         return Tokens(
             "llm",

@@ -22,6 +22,7 @@ class Downsample(Strategy):
     name = "downsample"
     stages = ("image",)
     kind = "pool"
+    memory = "quadratic"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         return Pool().map(tokens, keep)

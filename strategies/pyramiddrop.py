@@ -13,9 +13,8 @@ class PyramidDrop(Scorer):
     The paper halves the tokens three times (preset "pyramiddrop"); a budget is shared alike, by the same fraction at
     each step. The reference counts ``int(N_0 ratio)``, with ratios 0.5, 0.25, 0.125 of the tokens N_0 of the image.
 
-    The reference takes A of layer K itself: it runs the norm and the projections of K ahead, on the states that enter
-    it. Here A is that of layer K-1, as in FastV. The reference also re-numbers the positions after each step:
-    ``attach(..., positions="packed")``.
+    A is that of layer K itself: its norm and projections run ahead, on the states that enter it. The reference also
+    re-numbers the positions after each step: ``attach(..., positions="packed")``.
     """
 
     name = "pyramiddrop"
@@ -27,7 +26,7 @@ class PyramidDrop(Scorer):
     stages = ("llm",)
 
     def score(self, tokens: Tokens) -> Tensor:
-        return tokens.text_attention
+        return tokens.next_text_attention
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return sorted({min(max(1, round(depth * part)), depth - 1) for part in (0.25, 0.5, 0.75)})

@@ -254,3 +254,20 @@ def test_known_patches_of_a_video_lead_back_to_their_frames():
         row, column = divmod(patch % PATCHES, SIDE)
         blue = inputs["pixel_values_videos"][0, patch // PATCHES, 2, row * PATCH, column * PATCH]
         assert blue * 0.5 + 0.5 == pytest.approx(shades[patch // PATCHES], abs=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
+    model, schedule = shared_llava(kind), il.Schedule({0: 0.8, 1: 0.7}, {1: 0.7, 3: 0.6})
+    prompts = [Prompt(2, seed=1), Prompt(1, seed=2, videos=int(kind == "onevision")), Prompt(1, seed=3)]
+    with il.attach(model, "illava", schedule) as trace:
+        alone = []
+        for prompt in prompts:
+            model(**make_inputs([prompt], kind))
+            alone += [trace.sources(image) for image in range(trace.images_per_row[0])]
+        model(**make_inputs(prompts, kind))
+        assert sum(trace.images_per_row) == len(alone)
+        for image, want in enumerate(alone):
+            torch.testing.assert_close(trace.sources(image).weights, want.weights, atol=1e-6, rtol=1e-6)
+            assert torch.equal(trace.sources(image).anchor, want.anchor) and torch.equal(trace.sources(image).boxes, want.boxes)
