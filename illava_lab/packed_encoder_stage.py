@@ -2,13 +2,14 @@
 
 These towers pack the patches of all images, and of all temporal slices of all videos, into one sequence (S, C) without
 a batch axis; `cu_seqlens` says where one attention ends and the next begins. The patch merger at the end makes one
-token for the LLM from each *cell*, four consecutive patches that are a 2x2 block of the image (28 pixels wide). So:
+token for the LLM from each *cell*, four consecutive patches that are a 2x2 block of the image (28 pixels wide; 32 in
+Qwen3-VL). So:
 
 - a reduction acts on whole cells: a strategy sees one token per cell, whose hidden state and statistics are the means
   over its four patches, and its map is applied to the first, second, third and fourth patches of the cells alike;
 - every image and every temporal slice of a video is reduced on its own, those of equal size in one batch;
 - cells come in raster order, whatever the order in the packed sequence (Qwen2.5-VL sorts them by windows); what is
-  left keeps its packed order, so that windows stay together, and sequences that lost all their cells disappear;
+  left keeps its packed order, so that windows stay together, and windows that lost all their cells disappear;
 - attention statistics are those of the attention that the layer has. In a layer with windows a query attends within
   its window only: attention received is the mean over all queries of the image, zero for those of other windows, so
   that cells of small windows at the edge are not favoured; the log-sum-exp of a query is over its window;
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -103,22 +105,22 @@ def cell_layout(grid: list[int], merge: int) -> Layout:
 
 @dataclass(eq=False)
 class PackedAttention:
-    """The attention of one layer over a packed sequence of S patches. Statistics are per patch, computed once.
+    """The attention of one layer over a packed sequence of S patches. A statistic is computed once, for all of them.
 
     Attributes:
-        query, key: (H, S, d), rotated.
+        parts: queries and keys (H, L, d), rotated, of consecutive stretches of the sequence.
         rotary: (cos, sin), (S, d) each.
-        rows: the sequences that attend within themselves, R of up to L patches: (R, L) long positions and
-            (R, L) bool, False at padding (None where all are full), as many pairs as there are lengths.
+        bounds: (R + 1,) long, where each of the R sequences that attend within themselves begins and ends.
+        frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
         log_size: (S,) added to the logits of each key (proportional attention), or None.
         patches: how many patches are a cell.
     """
 
-    query: Tensor
-    key: Tensor
+    parts: list[tuple[Tensor, Tensor]]
     rotary: tuple[Tensor, Tensor]
     scaling: float
-    rows: list[tuple[Tensor, Tensor | None]]
+    bounds: Tensor
+    frames: list[Tensor]
     log_size: Tensor | None
     patches: int
     _known: dict[str, Tensor] = field(default_factory=dict)
@@ -135,15 +137,28 @@ class PackedAttention:
 
     def _keys(self, name: str) -> Tensor:
         cos, sin = (table.float() for table in self.rotary)
-        key = self.key.float()
+        key = self._joined[1].float()
         first, second = key.chunk(2, dim=-1)
         key = key * cos - torch.cat([-second, first], dim=-1) * sin  # the rotation backwards
         return key.mean(0) if name == "keys" else key.transpose(0, 1).flatten(1)
 
+    @cached_property
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        return tuple(torch.cat(stretches, dim=1) for stretches in zip(*self.parts, strict=True))
+
+    def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding; None where there is none."""
+        if len(self.bounds) - 1 == sum(len(frames) for frames in self.frames):
+            return [(frames, None) for frames in self.frames]
+        lengths = self.bounds.diff()[:, None]
+        offset = torch.arange(int(lengths.max()), device=lengths.device)
+        index = self.bounds[:-1, None] + offset
+        return [(index.clamp_max(self.rotary[0].shape[0] - 1), offset < lengths)]
+
     def _attended(self, name: str) -> Tensor:
-        out = torch.zeros(self.key.shape[1] + 1, device=self.key.device)  # one more, for padding
-        for index, valid in self.rows:
-            query, key = (x[:, index].transpose(0, 1) for x in (self.query, self.key))
+        out = torch.zeros(self.rotary[0].shape[0] + 1, device=self.bounds.device)  # one more, for padding
+        for index, valid in self._sequences():
+            query, key = (x[:, index].transpose(0, 1) for x in self._joined)
             mask = None if self.log_size is None else self.log_size[index]
             if valid is not None:
                 mask = torch.zeros(index.shape, device=index.device) if mask is None else mask
@@ -180,12 +195,13 @@ class PackedEncoderStage(EncoderStage):
         frames: the images and temporal slices, in batches of equal size.
     """
 
-    _grids: list[list[int]]  # (time, height, width) of each image or video
-
     frames: list[Frames]
-    _cells: Tensor | None  # (G,) the cells that are left, by their number in the unreduced packed sequence
+    _grids: list[list[int]]  # (time, height, width) of each image or video
+    _cells: Tensor  # (G,) the cells that are left, by their number in the unreduced packed sequence
     _total: int  # G before any reduction
     _taps: list[tuple[Tensor, Tensor]]  # queries and keys of the current layer, one pair for each call of its kernel
+    _passed: int  # patches of the current layer that its kernel has seen
+    _scaling: float
     _layer: dict[str, Any]  # what the current layer was called with
     _shortened: dict[int, tuple[Tensor, Tensor]]  # cu_seqlens by identity, and what is left of them
 
@@ -205,7 +221,7 @@ class PackedEncoderStage(EncoderStage):
             if index in self.plan:
                 self._install_layer(undo, index)
             elif self.strategy.proportional_attention and index > min(self.plan):
-                undo.enter_context(tap(block.attn, self._observe, self._mask))
+                undo.enter_context(tap(block.attn, lambda *seen: None, self._mask))
             undo.callback(block.register_forward_pre_hook(self._enter_layer, with_kwargs=True, prepend=True).remove)
         for merger in (self.anatomy.projector, *getattr(tower, "deepstack_merger_list", ())):
             undo.callback(merger.register_forward_hook(self._restore_cells, prepend=True).remove)
@@ -226,7 +242,7 @@ class PackedEncoderStage(EncoderStage):
             index = self._with_patches(self._cells)
             rotary = tuple(table[index] for table in kwargs["position_embeddings"])
             kwargs = {**kwargs, "cu_seqlens": self._boundaries(kwargs["cu_seqlens"]), "position_embeddings": rotary}
-        self._taps, self._layer = [], kwargs
+        self._taps, self._passed, self._layer = [], 0, kwargs
         return args, kwargs
 
     def _boundaries(self, cu_seqlens: Tensor) -> Tensor:
@@ -248,7 +264,16 @@ class PackedEncoderStage(EncoderStage):
 
     def _reduce(self, index: int, hidden: Tensor) -> Tensor:
         cells = hidden.view(-1, self._patches * hidden.shape[1])
-        attention = self._packed_attention()
+        attention = PackedAttention(
+            self._taps,
+            self._layer["position_embeddings"],
+            self._scaling,
+            self._layer["cu_seqlens"].long(),
+            [self._with_patches(frames.at) for frames in self.frames],
+            self._log_size(),
+            self._patches,
+        )
+        self._taps = []
         out, survivors = cells, []
         for frames in self.frames:
             rows = cells[frames.at]  # (F, n, 4C)
@@ -274,21 +299,6 @@ class PackedEncoderStage(EncoderStage):
             frames.at = torch.searchsorted(left, frames.at)
         return out[left].view(-1, hidden.shape[1])
 
-    def _packed_attention(self) -> PackedAttention:
-        query, key = (torch.cat(parts, dim=1) for parts in zip(*self._taps, strict=True))
-        self._taps = []
-        bounds = self._layer["cu_seqlens"].long()
-        if len(bounds) - 1 == sum(len(frames.rows) for frames in self.frames):  # no windows
-            rows = [(self._with_patches(frames.at), None) for frames in self.frames]
-        else:
-            lengths = bounds.diff()[:, None]
-            offset = torch.arange(int(lengths.max()), device=bounds.device)
-            index = bounds[:-1, None] + offset
-            rows = [(index.clamp_max(key.shape[1] - 1), offset < lengths)]
-        return PackedAttention(
-            query, key, self._layer["position_embeddings"], self._scaling, rows, self._log_size(), self._patches
-        )
-
     # ---- proportional attention
     def _log_size(self) -> Tensor | None:
         """(S,) log of the size of each patch's cell, where proportional attention is asked for."""
@@ -304,14 +314,15 @@ class PackedEncoderStage(EncoderStage):
         bias = self._log_size()
         if bias is None:
             return mask
-        done = sum(key.shape[1] for _, key in self._taps)
-        return bias[done : done + key.shape[2]].to(key.dtype)[None, None, None]
+        first, self._passed = self._passed, self._passed + key.shape[2]
+        return bias[first : self._passed].to(key.dtype)[None, None, None]
 
     # ---- holes
     def _restore_cells(self, merger: nn.Module, args: tuple, out: Tensor) -> Tensor:
         return out.new_full((self._total, out.shape[1]), torch.nan).index_copy(0, self._cells, out)
 
     def _leave(self, tower: nn.Module, args: tuple, out: Any) -> Any:
+        """Holes in what the tower returns; hidden states of single layers keep the lengths of their layers."""
         if isinstance(out, tuple):
             raise LabError("the vision tower returned a tuple; call it with return_dict=True while a strategy is attached")
         short = out.last_hidden_state
