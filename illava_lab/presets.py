@@ -112,7 +112,7 @@ def preset(name: str, model: nn.Module) -> Schedule:
         count = keep if isinstance(keep, int) else round((count or 0) * keep)
     layers = len(published.encoder)
     encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=1)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
     return Schedule(
         encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
     )
