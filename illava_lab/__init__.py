@@ -10,6 +10,7 @@ from illava_lab.lab import Answer, Lab, load
 from illava_lab.registry import get_strategy, register, strategies
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
+from illava_lab.video import Video, read_video
 
 __all__ = [
     "Answer",
@@ -21,6 +22,7 @@ __all__ = [
     "Strategy",
     "TokenMap",
     "Tokens",
+    "Video",
     "attach",
     "compare",
     "get_strategy",
@@ -29,6 +31,7 @@ __all__ = [
     "pictures",
     "plots",
     "read_image",
+    "read_video",
     "register",
     "strategies",
     "summary",
