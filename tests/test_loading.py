@@ -264,27 +264,27 @@ for line in sys.argv[1:]:
 """
 
 
-def ask_the_hub(address: str, home: Path, *names: str, offline: bool = False) -> subprocess.Popen[str]:
+def ask_the_hub(address: str, home: Path, *names: str) -> subprocess.Popen[str]:
     env = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     env |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     command = [sys.executable, "-c", ASK_THE_HUB, *names]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_network(tmp_path_factory) -> subprocess.Popen[str]:
-    """Asks an address where nothing listens; the hub's client tries for half a minute, so it starts with this file."""
+@pytest.fixture
+def closed_address() -> str:
+    """Where nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    return ask_the_hub(f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("nothing"), "org/model")
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_hub_ids_revisions_and_what_can_go_wrong_there(without_network, tmp_path):
+def test_hub_ids_revisions_and_what_can_go_wrong_there(closed_address, tmp_path):
+    # The hub's client tries an address that does not answer for half a minute, so that one starts first.
+    without_network = ask_the_hub(closed_address, tmp_path / "empty", "org/model")
     with serving("org/embedded", data_dir() / "model") as address:
         names = ("org/gated", "org/unknown", "org/embedded@v2", "org/embedded@v1")
-        out, err = ask_the_hub(address, tmp_path, *names).communicate(timeout=120)
+        out, err = ask_the_hub(address, tmp_path / "cache", *names).communicate(timeout=120)
     gated, unknown, revision, loaded = out.splitlines()
     assert gated == (
         f"org/gated cannot be loaded: it is gated: accept its licence at {address}/org/gated, then log in here with: hf auth login"
@@ -292,9 +292,8 @@ def test_hub_ids_revisions_and_what_can_go_wrong_there(without_network, tmp_path
     assert unknown.startswith("org/unknown cannot be loaded: there is no such model on the hub, or it is private")
     assert revision == "org/embedded cannot be loaded: it has no revision 'v2'"
     assert loaded == "Lab('org/embedded', device='cpu', dtype='float32')", err
-    cached = ask_the_hub(address, tmp_path, "org/embedded@v1", "org/other", offline=True)
-    loaded, offline = cached.communicate(timeout=120)[0].splitlines()
-    assert loaded.startswith("Lab('org/embedded'")
-    assert offline == "org/other cannot be loaded: it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
     out, err = without_network.communicate(timeout=120)
-    assert re.fullmatch(r"org/model cannot be loaded: it is not in the local cache, and http\S+ cannot be reached: .*\n", out), err
+    assert out == (
+        f"org/model cannot be loaded: it is not in the local cache, and {closed_address} cannot be reached: "
+        "check the network, or give a folder\n"
+    ), err
