@@ -2,13 +2,14 @@
 #   make lab       JupyterLab at the first notebook
 #   make compare   the strategies side by side on the embedded model, as a table
 #   make test      every test
-#   make results   measure the embedded model again and write results/embedded
+#   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
 #   make notebooks run the notebooks and store their outputs
 # The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
 # constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
 
 PYTHON ?= python3
 ARGS ?=
+RUN ?=
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
@@ -32,7 +33,7 @@ compare: $(VENV)/.installed
 	$(VENV_PYTHON) -m illava_lab compare $(ARGS)
 
 results: $(VENV)/.installed
-	$(VENV_PYTHON) results/make_embedded.py
+	$(VENV_PYTHON) results/make_embedded.py $(RUN)
 
 notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py

@@ -1,6 +1,7 @@
-"""The command line: illava-lab lab | ask | compare | strategies. The same words as the Python functions of that name.
+"""The command line: illava-lab lab | ask | compare | check | strategies. Same words as the Python functions.
 
-Exit status: 0 on success, 2 on bad usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise, 2 on bad usage with one line that names the mistake,
+130 when interrupted with Ctrl-C.
 """
 
 # Heavy modules are imported inside the commands that need them, so that --help and mistakes answer at once.
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from illava_lab.lab import Answer, Lab
 
 PROGRAM = "illava-lab"
-COMMANDS = ("lab", "ask", "compare", "strategies")
+COMMANDS = ("lab", "ask", "compare", "check", "strategies")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,12 +96,15 @@ def _parser() -> _Parser:
     )
     compare.add_argument(
         "--strategies", type=_names, default=["none", "random", "fastv", "tome", "illava"], metavar="A,B,...",
-        help="default: none,random,fastv,tome,illava",
+        help="names, or all (default: none,random,fastv,tome,illava)",
     )  # fmt: skip
     compare.add_argument(
-        "--keep", type=_fractions, default=[0.7, 0.5, 0.3], metavar="X,Y,...",
-        help="fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
+        "--keep", type=_fractions, metavar="X,Y,...",
+        help="budgets: fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
     )  # fmt: skip
+    compare.add_argument(
+        "--flops", type=_fractions, metavar="X,Y,...", help="budgets: fractions of the bare model's prefill FLOPs"
+    )
     compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
     compare.add_argument("--limit", type=int, metavar="N", help="at most N questions (default: all)")
     compare.add_argument("--seed", type=int, default=0, help="of random strategies and of the intervals (default: 0)")
@@ -109,6 +113,17 @@ def _parser() -> _Parser:
     compare.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: only printed)")
     _add_model(compare)
     compare.set_defaults(run=_compare)
+
+    check = commands.add_parser(
+        "check",
+        help="does a strategy keep its promises",
+        description="Try strategies on small tensors, without a model, and report every promise that they break. "
+        "Exit status 1 if there is one.",
+    )
+    check.add_argument(
+        "strategies", nargs="*", metavar="NAME_OR_FILE", help="a name, or a .py file that registers some (default: all)"
+    )
+    check.set_defaults(run=_check)
 
     strategies = commands.add_parser("strategies", help="what is installed", description="List what is installed.")
     strategies.set_defaults(run=_strategies)
@@ -198,17 +213,19 @@ def _compare(options: argparse.Namespace) -> int:
     from illava_lab import plots
     from illava_lab.compare import compare, summary, summary_by_category
     from illava_lab.evaluate import load_task
-    from illava_lab.registry import get_strategy
+    from illava_lab.registry import get_strategy, strategies
 
-    for name in options.strategies:
+    names = list(strategies()) if options.strategies == ["all"] else options.strategies
+    for name in names:
         get_strategy(name)
     task = load_task(options.task)
     part = task.limited(options.limit)
     lab = _load(options)
     table = compare(
         lab,
-        options.strategies,
+        names,
         options.keep,
+        flops=options.flops,
         task=task,
         limit=options.limit,
         seed=options.seed,
@@ -225,6 +242,15 @@ def _compare(options: argparse.Namespace) -> int:
         written.append(plots.tradeoff_png(table, options.out / "tradeoff.png"))
         print("Written:", *written)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from illava_lab.registry import strategies
+    from illava_lab.testing import check_strategies
+
+    report = check_strategies(options.strategies or strategies(), raises=False)
+    print(report)
+    return 0 if report.passed else 1
 
 
 def _strategies(options: argparse.Namespace) -> int:

@@ -56,9 +56,9 @@ def attach(
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
-        encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"))
+        encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
         llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
-        if schedule.encoder or schedule.llm:
+        if schedule != Schedule():
             encoder.install(undo)
             llm.install(undo)
         else:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from illava_lab.errors import LabError
 
-TAP = "illava_lab_tap"
+TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
+LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
+                  "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
 QUERY_BLOCK = 128  # rows of attention held at once by the column sums
 
 
 class _ConfigView:
     """What one attention module sees as its config: everything live, except the name of its attention function."""
 
-    _attn_implementation = TAP
-
-    def __init__(self, base: Any) -> None:
-        self._tapped_config = base
+    def __init__(self, base: Any, name: str) -> None:
+        self._tapped_config, self._attn_implementation = base, name
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_tapped_config":  # while being copied, before it is set
+        if name in ("_tapped_config", "_attn_implementation"):  # while being copied, before it is set
             raise AttributeError(name)
         return getattr(self._tapped_config, name)
 
@@ -46,7 +46,7 @@ def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, 
     itself runs with the implementation that the model is configured for; other layers do not notice.
     """
     config = attention.config
-    attention.config = _ConfigView(config)
+    attention.config = _ConfigView(config, TAP)
     attention._illava_tap = observe
     try:
         yield
@@ -66,7 +66,32 @@ def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
     return out
 
 
+class _Seen(Exception):
+    """Carries queries and keys out of an attention module that is not to attend."""
+
+
+def _peeking_attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    raise _Seen(query, key)
+
+
+def peek(attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries (B, H, S, d) and keys (B, Hkv, S, d) that an attention module would make of normed `hidden` (B, S, C).
+
+    Nothing is attended to, and no cache is touched.
+    """
+    config = attention.config
+    attention.config = _ConfigView(config, PEEK)
+    try:
+        attention(hidden, position_embeddings=position_embeddings, attention_mask=None, past_key_values=None)
+    except _Seen as seen:
+        return seen.args
+    finally:
+        attention.config = config
+    raise LabError(f"{type(attention).__name__} did not come to its attention function")
+
+
 AttentionInterface.register(TAP, _tapped_attention)
+AttentionInterface.register(PEEK, _peeking_attention)
 
 
 @dataclass(eq=False)
@@ -83,6 +108,8 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (B, S, C), the whole sequence that the layer after the site receives.
         last: (B,) position of the last text token, or None.
+        ahead: computes queries and keys of the layer to come; entry: gives the sequence (B, S0, C) that entered the
+            LLM and the positions (B, N0) of the visual tokens in it; norm: the last norm of the LLM. None outside it.
     """
 
     query: Tensor
@@ -95,6 +122,9 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
+    ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
+    entry: Callable[[], tuple[Tensor, Tensor]] | None = None
+    norm: nn.Module | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.strategy.STATISTICS`.
@@ -104,14 +134,14 @@ class AttentionSite:
         """
         if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
             raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
-        if name.startswith("text") and self.last is None:
-            raise LabError(f"{name} needs text, which the image encoder does not see; {self._offers()}")
+        if name in LLM_STATISTICS and self.last is None:
+            raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
         return getattr(self, f"_{name}")()
 
     def _offers(self) -> str:
         have = ["attention_received", "lse", "keys", "wide_keys"]
         have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
-        have += ["text_attention", "text_rows", "text_hidden", "text_wide_keys"] if self.last is not None else []
+        have += LLM_STATISTICS if self.last is not None else []
         return f"it has {', '.join(have)}"
 
     # ---- logits
@@ -208,3 +238,21 @@ class AttentionSite:
 
     def _text_wide_keys(self) -> Tensor:
         return self._keys_at(self.key.transpose(1, 2).flatten(2), self._text_positions())
+
+    def _next_text_attention(self) -> Tensor:
+        query, key = self.ahead()
+        return replace(self, query=query, key=key)._text_attention()
+
+    def _normed_hidden(self) -> Tensor:
+        return self.norm(self._keys_at(self.hidden, self.visual))
+
+    def _text_normed_hidden(self) -> Tensor:
+        return self.norm(self._text_hidden())
+
+    def _embeddings(self) -> Tensor:
+        return self._keys_at(*self.entry())
+
+    def _text_embeddings(self) -> Tensor:
+        sequence, _ = self.entry()
+        # Everything that was removed since stood before the text after the image.
+        return self._keys_at(sequence, self._text_positions() + sequence.shape[1] - self.hidden.shape[1])

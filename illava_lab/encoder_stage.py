@@ -2,7 +2,8 @@
 
 A reduction acts inside a layer, between the attention residual and the MLP. After the tower, survivors go back to
 the places of their anchors and removed places become holes (NaN), so no length that transformers checks ever
-changes; the projector runs on survivors only; the LLM stage drops the holes.
+changes; the projector runs on survivors only; the LLM stage drops the holes. A picture that was shrunk before the
+tower is treated alike: its fewer tokens stand at the places that they show.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from illava_lab.attention import AttentionSite, tap
 from illava_lab.errors import LabError
@@ -31,8 +33,10 @@ class EncoderStage:
         steps: the reductions of that call.
     """
 
-    def __init__(self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep]) -> None:
-        self.anatomy, self.strategy, self.plan = anatomy, strategy, plan
+    def __init__(
+        self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None
+    ) -> None:
+        self.anatomy, self.strategy, self.plan, self.image = anatomy, strategy, plan, image
         self.position: Tensor | None = None
         self.size: Tensor | None = None
         self.steps: list[Step] = []
@@ -50,11 +54,11 @@ class EncoderStage:
         """Hook the tower; `undo` takes everything back."""
         tower, layers = self.anatomy.tower, self.anatomy.encoder_layers
         undo.callback(tower.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True).remove)
-        if not self.plan:
+        if not self.plan and self.image is None:
             return
         for index in self.plan:
             self._install_layer(undo, index)
-        if self.strategy.proportional_attention:
+        if self.plan and self.strategy.proportional_attention:
             for layer in list(layers)[min(self.plan) + 1 :]:
                 undo.callback(layer.register_forward_pre_hook(self._add_log_size, with_kwargs=True, prepend=True).remove)
         undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
@@ -93,13 +97,38 @@ class EncoderStage:
         set_forward(undo, layer, forward)
 
     # ---- one call of the tower
-    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         pixels = kwargs.get("pixel_values", args[0] if args else None)
         first = -self.anatomy.cls_tokens
         place = torch.arange(first, self.anatomy.patches, device=pixels.device)
         self.position = place.expand(pixels.shape[0], -1)
         self.size = torch.ones(self.position.shape, device=pixels.device)
         self.steps, self._positions_after, self._attention = [], {}, None
+        if self.image is None:
+            return None
+        smaller = self._shrink(pixels)
+        kwargs = {**kwargs, "interpolate_pos_encoding": True}
+        return ((smaller, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": smaller})
+
+    def _shrink(self, pixels: Tensor) -> Tensor:
+        """The smaller picture; notes which patches of the full one its patches show."""
+        anatomy, cls_tokens = self.anatomy, self.anatomy.cls_tokens
+        tokens = Tokens(
+            "image",
+            pixels.new_zeros(*self.position.shape, 1),
+            position=self.position,
+            protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
+            grid=anatomy.grid,
+        )
+        after = kept(self.image, anatomy.patches, "image")
+        reduction = ask(self.strategy, tokens, after + cls_tokens)
+        self.position, self.size = self.position.gather(1, reduction.anchor), reduction.sizes(self.size)
+        self._positions_after[-1] = self.position
+        self.steps.append(Step("image", 0, len(pixels), reduction, anatomy.patches, after))
+        grid = self.strategy.grid(after, anatomy.grid)
+        size = tuple(pixels.shape[2 + i] // anatomy.grid[i] * grid[i] for i in range(2))
+        return interpolate(pixels, size, mode="bicubic", antialias=True)
 
     def _reduce(self, index: int, hidden: Tensor) -> Tensor:
         cls_tokens = self.anatomy.cls_tokens
@@ -113,6 +142,7 @@ class EncoderStage:
             size=self.size,
             position=self.position,
             protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
             grid=self.anatomy.grid,
             site=site,
         )
@@ -180,9 +210,11 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
     """The strategy's map for these tokens, refused if it is not what was asked for.
 
     Raises:
-        LabError: the strategy returned something else than a TokenMap of `keep` slots for every row.
+        LabError: more tokens are protected than `keep`, or the strategy returned something else than a TokenMap of
+            `keep` slots for every row.
     """
     where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    tokens.room(keep)
     answer = strategy.map(tokens, keep)
     if not isinstance(answer, TokenMap):
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from illava_lab.attention import AttentionSite, tap
+from illava_lab.attention import AttentionSite, peek, tap
 from illava_lab.compat import causal_mask
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
@@ -73,6 +73,7 @@ class _Prefill:
     at: Tensor | None = None  # (I, n) slots of the visual tokens in the current sequence
     size: Tensor | None = None  # (I, n) patches that each stands for
     place: Tensor | None = None  # (I, n) patch in whose place each stands
+    entry: tuple[Tensor, Tensor] | None = None  # (B, L, C) the sequence at the entry, and `at` there
     attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
     kwargs: dict[str, Any] | None = None  # what layers get from the last reduction on
 
@@ -197,6 +198,7 @@ class LlmStage:
             }
         self._call = _Prefill([stage], positions, [], changed=any(holes))
         self._locate_images(self._call, visual, placeholders)
+        self._call.entry = kwargs["inputs_embeds"], self._call.at
         return kwargs
 
     def _locate_images(self, call: _Prefill, visual: Tensor, placeholders: list[int]) -> None:
@@ -242,7 +244,7 @@ class LlmStage:
             hidden = args[0] if args else kwargs["hidden_states"]
             if isinstance(call, _Prefill):
                 if index in self.plan:
-                    hidden = self._reduce(call, index, hidden)
+                    hidden = self._reduce(call, index, hidden, {**kwargs, **(call.kwargs or {})}["position_embeddings"])
                     call.kwargs = None
                 if call.kwargs is None:
                     call.kwargs = self._short_kwargs(call, hidden, kwargs)
@@ -282,7 +284,7 @@ class LlmStage:
             "attention_mask": causal_mask(config, hidden, None if stage.full else stage.valid, 0),
         }
 
-    def _reduce(self, call: _Prefill, index: int, hidden: Tensor) -> Tensor:
+    def _reduce(self, call: _Prefill, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Ask the strategy for every image, and shorten the sequence."""
         last = call.stages[-1]
         if not call.image_rows:
@@ -290,7 +292,7 @@ class LlmStage:
             return hidden
         batch, length = last.valid.shape
         rows = torch.tensor(call.image_rows, device=hidden.device)
-        tokens = self._tokens(call, index, hidden, rows)
+        tokens = self._tokens(call, index, hidden, rows, rotary)
         before = tokens.count
         reduction = ask(self.strategy, tokens, kept(self.plan[index], before, f"llm layer {index}"))
         self.trace.steps.append(Step("llm", index, len(rows), reduction, before, reduction.slots))
@@ -321,7 +323,15 @@ class LlmStage:
         call.size = reduction.sizes(call.size).gather(1, order)
         return gather_sequence(hidden, origin, 1)
 
-    def _tokens(self, call: _Prefill, index: int, hidden: Tensor, rows: Tensor) -> Tokens:
+    def _tokens(
+        self, call: _Prefill, index: int, hidden: Tensor, rows: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tokens:
+        layer, sequence = self.anatomy.llm_layers[index], hidden
+
+        def ahead() -> tuple[Tensor, Tensor]:
+            query, key = peek(layer.self_attn, layer.input_layernorm(sequence), rotary)
+            return query[rows], key[rows]
+
         query, key, mask, scaling = call.attention
         stage, valid = call.stages[-1], call.stages[-1].valid
         last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values
@@ -338,6 +348,9 @@ class LlmStage:
             visual=call.at,
             hidden=hidden,
             last=last,
+            ahead=ahead,
+            entry=lambda: (call.entry[0][rows], call.entry[1]),
+            norm=self.anatomy.language_model.norm,
         )
         return Tokens(
             "llm",

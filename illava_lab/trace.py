@@ -100,7 +100,7 @@ class Trace:
         patches, cls_tokens = self.grid[0] * self.grid[1], self.cls_tokens
         weights = torch.eye(patches + cls_tokens, dtype=torch.float64)
         anchor = torch.arange(-cls_tokens, patches)
-        encoder = [step for step in self.steps[:steps] if step.stage == "encoder"]
+        encoder = [step for step in self.steps[:steps] if step.stage != "llm"]
         for step in encoder:
             weights, anchor = _follow(step.map, self._encoder_image[image], weights, anchor)
         order = anchor.argsort()[cls_tokens:]  # the LLM sees survivors in the order of their places, without CLS

@@ -28,8 +28,8 @@ class Stride(Strategy):
         one_of("pattern", self.pattern, ("raster", "grid"))
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        protected = int(tokens.protected.sum(dim=1).max()) if tokens.has_protected else 0
-        count, wanted = tokens.count - protected, keep - protected
+        protected, wanted = tokens.protected_count, tokens.room(keep)
+        count = tokens.count - protected
         places = self._on_grid(tokens.grid, count, wanted) if self.pattern == "grid" else _centred(count, wanted)
         chosen = [*range(protected), *(protected + place for place in places)]
         order = ranking(torch.zeros_like(tokens.size), tokens)  # protected tokens, then the others as they come

@@ -160,13 +160,25 @@ def logits(
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     theta = text.rope_parameters["rope_theta"]
     row = None
+
+    def attend(layer, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """(H, S, S) causal attention of one layer on the states that enter it, (H, S, d) its values."""
+        attention, normed = layer.self_attn, layer.input_layernorm(x)
+        query = _rotate(_heads(attention.q_proj(normed), heads), position, theta)
+        key = _rotate(_heads(attention.k_proj(normed), groups), position, theta).repeat_interleave(heads // groups, 0)
+        value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
+        score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+        return score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1), value
+
     if packed:
         position = torch.arange(len(x))
     for index, layer in enumerate(model.model.language_model.layers):
         if index in llm:
             at = torch.nonzero(visual)[:, 0]
+            if rule == "pyramiddrop":
+                row = attend(layer, x, position)[0][:, last].mean(0)
             score = row[at].tolist()
-            matrix = fastv_matrix(score, llm[index]) if rule == "fastv" else illava_matrix(score, llm[index])
+            matrix = illava_matrix(score, llm[index]) if rule == "illava" else fastv_matrix(score, llm[index])
             own = torch.tensor(_anchors(matrix, at.tolist(), "illava"))
             x = x.index_copy(0, own, matrix.to(x.dtype) @ x[at])
             keep = ~visual
@@ -175,14 +187,8 @@ def logits(
             last = int(torch.nonzero(keep)[:, 0].tolist().index(last))
             if packed:
                 position = torch.arange(len(x))
-        attention, normed = layer.self_attn, layer.input_layernorm(x)
-        query = _rotate(_heads(attention.q_proj(normed), heads), position, theta)
-        key = _rotate(_heads(attention.k_proj(normed), groups), position, theta).repeat_interleave(heads // groups, 0)
-        value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
-        score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
-        score = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf)
-        weights = score.softmax(-1)
+        weights, value = attend(layer, x, position)
         row = weights[:, last].mean(0)
-        x = x + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
+        x = x + layer.self_attn.o_proj((weights @ value).transpose(0, 1).flatten(1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return model.lm_head(model.model.language_model.norm(x[-1]))

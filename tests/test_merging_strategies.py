@@ -558,7 +558,7 @@ def test_no_value_is_read_on_the_host(name, configured, cls):
     given = {key: getattr(same_tokens(9, torch.float32, cls), key).to("meta") for key in (
         "hidden", "keys", "wide_keys", "lse", "attention_received", "cls_attention", "wide_cls_attention")}  # fmt: skip
     protected = cls_first(9).expand(2, -1).to("meta") if cls else None
-    tokens = il.Tokens("encoder", given.pop("hidden"), grid=(3, 3), protected=protected, **given)
+    tokens = il.Tokens("encoder", given.pop("hidden"), grid=(3, 3), protected=protected, protected_count=1, **given)
     assert il.get_strategy(name)(**configured).map(tokens, 6).apply(tokens.hidden).shape == (2, 6, 4)
 
 
