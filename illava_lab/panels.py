@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from illava_lab.errors import LabError
 
 CLEAR = [[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0)"]]
-FRAMES = (("black", 5), ("white", 2))  # one over the other: seen on dark and on bright patches
+FRAMES = (("black", 6), ("#ff40ff", 3))  # one over the other: seen on dark and on bright patches
 
 
 @dataclass(frozen=True, eq=False)

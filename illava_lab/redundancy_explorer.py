@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import ipywidgets
 import numpy as np
@@ -114,7 +113,6 @@ class RedundancyExplorer:
             raise LabError("images must name at least one image, for example {'my photo': 'photo.jpg'}")
         self.recordings = {name: record(lab, image, question) for name, image in images.items()}
         self._seen = {name: seen_image(lab, image) for name, image in images.items()}
-        self._panels = cache(self._compute)
         first, patches = next(iter(images)), int(np.prod(next(iter(self.recordings.values())).grid))
         self._start = {"image": first, "stage": "encoder", "layer": 0, "patch": patch, "centred": False, "third": "groups"}
         narrow = ipywidgets.Layout(width="240px")
@@ -155,6 +153,9 @@ class RedundancyExplorer:
             one_of("control", name, tuple(self._controls))
         after = {**self.settings, **settings}
         one_of("image", after["image"], tuple(self.recordings))
+        one_of("stage", after["stage"], tuple(STAGE_NAMES))
+        if "layer" not in settings:  # as the slider does: the other stage may have fewer layers
+            after["layer"] = min(after["layer"], self._depth(after["stage"]))
         self._panels(**after)  # refuses what is not there before anything moves
         for name in self._start:  # the stage before its layer, whose range depends on it
             self._controls[name].value = after[name]
@@ -167,7 +168,7 @@ class RedundancyExplorer:
     def _depth(self, stage: Stage) -> int:
         return len(next(iter(self.recordings.values())).hidden[stage]) - 1
 
-    def _compute(self, image: str, **settings: object) -> list[Panel]:
+    def _panels(self, image: str, **settings: object) -> list[Panel]:
         return redundancy_panels(self._seen[image], self.recordings[image], **settings)
 
     def _change_stage(self, change: dict) -> None:
