@@ -120,8 +120,8 @@ def similarity(x: Tensor, centred: bool = False) -> Tensor:
     return unit @ unit.T
 
 
-def mean_similarity(x: Tensor, centred: bool = False) -> float:
-    """The mean cosine similarity of two different rows of x (N, C); N is at least 2.
+def mean_similarity(x: Tensor) -> float:
+    """The mean cosine similarity of two different rows of x (N, C). (With the mean removed it would be near 0 for any x.)
 
     Raises:
         LabError: x is no matrix, or has a single row.
@@ -129,7 +129,7 @@ def mean_similarity(x: Tensor, centred: bool = False) -> float:
     count = x.shape[0]
     if count < 2:
         raise LabError(f"two tokens are needed to compare, got {count}")
-    cosine = similarity(x, centred)
+    cosine = similarity(x)
     return float((cosine.sum() - cosine.diagonal().sum()) / (count * (count - 1)))
 
 
@@ -225,10 +225,10 @@ def sinks(attention: Tensor, factor: float = 5.0) -> list[int]:
 def profile(recording: Recording, least: float = 0.9) -> pd.DataFrame:
     """One row for what enters each layer of each stage, and one for what leaves the stage.
 
-    Columns: `stage, layer, similarity, similarity_centred, rank` (effective, centred), `clusters` (that are `least`
-    alike, not centred), and of the attention in that layer `half` (tokens that hold half of it), `strongest` (the
-    largest, as a multiple of the mean) and `visual` (the part of it that goes to visual tokens at all). The last three
-    are empty for what leaves a stage.
+    Columns: `stage, layer, similarity` (mean of all pairs), `neighbours` (mean of patches side by side, centred),
+    `rank` (effective, centred), `clusters` (groups that are `least` alike, not centred), and of the attention in that
+    layer `half` (tokens that hold half of it), `strongest` (the largest, as a multiple of the mean) and `visual` (the
+    part of it that goes to visual tokens at all). The last three are empty for what leaves a stage.
     """
     rows = []
     for stage, states in recording.hidden.items():
@@ -237,7 +237,7 @@ def profile(recording: Recording, least: float = 0.9) -> pd.DataFrame:
                 "stage": stage,
                 "layer": layer,
                 "similarity": mean_similarity(x),
-                "similarity_centred": mean_similarity(x, centred=True),
+                "neighbours": float(by_distance(similarity(x, centred=True), recording.grid)[0]),
                 "rank": effective_rank(x, centred=True),
                 "clusters": int(clusters(x, least).max()) + 1,
             }
