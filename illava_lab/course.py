@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from os import PathLike
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 import ipywidgets
 import numpy as np
@@ -44,12 +45,29 @@ def set_up(source: str | PathLike | None = None, device: str = "cpu", dtype: str
     np.random.seed(seed)
     torch.manual_seed(seed)
     lab = load(source, device, dtype)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("illava-lab", "torch", "transformers", "numpy"))
     print(f"device    {_device(lab)}, {dtype}")
-    print(f"versions  {versions}, Python {platform.python_version()}")
+    print(f"versions  {_versions()}")
     print(f"mode      {'embedded model, offline' if source is None else lab.source}")
     print(f"seed      {seed}, {datetime.date.today().isoformat()}")
     return lab
+
+
+def _versions() -> str:
+    names = ("illava-lab", "torch", "transformers", "numpy")
+    return ", ".join([*(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}"])
+
+
+def feedback(notebook: str, repository: str) -> None:
+    """Display a link to a new issue that already says which notebook and which versions it is about.
+
+    Args:
+        repository: what the set-up cell installs from, such as ``git+https://github.com/illava-lab/illava-lab``.
+    """
+    address = repository.removeprefix("git+").split("@")[0].removesuffix(".git")
+    body = f"Notebook: {notebook}\nVersions: {_versions()}\n\nWhat happened, or what was unclear:\n"
+    link = f"{address}/issues/new?{urlencode({'title': f'{notebook}: ', 'body': body})}"
+    page = f'<a href="{html.escape(link)}" target="_blank">Tell us what was unclear or wrong in this notebook</a>'
+    display({"text/plain": link, "text/html": page}, raw=True)
 
 
 def _device(lab: Lab) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import types
+import urllib.parse
 from contextlib import redirect_stdout
 
 import pandas as pd
@@ -80,6 +81,14 @@ def test_set_up_turns_on_the_widgets_of_colab(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     course.set_up()
     assert calls == ["on"]
+
+
+def test_feedback_opens_an_issue_with_versions(displayed: list[dict]) -> None:
+    course.feedback("01_token_redundancy", "git+https://github.com/illava-lab/illava-lab")
+    address = urllib.parse.urlsplit(displayed[0]["text/plain"])
+    asked = urllib.parse.parse_qs(address.query)
+    assert address.path == "/illava-lab/illava-lab/issues/new" and address.netloc == "github.com"
+    assert asked["title"][0].startswith("01_token_redundancy") and f"torch {torch.__version__}" in asked["body"][0]
 
 
 # --------------------------------------------------------------------------------------------- exercises
