@@ -43,15 +43,20 @@ class _ConfigView:
 
 
 @contextmanager
-def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, float], None]):
+def tap(
+    attention: nn.Module,
+    observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
+    mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
+):
     """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
 
     Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
-    itself runs with the implementation that the model is configured for; other layers do not notice.
+    itself runs with the implementation that the model is configured for; other layers do not notice. If given,
+    `mask(key, mask)` says which mask it runs with.
     """
     config = attention.config
     attention.config = _ConfigView(config, TAP)
-    attention._illava_tap = observe
+    attention._illava_tap = (observe, mask)
     try:
         yield
     finally:
@@ -59,14 +64,18 @@ def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, 
         del attention._illava_tap
 
 
-def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+def _tapped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+):
     name = module.config._tapped_config._attn_implementation
     if name in (None, "eager"):
         run = sys.modules[type(module).__module__].eager_attention_forward
     else:
         run = ALL_ATTENTION_FUNCTIONS[name]
+    observe, change = module._illava_tap
+    mask = attention_mask if change is None else change(key, attention_mask)
     out = run(module, query, key, value, mask, **kwargs)
-    module._illava_tap(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
     return out
 
 

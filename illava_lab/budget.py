@@ -87,7 +87,7 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
     if len(serves) == 2:
         between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
     ends = {"encoder": (patches, between), "llm": (between, final)}
-    return Schedule(**{stage: _split(strategy, stage, anatomy.depth(stage), *ends[stage]) for stage in serves})
+    return Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
 
 
 def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
@@ -99,13 +99,14 @@ def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
     return Schedule(**out, image=schedule.image)
 
 
-def _split(strategy: Strategy, stage: Stage, depth: int, before: int, after: int) -> dict[int, int]:
+def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:
     """Counts after each of the strategy's layers in a stage.
 
     Raises:
         LabError: even removing all it can at every layer, the strategy keeps more.
     """
-    layers = strategy.layers(stage, depth)
+    first = anatomy.first_llm_layer if stage == "llm" else 0
+    layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
     counts = strategy.counts(stage, len(layers), before, after)
     if counts[0] < ceil(before * strategy.smallest_keep):
         least = before

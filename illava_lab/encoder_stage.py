@@ -40,6 +40,8 @@ class EncoderStage:
         steps: the reductions of that call.
     """
 
+    _mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None  # see `tap`
+
     def __init__(
         self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None
     ) -> None:
@@ -83,9 +85,6 @@ class EncoderStage:
         attention, norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
         short: dict[str, Tensor] = {}
 
-        def observe(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-            self._attention = (query, key, mask, scaling)
-
         def before_norm(module: nn.Module, args: tuple) -> tuple:
             short["residual"] = self._reduce(index, args[0])
             return (short["residual"], *args[1:])
@@ -100,10 +99,13 @@ class EncoderStage:
             new = short.pop("residual") + short.pop("mlp")
             return (new, *out[1:]) if isinstance(out, tuple) else new
 
-        undo.enter_context(tap(attention, observe))
+        undo.enter_context(tap(attention, self._observe, self._mask))
         undo.callback(norm.register_forward_pre_hook(before_norm, prepend=True).remove)
         undo.callback(mlp.register_forward_hook(after_mlp, prepend=True).remove)
         replace_method(undo, layer, "forward", forward)
+
+    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._attention = (query, key, mask, scaling)
 
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

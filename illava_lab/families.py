@@ -47,6 +47,9 @@ _LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
 _IMAGES = ("image_token_id", "get_image_features")
 _VIDEOS = ("video_token_id", "get_video_features")
 
+_QWEN = ("visual", "visual.merger", "language_model")
+_QWEN_MEDIA: dict[Medium, Media] = {"image": Media(*_IMAGES), "video": Media(*_VIDEOS)}
+
 # by the model_type of transformers
 FAMILIES: dict[str, Family] = {
     "llava": Family("LLaVA-1.5", *_LLAVA, {"image": Media(*_IMAGES)}),
@@ -55,15 +58,36 @@ FAMILIES: dict[str, Family] = {
         "LLaVA-OneVision", *_LLAVA,
         {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
     ),
+    "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
 }  # fmt: skip
 
 # vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
 TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
     "clip_vision_model": (("self_attn", "layer_norm2", "mlp"), True),
     "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
+    "qwen2_vl_vision": (("attn", "norm2", "mlp"), False),
+    "qwen2_5_vl_vision": (("attn", "norm2", "mlp"), False),
+    "qwen3_vl_vision": (("attn", "norm2", "mlp"), False),
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2")
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+
+
+TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
+
+
+class Cells(NamedTuple):
+    """How a tower that takes images of any size, packed into one sequence, groups their patches.
+
+    Attributes:
+        side: patches along the side of a cell, the block that the patch merger makes one visual token of.
+        window: cells along the side of an attention window, or None if there are none.
+    """
+
+    side: int
+    window: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +99,14 @@ class Anatomy:
         encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
         layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame.
+        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
+            size, that of a typical one in cells, for which budgets are computed.
         side: (pixels of such a row, pixels of a patch), along one edge.
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
+        cells: how patches become visual tokens in a packed tower, or None for other towers.
+        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
+            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
         fixed: every image has as many visual tokens as a row has patches.
     """
 
@@ -95,10 +123,12 @@ class Anatomy:
     llm_layers: nn.ModuleList
     media: dict[Medium, Media]
     placeholders: dict[Medium, int]
+    cells: Cells | None = None
+    first_llm_layer: int = 1
 
     @property
     def fixed(self) -> bool:
-        return all(media.pack is None for media in self.media.values())
+        return self.cells is None and all(media.pack is None for media in self.media.values())
 
     @property
     def image_token_id(self) -> int:
@@ -137,7 +167,7 @@ def check_supported(config: Any) -> None:
     if text.model_type not in DECODERS:
         raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
     wanted = "default" if TOWERS[tower.model_type][1] else "full"
-    if config.vision_feature_select_strategy != wanted:
+    if getattr(config, "vision_feature_select_strategy", wanted) != wanted:
         raise LabError(
             f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported with "
             f"{tower.model_type}; supported: {wanted!r}"
@@ -162,25 +192,36 @@ def describe(model: nn.Module) -> Anatomy:
     tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
-    side = vision.image_size // vision.patch_size
+    cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
+    patch = vision.patch_size * (cells.side if cells else 1)
+    pixels = TYPICAL_CELLS * patch if cells else vision.image_size
     return Anatomy(
         base=base,
         tower=tower,
         encoder_layers=layers,
-        encoder_depth=_layers_used(config.vision_feature_layer, len(layers)),
+        encoder_depth=_layers_used(getattr(config, "vision_feature_layer", -1), len(layers)),
         layer_parts=parts,
         cls_tokens=int(has_cls),
-        grid=(side, side),
-        side=(vision.image_size, vision.patch_size),
-        projector=getattr(base, family.projector),
+        grid=(pixels // patch, pixels // patch),
+        side=(pixels, patch),
+        projector=base.get_submodule(family.projector),
         language_model=language_model,
         llm_layers=language_model.layers,
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
+        cells=cells,
+        first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
     )
 
 
+def _cells(vision: Any) -> Cells:
+    window = getattr(vision, "window_size", None)  # in pixels
+    return Cells(vision.spatial_merge_size, window and window // vision.patch_size // vision.spatial_merge_size)
+
+
 def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    if hasattr(tower, "blocks"):
+        return tower.blocks
     # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.
     return getattr(tower, "vision_model", tower).encoder.layers
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.attention import AttentionSite
+from illava_lab.errors import LabError
 from illava_lab.families import Anatomy, describe
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy, Tokens
@@ -26,8 +27,13 @@ def prefill_flops(
     Args:
         model: only shapes are read; it may be on the meta device.
         text_tokens: tokens of the prompt beside the visual ones.
+
+    Raises:
+        LabError: a model that takes images of any size.
     """
     anatomy, schedule = describe(model), schedule or Schedule()
+    if anatomy.cells is not None:
+        raise LabError("FLOPs are not known for models that take images of any size; give the budget as keep")
     tokens = schedule.tokens(anatomy)
     config, cls_tokens = model.config, anatomy.cls_tokens
     seen = tokens["image"][-1]

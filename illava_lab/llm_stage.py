@@ -237,6 +237,7 @@ class LlmStage:
                 "inputs_embeds": gather_sequence(hidden, order, 1).masked_fill(~there[..., None], 0.0),
                 "attention_mask": stage.valid.long(),
                 "position_ids": self._pack(stage, positions) if self.positions == "packed" else positions,
+                **self._deepstack(kwargs, prompt, order, there),
             }
 
         now = alive.cumsum(1) - 1 + (removed - removed.min())[:, None]  # slots of the shortened sequence
@@ -252,6 +253,17 @@ class LlmStage:
         )  # fmt: skip
         self._start_trace(images)
         return kwargs
+
+    @staticmethod
+    def _deepstack(kwargs: dict[str, Any], prompt: _Prompt, order: Tensor, there: Tensor) -> dict[str, Any]:
+        """What the first layers add to visual tokens (Qwen3-VL), for those that are left."""
+        features = kwargs.get("deepstack_visual_embeds")
+        if features is None:
+            return {}
+        visual = np.any(list(prompt.media.values()), axis=0)
+        left = _upload(np.flatnonzero(~prompt.hole[visual]), order.device)
+        mask = torch.from_numpy(visual).to(order.device).gather(1, order) & there
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[left] for layer in features]}
 
     def _read_prompt(self, hidden: Tensor, mask: Tensor | None) -> _Prompt:
         """What lies in every slot. The one host synchronisation of a prefill: it decides every later length."""

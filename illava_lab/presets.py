@@ -60,11 +60,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "illava-2026-67": Preset(
         "illava-2026", _all(range(5, 9), 0.85), _all(range(19, 26, 2), 0.90), QWEN3_VL,
-        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B",
+        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B (score='lse')",
     ),
     "illava-2026-89": Preset(
         "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
-        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B",
+        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B (score='lse')",
     ),
     # 577 tokens with CLS become 209 by merging 16 in each of 23 layers.
     "tome-16": Preset(
@@ -112,7 +112,7 @@ def preset(name: str, model: nn.Module) -> Schedule:
         count = keep if isinstance(keep, int) else round((count or 0) * keep)
     layers = len(published.encoder)
     encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=1)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
     return Schedule(
         encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
     )

@@ -61,7 +61,7 @@ class Schedule:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": 1}
+        first = {"encoder": 0, "llm": anatomy.first_llm_layer}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
@@ -73,8 +73,10 @@ class Schedule:
             for layer in plan:
                 if not first[stage] <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
-        # How many tokens an image has in the LLM may depend on the image; a count is then checked when it gets there.
-        known = self if anatomy.fixed else replace(self, llm={})
+        if self.image is not None and anatomy.cells is not None:
+            raise LabError("this model takes images of any size: to down-sample, let its processor make fewer pixels")
+        # How many tokens an image has may depend on the image; a count is then checked when it gets there.
+        known = self if anatomy.fixed else replace(self, llm={}, encoder={} if anatomy.cells else self.encoder)
         wanted = known.tokens(anatomy)["image"][-1]
         nearest = strategy.reachable_keep(wanted, anatomy.grid)
         if self.image is not None and nearest != wanted:

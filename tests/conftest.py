@@ -12,6 +12,8 @@ from functools import cache  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen  # noqa: E402
+from qwen import SIZES as QWEN_SIZES  # noqa: E402
 from reference import anyres_cells, pooled_cells  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import (  # noqa: E402
@@ -29,7 +31,6 @@ from transformers import (  # noqa: E402
     SiglipVisionConfig,
 )
 
-IMAGE_TOKEN, VIDEO_TOKEN = 3, 63
 IMAGE_SIZE, PATCH = 48, 8
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 FRAMES = 3
@@ -44,12 +45,14 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision")
+KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", *QWENS)
 
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     """A small float32 model in eval mode: "clip-llama" is as LLaVA-1.5 (CLS, second-last layer), "siglip-qwen2" has no
-    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision."""
+    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision, others see `qwen`."""
+    if kind in QWENS:
+        return random_qwen(kind, attention)
     torch.manual_seed(0)
     clip = dict(vision_config=CLIPVisionConfig(**VISION), vision_feature_layer=-2, vision_feature_select_strategy="default")
     siglip = dict(vision_config=SiglipVisionConfig(**VISION), vision_feature_layer=-1, vision_feature_select_strategy="full")
@@ -92,6 +95,8 @@ class Prompt:
 
 def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Tensor]:
     """Left-padded input_ids, attention_mask and pixels of several prompts, as the processor of a kind makes them."""
+    if kind in QWENS:
+        return qwen_inputs(kind, [_qwen_parts(prompt) for prompt in prompts], [prompt.seed for prompt in prompts])
     rows, pixels, image_sizes, videos = [], [], [], []
     for prompt in prompts:
         draw = torch.Generator().manual_seed(prompt.seed)
@@ -121,6 +126,12 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
         if kind == "onevision":
             inputs["batch_num_images"] = torch.tensor([prompt.images for prompt in prompts])
     return inputs
+
+
+def _qwen_parts(prompt: Prompt) -> list:
+    sizes = [QWEN_SIZES[(prompt.seed + number) % len(QWEN_SIZES)] for number in range(prompt.images + prompt.videos)]
+    shown = [(IMAGE_TOKEN, 1, *size) for size in sizes[: prompt.images]] + [(VIDEO_TOKEN, FRAMES, *size) for size in sizes[prompt.images :]]
+    return [2, *(part for item in shown for part in (item, 1)), prompt.text_after]
 
 
 def picture(kind: str, size: tuple[int, int], several: bool) -> tuple[int, list[dict[int, float]]]:
