@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen import PATCH, QWENS, qwen_inputs, random_qwen
 from test_attach import GREEDY, forward
+from test_loading import scaled_down
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -207,6 +209,21 @@ def test_features_of_several_layers_reach_the_layers_they_are_for():
     ids = inputs["input_ids"][0].tolist()
     want = reference_qwen.logits(model, ids, inputs, prompt=len(ids), rule="illava", **plan)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_picture_and_a_film_through_the_processor(tmp_path):
+    """Load, ask, trace: pictures of any size from the processor of the published checkpoint, on a small model."""
+    (tmp_path / "small.json").write_text(json.dumps(scaled_down("qwen2-vl-7b")))
+    lab, draw = il.load(f"random:{tmp_path / 'small.json'}", dtype="float32"), np.random.default_rng(0)
+    picture = Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    film = il.read_video(draw.integers(0, 256, (4, 280, 280, 3), dtype=np.uint8), frames=4)
+    answer = lab.ask([picture, film], "What happens?", strategy="illava", keep=0.4, max_new_tokens=3)
+    assert answer.timing.tokens >= 1
+    shapes = [(1, 11, 14), (2, 10, 10)]  # of 28 x 28 pixels, 300 x 400 is nearest to 11 x 14
+    for image, (times, height, width) in enumerate(shapes):
+        sources = answer.trace.sources(image)
+        assert (sources.crops, *sources.grid) == (times, height, width)
+        assert len(sources.anchor) == pytest.approx(0.4 * times * height * width, rel=0.03)
 
 
 def test_what_cannot_be_is_refused_clearly(kind, model):
