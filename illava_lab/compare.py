@@ -203,7 +203,8 @@ def _first(lab: Lab, task: Task, times: int = 1) -> dict[str, torch.Tensor]:
 
 def _text_tokens(lab: Lab, task: Task) -> int:
     """Tokens of the first prompt that are not visual."""
-    return int((_first(lab, task)["input_ids"] != describe(lab.model).image_token_id).sum())
+    visual = torch.tensor(list(describe(lab.model).placeholders.values()), device=lab.model.device)
+    return int((~torch.isin(_first(lab, task)["input_ids"], visual)).sum())
 
 
 def _named(given: Any, seed: int) -> tuple[str, Strategy]:
