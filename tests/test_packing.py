@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMES, IMAGE_SIZE, IMAGE_TOKEN, KINDS, PATCH, PATCHES, VIDEO_TOKEN, Prompt, make_inputs, picture, shared_llava
+from conftest import FRAMES, IMAGE_SIZE, IMAGE_TOKEN, PATCH, PATCHES, VIDEO_TOKEN, Prompt, make_inputs, picture, shared_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +23,7 @@ from illava_lab.families import describe
 from illava_lab.pictures import CELL, token_picture
 
 SIDE = IMAGE_SIZE // PATCH
+KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision")  # the LLaVA kin
 
 
 # ---------------------------------------------------------------------------------------------- layouts
