@@ -181,7 +181,7 @@ def _ask(options: argparse.Namespace) -> int:
     lab = _load(options)
     answer = lab.ask(shown, options.question, strategy=options.strategy, keep=options.keep)
     print(answer.text)
-    print(_visual_tokens(lab, answer), _times(answer), sep="; ")
+    print(_visual_tokens(answer), _times(answer), sep="; ")
     if options.verbose:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
@@ -191,17 +191,12 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _visual_tokens(lab: Lab, answer: Answer) -> str:
-    from illava_lab.families import describe
-
-    count = describe(lab.model).patches
-    parts = []
-    for stage, name in (("encoder", "encoder"), ("llm", "LLM")):
-        steps = [step for step in answer.trace.steps if step.stage == stage]
-        after = steps[-1].after if steps else count
-        parts.append(f"{name} {count} -> {after}")
-        count = after
-    return f"visual tokens: {', '.join(parts)}"
+def _visual_tokens(answer: Answer) -> str:
+    trace, images = answer.trace, range(sum(answer.trace.images_per_row))
+    encoder = sum(step.stage != "llm" for step in trace.steps)
+    before = sum(len(trace.layout(image).boxes) for image in images)
+    between, after = (sum(len(trace.sources(image, steps).anchor) for image in images) for steps in (encoder, None))
+    return f"visual tokens: encoder {before} -> {between}, LLM {between} -> {after}"
 
 
 def _times(answer: Answer) -> str:

@@ -144,6 +144,14 @@ class Anatomy:
         return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
 
 
+def table() -> str:
+    """What is supported, as the Markdown table of the README."""
+    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
+    for kind, family in FAMILIES.items():
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+    return "\n".join(lines)
+
+
 def check_supported(config: Any) -> None:
     """Refuse a configuration that the hooks do not know, before any weight is loaded.
 

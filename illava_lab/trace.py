@@ -67,6 +67,15 @@ class Sources:
         """How many crops (frames) the patches lie in; patch p lies in crop p // (height * width)."""
         return self.weights.shape[1] // (self.grid[0] * self.grid[1])
 
+    def crop(self, number: int) -> Sources:
+        """The same for one crop (frame) alone: its patches, and the survivors that stand for any of them."""
+        first, count = number * self.grid[0] * self.grid[1], self.grid[0] * self.grid[1]
+        own = self.weights[:, first : first + count]
+        inside = (self.anchor >= first) & (self.anchor < first + count)
+        anchor = torch.where(inside, self.anchor - first, own.abs().argmax(1))
+        here = (own != 0).any(1)
+        return Sources(own[here], anchor[here], self.grid, self.boxes[first : first + count])
+
     def patches(self, survivor: int) -> list[int]:
         """The patches that survivor number `survivor` stands for, heaviest first."""
         row = self.weights[survivor]
@@ -151,7 +160,8 @@ class Trace:
             if step in followed and row in step.rows:
                 own = list(step.rows).index(row)
                 weights, anchor = _matrix(step.map, own) @ weights, anchor[step.map.anchor[own].cpu().numpy()]
-        spread = sparse.coo_array((np.ones(len(anchor)), (anchor, np.arange(len(anchor)))), shape=(patches + skip, len(anchor)))
+        entries = np.ones(len(anchor)), (anchor, np.arange(len(anchor)))
+        spread = sparse.coo_array(entries, shape=(patches + skip, len(anchor)))
         return (spread.tocsr() @ weights)[skip:, skip:]
 
     def __repr__(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMES, IMAGE_SIZE, IMAGE_TOKEN, KINDS, PATCH, PATCHES, VIDEO_TOKEN, Prompt, make_inputs, picture, shared_llava
+from conftest import FRAMES, IMAGE_SIZE, IMAGE_TOKEN, PATCH, PATCHES, VIDEO_TOKEN, Prompt, make_inputs, picture, shared_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,9 +18,12 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import illava_lab as il
+from illava_lab import families
 from illava_lab.families import describe
+from illava_lab.pictures import CELL, token_picture
 
 SIDE = IMAGE_SIZE // PATCH
+KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision")  # the LLaVA kin
 
 
 # ---------------------------------------------------------------------------------------------- layouts
@@ -254,6 +258,25 @@ def test_known_patches_of_a_video_lead_back_to_their_frames():
         row, column = divmod(patch % PATCHES, SIDE)
         blue = inputs["pixel_values_videos"][0, patch // PATCHES, 2, row * PATCH, column * PATCH]
         assert blue * 0.5 + 0.5 == pytest.approx(shades[patch // PATCHES], abs=0.01)
+
+
+@torch.no_grad()
+def test_one_crop_alone_can_be_drawn():
+    model = shared_llava("next")
+    with il.attach(model, "illava", il.Schedule({0: 20}, {2: 0.4})) as trace:
+        model(**make_inputs([Prompt(seed=3)], "next"))
+    whole = trace.sources(0)
+    for number in range(whole.crops):
+        crop = whole.crop(number)
+        own = whole.weights[:, number * PATCHES : (number + 1) * PATCHES]
+        assert torch.equal(crop.weights, own[own.any(1)])
+        assert (crop.weights.gather(1, crop.anchor[:, None]) > 0).all()
+        assert token_picture(gradient((IMAGE_SIZE, IMAGE_SIZE)), crop).size == (SIDE * CELL, SIDE * CELL)
+
+
+def test_the_readme_says_what_is_supported():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert families.table() in readme, f"README.md needs this table:\n{families.table()}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
