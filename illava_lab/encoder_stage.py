@@ -23,7 +23,18 @@ from transformers.image_processing_utils import select_best_resolution
 from illava_lab.attention import AttentionSite, tap
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy
-from illava_lab.packing import Layout, Medium, Visual, anyres_layout, fill, joined_layout, plain_layout, pooled_layout, sizes, survive
+from illava_lab.packing import (
+    Layout,
+    Medium,
+    Visual,
+    anyres_layout,
+    fill,
+    joined_layout,
+    plain_layout,
+    pooled_layout,
+    sizes,
+    survive,
+)
 from illava_lab.schedule import Keep, kept
 from illava_lab.strategy import Strategy, TokenMap, Tokens
 from illava_lab.trace import Step
@@ -241,7 +252,8 @@ class EncoderStage:
 
     def _stitched(self, original: Callable, arguments: dict[str, Any], crops: int, size: tuple[int, int]) -> Layout:
         def pack(features: Tensor, newline: Tensor) -> Tensor:
-            return original(**{**arguments, "image_features": [features], "image_sizes": [list(size)], "image_newline": newline})[0][0]
+            own = {"image_features": [features], "image_sizes": [list(size)], "image_newline": newline}
+            return original(**{**arguments, **own})[0][0]
 
         grid, side = self.anatomy.grid, self.anatomy.side
         canvas = select_best_resolution(size, self.anatomy.base.config.image_grid_pinpoints)
@@ -286,8 +298,11 @@ class EncoderStage:
     def _left(self, layout: Layout, size: Tensor, rows: int, first: int = 0) -> list[Visual]:
         """What the reductions left of R images of one layout and `rows` encoder rows each; size: (R, P)."""
         weight = survive(layout, size > 0, self._kept)
-        both = zip(weight, sizes(layout, weight, size), strict=True)
-        return [Visual(layout, w, s, range(first + i * rows, first + (i + 1) * rows), self.steps) for i, (w, s) in enumerate(both)]
+        starts = range(first, first + len(weight) * rows, rows)
+        return [
+            Visual(layout, own, patches, range(start, start + rows), self.steps)
+            for start, own, patches in zip(starts, weight, sizes(layout, weight, size), strict=True)
+        ]
 
 
 def replace_method(undo: ExitStack, owner: nn.Module, name: str, around: Callable) -> None:

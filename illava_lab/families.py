@@ -146,7 +146,7 @@ class Anatomy:
 
 def table() -> str:
     """What is supported, as the Markdown table of the README."""
-    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", "|---|---|---|---|---|---|"]
+    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
     for kind, family in FAMILIES.items():
         lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
     return "\n".join(lines)

@@ -179,7 +179,8 @@ class LlmStage:
 
     def _remember_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
-        given = [kwargs.get("pixel_values"), kwargs.get("pixel_values_videos"), *(kwargs.get("mm_encoder_outputs") or {}).values()]
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).values()
+        given = (kwargs.get("pixel_values"), kwargs.get("pixel_values_videos"), *encoded)
         self._has_pixels = any(value is not None for value in given)
 
     def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
@@ -244,7 +245,8 @@ class LlmStage:
         left = [~image.visual.layout.marker.numpy() & alive[image.row, image.at] for image in images]
         at = [now[image.row, image.at[own]] for image, own in zip(images, left, strict=True)]
         place = [image.visual.layout.place.numpy()[own] for image, own in zip(images, left, strict=True)]
-        size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *(image.visual.size for image in images)])
+        sizes = [image.visual.size.to(hidden.device) for image in images]
+        size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *sizes])
         entry = _Entry(kwargs["inputs_embeds"], text, _upload(at, hidden.device), [len(own) for own in at])
         self._call = _Prefill(
             [stage], positions, images, entry.counts, text,
@@ -408,9 +410,8 @@ class LlmStage:
         keep = keep.view(batch, length)
         origin, alive = compact(keep, length - fewest)
         full = last.full and fewest == removed.max()
-        call.stages.append(
-            Kept(index, last.entry.gather(1, origin), last.prompt.gather(1, origin), last.valid.gather(1, origin) & alive, bool(full))
-        )
+        entry, prompt, valid = (x.gather(1, origin) for x in (last.entry, last.prompt, last.valid))
+        call.stages.append(Kept(index, entry, prompt, valid & alive, bool(full)))
         row = _upload(np.repeat(rows, after), hidden.device)
         call.at = (keep.cumsum(1) - 1 + _upload(removed - fewest, hidden.device)[:, None])[row, call.at]
         call.text = call.text.gather(1, origin) & alive
@@ -418,9 +419,19 @@ class LlmStage:
         return gather_sequence(hidden, origin, 1)
 
     def _tokens(
-        self, call: _Prefill, index: int, hidden: Tensor, group: list[int], pick: Tensor, ahead: Callable[[], tuple[Tensor, Tensor]]
+        self,
+        call: _Prefill,
+        index: int,
+        hidden: Tensor,
+        group: list[int],
+        pick: Tensor,
+        ahead: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tokens:
-        """The tokens of some images that have equally many; pick: (I, n) where they are in the flat list."""
+        """The tokens of a group of images that have equally many.
+
+        Args:
+            pick: (I, n) where they are in the flat list; ahead: queries and keys of the layer to come.
+        """
         query, key, mask, scaling = call.attention
         stage, valid, text, at = call.stages[-1], call.stages[-1].valid, call.text, call.at[pick]
         last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values

@@ -113,7 +113,7 @@ def anyres_layout(
     """The layout of an image that is seen whole (crop 0) and in crops, which are stitched, un-padded, shrunk.
 
     The model's own packing tells what it does: it runs on the coordinates of the patches instead of their features.
-    Bilinear interpolation maps coordinates to interpolated coordinates, and those say between which patches a cell lies.
+    Bilinear interpolation maps coordinates to interpolated ones, and those say between which patches a cell lies.
 
     Args:
         pack: the model's packing of one image: features (crops, P, 3) and a newline (3,) -> (S, 3).
@@ -215,8 +215,8 @@ def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
     weight = weight * alive[:, source]
     coverage = weight.sum(-1, keepdim=True)
     if layout.source.shape[1] > 1 and kept < 1:
-        best = (coverage[..., 0] * 1000).round().argsort(dim=1, descending=True, stable=True)[:, : max(1, round(layout.tokens * kept))]
-        chosen = torch.zeros_like(coverage[..., 0]).scatter(1, best, 1.0)
+        order = (coverage[..., 0] * 1000).round().argsort(dim=1, descending=True, stable=True)
+        chosen = torch.zeros_like(coverage[..., 0]).scatter(1, order[:, : max(1, round(layout.tokens * kept))], 1.0)
         weight = weight * chosen[..., None]
     return weight / coverage.clamp_min(torch.finfo(weight.dtype).tiny)
 

@@ -93,8 +93,8 @@ class Schedule:
         Raises:
             LabError: a count above what is there.
         """
-        rows, per_row = (1, anatomy.patches) if layout is None else (layout.patches[0], layout.patches[1] * layout.patches[2])
-        count, out = per_row, {}
+        rows, height, width = (1, *anatomy.grid) if layout is None else layout.patches
+        count, per_row, out = height * width, height * width, {}
         for stage in STAGES:
             plan, row = self.plan(stage), []
             if stage == "llm" and layout is not None:

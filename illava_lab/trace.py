@@ -160,7 +160,8 @@ class Trace:
             if step in followed and row in step.rows:
                 own = list(step.rows).index(row)
                 weights, anchor = _matrix(step.map, own) @ weights, anchor[step.map.anchor[own].cpu().numpy()]
-        spread = sparse.coo_array((np.ones(len(anchor)), (anchor, np.arange(len(anchor)))), shape=(patches + skip, len(anchor)))
+        entries = np.ones(len(anchor)), (anchor, np.arange(len(anchor)))
+        spread = sparse.coo_array(entries, shape=(patches + skip, len(anchor)))
         return (spread.tocsr() @ weights)[skip:, skip:]
 
     def __repr__(self) -> str:

@@ -45,8 +45,7 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-LLAVAS = ("clip-llama", "siglip-qwen2", "next", "onevision")
-KINDS = (*LLAVAS, *QWENS)
+KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", *QWENS)
 
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:

@@ -42,7 +42,7 @@ def film(path: Path, levels: list[int], fps: int = 10, codec: str = "libx264") -
 
 
 def levels_of(video: il.Video) -> list[int]:
-    return [int(round(frame.mean())) for frame in video.frames]
+    return [round(float(frame.mean())) for frame in video.frames]
 
 
 # ---------------------------------------------------------------------------------------------- which frames
