@@ -1,6 +1,7 @@
-"""The command line: illava-lab lab | ask | compare | strategies. The same words as the Python functions of that name.
+"""The command line: illava-lab lab | ask | compare | check | strategies. Same words as the Python functions.
 
-Exit status: 0 on success, 2 on bad usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise, 2 on bad usage with one line that names the mistake,
+130 when interrupted with Ctrl-C.
 """
 
 # Heavy modules are imported inside the commands that need them, so that --help and mistakes answer at once.
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from illava_lab.lab import Answer, Lab
 
 PROGRAM = "illava-lab"
-COMMANDS = ("lab", "ask", "compare", "strategies")
+COMMANDS = ("lab", "ask", "compare", "check", "strategies")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,13 +75,14 @@ def _parser() -> _Parser:
     lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
     lab.set_defaults(run=_lab)
 
-    ask = commands.add_parser("ask", help="answer a question about an image", description="Answer one question.")
-    ask.add_argument("image", metavar="IMAGE", help="file of the image")
+    ask = commands.add_parser("ask", help="answer a question about an image or a video", description="Answer one question.")
+    ask.add_argument("image", metavar="IMAGE", help="file of the image or video")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
     ask.add_argument(
         "--keep", type=_fraction, default=1.0, help="fraction of visual tokens that reach the last layer (default: 1)"
     )
+    ask.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
     ask.set_defaults(run=_ask)
@@ -94,12 +96,15 @@ def _parser() -> _Parser:
     )
     compare.add_argument(
         "--strategies", type=_names, default=["none", "random", "fastv", "tome", "illava"], metavar="A,B,...",
-        help="default: none,random,fastv,tome,illava",
+        help="names, or all (default: none,random,fastv,tome,illava)",
     )  # fmt: skip
     compare.add_argument(
-        "--keep", type=_fractions, default=[0.7, 0.5, 0.3], metavar="X,Y,...",
-        help="fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
+        "--keep", type=_fractions, metavar="X,Y,...",
+        help="budgets: fractions of the visual tokens that reach the last layer (default: 0.7,0.5,0.3)",
     )  # fmt: skip
+    compare.add_argument(
+        "--flops", type=_fractions, metavar="X,Y,...", help="budgets: fractions of the bare model's prefill FLOPs"
+    )
     compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
     compare.add_argument("--limit", type=int, metavar="N", help="at most N questions (default: all)")
     compare.add_argument("--seed", type=int, default=0, help="of random strategies and of the intervals (default: 0)")
@@ -109,15 +114,32 @@ def _parser() -> _Parser:
     _add_model(compare)
     compare.set_defaults(run=_compare)
 
+    check = commands.add_parser(
+        "check",
+        help="does a strategy keep its promises",
+        description="Try strategies on small tensors, without a model, and report every promise that they break. "
+        "Exit status 1 if there is one.",
+    )
+    check.add_argument(
+        "strategies", nargs="*", metavar="NAME_OR_FILE", help="a name, or a .py file that registers some (default: all)"
+    )
+    check.set_defaults(run=_check)
+
     strategies = commands.add_parser("strategies", help="what is installed", description="List what is installed.")
     strategies.set_defaults(run=_strategies)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint or hub id (default: the embedded model)")
+    parser.add_argument(
+        "--model", metavar="MODEL",
+        help="checkpoint folder, hub id, or random:NAME for a published size with random weights (default: the embedded model)",
+    )  # fmt: skip
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    parser.add_argument("--device-map", choices=["auto"], help="auto: spread the model over all GPUs")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+    parser.add_argument("--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)")
 
 
 def _fraction(text: str) -> float:
@@ -149,15 +171,17 @@ def _ask(options: argparse.Namespace) -> int:
     from illava_lab.errors import LabError
     from illava_lab.images import read_image
     from illava_lab.registry import get_strategy
+    from illava_lab.video import SUFFIXES, read_video
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
         raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps all")
-    image = read_image(options.image)
+    film = options.image.lower().endswith(SUFFIXES)
+    shown = read_video(options.image, options.frames) if film else read_image(options.image)
     lab = _load(options)
-    answer = lab.ask(image, options.question, strategy=options.strategy, keep=options.keep)
+    answer = lab.ask(shown, options.question, strategy=options.strategy, keep=options.keep)
     print(answer.text)
-    print(_visual_tokens(lab, answer), _times(answer), sep="; ")
+    print(_visual_tokens(answer), _times(answer), sep="; ")
     if options.verbose:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
@@ -167,17 +191,12 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _visual_tokens(lab: Lab, answer: Answer) -> str:
-    from illava_lab.families import describe
-
-    count = describe(lab.model).patches
-    parts = []
-    for stage, name in (("encoder", "encoder"), ("llm", "LLM")):
-        steps = [step for step in answer.trace.steps if step.stage == stage]
-        after = steps[-1].after if steps else count
-        parts.append(f"{name} {count} -> {after}")
-        count = after
-    return f"visual tokens: {', '.join(parts)}"
+def _visual_tokens(answer: Answer) -> str:
+    trace, images = answer.trace, range(sum(answer.trace.images_per_row))
+    encoder = sum(step.stage != "llm" for step in trace.steps)
+    before = sum(len(trace.layout(image).boxes) for image in images)
+    between, after = (sum(len(trace.sources(image, steps).anchor) for image in images) for steps in (encoder, None))
+    return f"visual tokens: encoder {before} -> {between}, LLM {between} -> {after}"
 
 
 def _times(answer: Answer) -> str:
@@ -189,17 +208,19 @@ def _compare(options: argparse.Namespace) -> int:
     from illava_lab import plots
     from illava_lab.compare import compare, summary, summary_by_category
     from illava_lab.evaluate import load_task
-    from illava_lab.registry import get_strategy
+    from illava_lab.registry import get_strategy, strategies
 
-    for name in options.strategies:
+    names = list(strategies()) if options.strategies == ["all"] else options.strategies
+    for name in names:
         get_strategy(name)
     task = load_task(options.task)
     part = task.limited(options.limit)
     lab = _load(options)
     table = compare(
         lab,
-        options.strategies,
+        names,
         options.keep,
+        flops=options.flops,
         task=task,
         limit=options.limit,
         seed=options.seed,
@@ -216,6 +237,15 @@ def _compare(options: argparse.Namespace) -> int:
         written.append(plots.tradeoff_png(table, options.out / "tradeoff.png"))
         print("Written:", *written)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from illava_lab.registry import strategies
+    from illava_lab.testing import check_strategies
+
+    report = check_strategies(options.strategies or strategies(), raises=False)
+    print(report)
+    return 0 if report.passed else 1
 
 
 def _strategies(options: argparse.Namespace) -> int:
@@ -236,7 +266,14 @@ def _load(options: argparse.Namespace) -> Any:
     from illava_lab.lab import load
 
     _quiet()
-    return load(options.model, device=options.device, dtype=options.dtype)
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        quantize=options.quantize,
+        revision=options.revision,
+    )
 
 
 def _quiet() -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,34 +20,43 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from illava_lab.errors import LabError
 
-TAP = "illava_lab_tap"
+TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
+LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
+                  "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
 QUERY_BLOCK = 128  # rows of attention held at once by the column sums
+
+
+class UnequalText(LabError):
+    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
 
 
 class _ConfigView:
     """What one attention module sees as its config: everything live, except the name of its attention function."""
 
-    _attn_implementation = TAP
-
-    def __init__(self, base: Any) -> None:
-        self._tapped_config = base
+    def __init__(self, base: Any, name: str) -> None:
+        self._tapped_config, self._attn_implementation = base, name
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_tapped_config":  # while being copied, before it is set
+        if name in ("_tapped_config", "_attn_implementation"):  # while being copied, before it is set
             raise AttributeError(name)
         return getattr(self._tapped_config, name)
 
 
 @contextmanager
-def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, float], None]):
+def tap(
+    attention: nn.Module,
+    observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
+    mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
+):
     """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
 
     Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
-    itself runs with the implementation that the model is configured for; other layers do not notice.
+    itself runs with the implementation that the model is configured for; other layers do not notice. If given,
+    `mask(key, mask)` says which mask it runs with.
     """
     config = attention.config
-    attention.config = _ConfigView(config)
-    attention._illava_tap = observe
+    attention.config = _ConfigView(config, TAP)
+    attention._illava_tap = (observe, mask)
     try:
         yield
     finally:
@@ -55,18 +64,47 @@ def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, 
         del attention._illava_tap
 
 
-def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+def _tapped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+):
     name = module.config._tapped_config._attn_implementation
     if name in (None, "eager"):
         run = sys.modules[type(module).__module__].eager_attention_forward
     else:
         run = ALL_ATTENTION_FUNCTIONS[name]
+    observe, change = module._illava_tap
+    mask = attention_mask if change is None else change(key, attention_mask)
     out = run(module, query, key, value, mask, **kwargs)
-    module._illava_tap(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
     return out
 
 
+class _Seen(Exception):
+    """Carries queries and keys out of an attention module that is not to attend."""
+
+
+def _peeking_attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    raise _Seen(query, key)
+
+
+def peek(attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries (B, H, S, d) and keys (B, Hkv, S, d) that an attention module would make of normed `hidden` (B, S, C).
+
+    Nothing is attended to, and no cache is touched.
+    """
+    config = attention.config
+    attention.config = _ConfigView(config, PEEK)
+    try:
+        attention(hidden, position_embeddings=position_embeddings, attention_mask=None, past_key_values=None)
+    except _Seen as seen:
+        return seen.args
+    finally:
+        attention.config = config
+    raise LabError(f"{type(attention).__name__} did not come to its attention function")
+
+
 AttentionInterface.register(TAP, _tapped_attention)
+AttentionInterface.register(PEEK, _peeking_attention)
 
 
 @dataclass(eq=False)
@@ -83,6 +121,10 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (B, S, C), the whole sequence that the layer after the site receives.
         last: (B,) position of the last text token, or None.
+        text: (B, T) positions of the text tokens after the image, or None where the prompts have different numbers.
+        ahead: computes queries and keys of the layer to come; entry: gives the sequence (B, S0, C) that entered the
+            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (B, T); norm: the last
+            norm of the LLM. None outside it.
     """
 
     query: Tensor
@@ -95,6 +137,10 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
+    text: Tensor | None = None
+    ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
+    entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    norm: nn.Module | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.strategy.STATISTICS`.
@@ -104,14 +150,14 @@ class AttentionSite:
         """
         if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
             raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
-        if name.startswith("text") and self.last is None:
-            raise LabError(f"{name} needs text, which the image encoder does not see; {self._offers()}")
+        if name in LLM_STATISTICS and self.last is None:
+            raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
         return getattr(self, f"_{name}")()
 
     def _offers(self) -> str:
         have = ["attention_received", "lse", "keys", "wide_keys"]
         have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
-        have += ["text_attention", "text_rows", "text_hidden", "text_wide_keys"] if self.last is not None else []
+        have += LLM_STATISTICS if self.last is not None else []
         return f"it has {', '.join(have)}"
 
     # ---- logits
@@ -183,12 +229,9 @@ class AttentionSite:
         return self._row(self._text_positions())
 
     def _text_positions(self) -> Tensor:
-        """(B, T): the positions after the last visual token, up to the last text token."""
-        first = self.visual.max(1).values + 1
-        counts = (self.last + 1 - first).unique()
-        if len(counts) != 1:
-            raise LabError("rows of all text tokens need prompts with equally many text tokens after the image")
-        return first[:, None] + torch.arange(int(counts[0]), device=first.device)
+        if self.text is None:
+            raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
+        return self.text
 
     def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
         return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))
@@ -208,3 +251,22 @@ class AttentionSite:
 
     def _text_wide_keys(self) -> Tensor:
         return self._keys_at(self.key.transpose(1, 2).flatten(2), self._text_positions())
+
+    def _next_text_attention(self) -> Tensor:
+        query, key = self.ahead()
+        return replace(self, query=query, key=key)._text_attention()
+
+    def _normed_hidden(self) -> Tensor:
+        return self.norm(self._keys_at(self.hidden, self.visual))
+
+    def _text_normed_hidden(self) -> Tensor:
+        return self.norm(self._text_hidden())
+
+    def _embeddings(self) -> Tensor:
+        sequence, visual, _ = self.entry()
+        return self._keys_at(sequence, visual)
+
+    def _text_embeddings(self) -> Tensor:
+        self._text_positions()  # refuses where rows have different numbers
+        sequence, _, text = self.entry()
+        return self._keys_at(sequence, text)

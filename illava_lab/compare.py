@@ -24,8 +24,10 @@ from tqdm.auto import tqdm
 
 from illava_lab import measure
 from illava_lab.attach import attach
+from illava_lab.budget import budget_label
 from illava_lab.errors import LabError
 from illava_lab.evaluate import Task, by_category, correct, load_task, paired_difference, predict
+from illava_lab.families import describe
 from illava_lab.lab import Lab
 from illava_lab.registry import get_strategy, make_strategy
 from illava_lab.schedule import Schedule
@@ -40,13 +42,15 @@ AFTER_CATEGORIES = (
     "peak_bytes", "cache_bytes", "status",
 )  # fmt: skip
 BASELINE = "none"
+DEFAULT_KEEP = (0.7, 0.5, 0.3)
 
 
 def compare(
     lab: Lab,
     strategies: Sequence[str | Strategy | type[Strategy]],
-    keep: Sequence[float] | float = (0.7, 0.5, 0.3),
+    keep: Sequence[float] | float | None = None,
     *,
+    flops: Sequence[float] | float | None = None,
     task: str | PathLike | Task = "test",
     limit: int | None = None,
     seed: int = 0,
@@ -62,7 +66,9 @@ def compare(
 
     Args:
         strategies: registered names, Strategy classes or instances (for settings other than the default ones).
-        keep: fractions of the visual tokens that the last LLM layer sees; see `Schedule.for_budget`.
+        keep: fractions of the visual tokens that the last LLM layer sees; 0.7, 0.5 and 0.3 if no budget is given.
+        flops: fractions of the bare model's prefill FLOPs, for the first question; see `Schedule.for_budget`. Given with
+            `keep`, its rows come after those.
         task: "test", "validation", the path of a Parquet file, or a Task.
         limit: at most so many questions, of whole images taken evenly over the task.
         seed: of the bootstrap, and of strategies that have a `seed` and are not given as instances.
@@ -76,16 +82,16 @@ def compare(
         One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
         `prefill_flops`, `cache_bytes` and `peak_bytes` (CUDA only) are those of the first question alone,
         `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
-        low and high hold the middle half of them). `flops` is the wanted fraction of FLOPs, NaN where `keep` was
-        wanted.
+        low and high hold the middle half of them). `keep` and `flops` are what was wanted, NaN where the other was.
 
     Raises:
         LabError: bad arguments, before any work; or the bare model itself fails.
     """
-    plan = _plan(lab, strategies, keep, seed)
+    named, budgets = _named_all(strategies, seed), _budgets(keep, flops)
     _check_count("batch_size", batch_size)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
+    plan = _plan(lab, named, budgets, task)
     store, done = None, {}
     if out is not None:
         store = _Store(Path(out), _settings(lab, task, limit=limit, seed=seed, batch_size=batch_size, timing=timing))
@@ -95,7 +101,8 @@ def compare(
     speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timing and todo else {}
     rows = {label: entry["row"] for label, entry in done.items()}
     baseline = np.array(done[plan[0].label]["right"]) if plan[0].label in done else None
-    with _bar(len(task) * len(todo), "answers", "question", progress) as bar:
+    runs = sum(isinstance(row.schedule, Schedule) for row in todo)
+    with _bar(len(task) * runs, "answers", "question", progress) as bar:
         for row in todo:
             bar.set_postfix_str(row.label)
             right, answers = None, None
@@ -108,7 +115,7 @@ def compare(
                 if row.name == BASELINE:
                     raise LabError(f"the bare model fails on this task: {_reason(error)}") from error
                 values = {"status": _reason(error)}
-            values |= {"strategy": row.name, "keep": row.keep, "flops": math.nan, "seed": seed, "samples": len(task)}
+            values |= {"strategy": row.name, **row.budget, "seed": seed, "samples": len(task)}
             rows[row.label] = values
             if store:
                 store.add(row, values, answers, right)
@@ -125,16 +132,22 @@ class _Row:
     """One row to be: a strategy at a budget, with the schedule, or with the reason why there is none."""
 
     name: str
-    keep: float
+    kind: str  # "keep" or "flops"
+    share: float
     strategy: Strategy
     schedule: Schedule | Exception
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.keep}"
+        return f"{self.name} {self.share}" if self.kind == "keep" else f"{self.name} {self.kind} {self.share}"
+
+    @property
+    def budget(self) -> dict[str, float]:
+        return {"keep": math.nan, "flops": math.nan, self.kind: self.share}
 
 
-def _plan(lab: Lab, strategies: Any, keep: Any, seed: int) -> list[_Row]:
+def _named_all(strategies: Any, seed: int) -> list[tuple[str, Strategy]]:
+    """Names in the table with their instances, the baseline first."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise LabError(f"seed must be a whole number of at least 0, got {seed!r}")
     strategies = [strategies] if isinstance(strategies, (str, Strategy, type)) else list(strategies)
@@ -148,24 +161,50 @@ def _plan(lab: Lab, strategies: Any, keep: Any, seed: int) -> list[_Row]:
         if name in dict(named):
             raise LabError(f"strategies: {name} is given twice")
         named.append((name, strategy))
-    budgets = [keep] if isinstance(keep, (int, float)) else list(keep)
-    if not budgets:
-        raise LabError("keep must hold at least one fraction, got an empty list")
-    for budget in budgets:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-            raise LabError(f"keep must be fractions in (0, 1], got {budget!r}")
-    if len(set(budgets)) < len(budgets):
-        raise LabError(f"keep holds a fraction twice: {budgets}")
+    return named
 
-    rows = [_Row(BASELINE, 1.0, named[0][1], Schedule())]
+
+def _budgets(keep: Any, flops: Any) -> list[tuple[str, float]]:
+    """("keep" or "flops", fraction) of every row that a strategy gets."""
+    out = []
+    for kind, given in (("keep", DEFAULT_KEEP if keep is None and flops is None else keep), ("flops", flops)):
+        shares = [] if given is None else [given] if isinstance(given, (int, float)) else list(given)
+        if given is not None and not shares:
+            raise LabError(f"{kind} must hold at least one fraction, got an empty list")
+        for share in shares:
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+                raise LabError(f"{kind} must be fractions in (0, 1], got {share!r}")
+        if len(set(shares)) < len(shares):
+            raise LabError(f"{kind} holds a fraction twice: {shares}")
+        out += [(kind, float(share)) for share in shares]
+    return out
+
+
+def _plan(lab: Lab, named: list[tuple[str, Strategy]], budgets: list[tuple[str, float]], task: Task) -> list[_Row]:
+    rows = [_Row(BASELINE, "keep", 1.0, named[0][1], Schedule())]
+    text = _text_tokens(lab, task) if "flops" in dict(budgets) else 0
     for name, strategy in named[1:]:
-        for budget in budgets:
+        for kind, share in budgets:
             try:
-                schedule: Schedule | Exception = Schedule.for_budget(strategy, lab.model, keep=float(budget))
+                schedule: Schedule | Exception = Schedule.for_budget(
+                    strategy, lab.model, text_tokens=text, **{kind: share}
+                )
             except Exception as error:  # not every method reaches every budget on every model
                 schedule = error
-            rows.append(_Row(name, float(budget), strategy, schedule))
+            rows.append(_Row(name, kind, share, strategy, schedule))
     return rows
+
+
+def _first(lab: Lab, task: Task, times: int = 1) -> dict[str, torch.Tensor]:
+    """Model inputs of the first question, by which costs and times are taken, `times` over."""
+    sample = task.samples.iloc[0]
+    return lab.inputs([task.image(sample["image_id"])] * times, [sample["question"]] * times)
+
+
+def _text_tokens(lab: Lab, task: Task) -> int:
+    """Tokens of the first prompt that are not visual."""
+    visual = torch.tensor(list(describe(lab.model).placeholders.values()), device=lab.model.device)
+    return int((~torch.isin(_first(lab, task)["input_ids"], visual)).sum())
 
 
 def _named(given: Any, seed: int) -> tuple[str, Strategy]:
@@ -191,9 +230,7 @@ def _speeds(
 ) -> dict[str, measure.Speed | Exception]:
     """Times of the rows to do, side by side with the baseline, on the first question repeated to a batch."""
     rows = [row for row in plan if row.name == BASELINE or (row in todo and isinstance(row.schedule, Schedule))]
-    sample = task.samples.iloc[0]
-    inputs = lab.inputs([task.image(sample["image_id"])] * batch_size, [sample["question"]] * batch_size)
-    rounds = 5
+    inputs, rounds = _first(lab, task, batch_size), 5
     with _bar(len(rows) * (rounds + 1), "timing", "run", progress) as bar:
         configurations = [(row.strategy, row.schedule) for row in rows]
         speeds = measure.speeds(lab.model, inputs, configurations, rounds=rounds, done=bar.update)
@@ -204,9 +241,7 @@ def _measure(lab: Lab, task: Task, row: _Row, batch_size: int, bar: tqdm) -> tup
     """What the first question costs, and the answers to all."""
     if isinstance(row.schedule, Exception):
         raise row.schedule
-    sample = task.samples.iloc[0]
-    inputs = lab.inputs([task.image(sample["image_id"])], [sample["question"]])
-    cost = measure.cost(lab.model, inputs, row.strategy, row.schedule)
+    cost = measure.cost(lab.model, _first(lab, task), row.strategy, row.schedule)
     with attach(lab.model, row.strategy, row.schedule):
         answers = predict(lab, task, batch_size, done=bar.update)
     return dataclasses.asdict(cost), answers
@@ -385,12 +420,12 @@ def summary(table: pd.DataFrame) -> str:
     prefill time are shares of those of "none", tokens the mean over all layers.
     """
     full = table.loc[table["strategy"] == BASELINE, "prefill_flops"].iloc[0]
-    lines = [("strategy", "keep", "accuracy %", "difference (95 %)", "tokens", "FLOPs", "prefill time", "cache KB")]
+    lines = [("strategy", "budget", "accuracy %", "difference (95 %)", "tokens", "FLOPs", "prefill time", "cache KB")]
     for row in table[table["status"] == "ok"].itertuples():
         lines.append(
             (
                 _short(row.strategy),
-                f"{row.keep:g}",
+                "" if row.strategy == BASELINE else budget_label(row),
                 f"{row.accuracy * 100:.1f}",
                 "" if row.strategy == BASELINE else _interval(row, "difference", "{:+.1f}", 100),
                 f"{row.tokens:.0f}",
@@ -401,17 +436,17 @@ def summary(table: pd.DataFrame) -> str:
         )
     text = _aligned(lines)
     for row in table[table["status"] != "ok"].itertuples():
-        text.append(f"{row.strategy} at {row.keep:g} failed: {row.status}"[:120])
+        text.append(f"{row.strategy} at {budget_label(row)}: {row.status}"[:140])
     return "\n".join(text)
 
 
 def summary_by_category(table: pd.DataFrame) -> str:
     """Accuracy in percent for every category of question, for people."""
     columns = [column for column in table if column.startswith("accuracy_")]
-    lines = [("strategy", "keep", "all", *(column.removeprefix("accuracy_") for column in columns))]
+    lines = [("strategy", "budget", "all", *(column.removeprefix("accuracy_") for column in columns))]
     for _, row in table[table["status"] == "ok"].iterrows():
         shares = (f"{row[column] * 100:.1f}" for column in ("accuracy", *columns))
-        lines.append((_short(row["strategy"]), f"{row['keep']:g}", *shares))
+        lines.append((_short(row["strategy"]), "" if row["strategy"] == BASELINE else budget_label(row), *shares))
     return "\n".join(_aligned(lines))
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from illava_lab.budget import budget_label
 from illava_lab.errors import LabError
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
@@ -42,7 +43,7 @@ class _Line(NamedTuple):
     y: list[float]
     below: list[float]
     above: list[float]
-    keep: list[float]
+    budget: list[str]
     color: str
     markers: tuple[str, str]
 
@@ -68,8 +69,8 @@ def tradeoff(table: pd.DataFrame, x: Axis = "flops") -> go.Figure:
             mode="lines+markers",
             line={"color": line.color},
             marker={"symbol": line.markers[0], "size": 10},
-            customdata=line.keep,
-            hovertemplate="keep %{customdata:g}: %{y:.1f} % at %{x:.0f} %<extra>" + line.name + "</extra>",
+            customdata=line.budget,
+            hovertemplate="%{customdata}: %{y:.1f} % at %{x:.0f} %<extra>" + line.name + "</extra>",
         )
     figure.add_hline(baseline, line={"color": BASELINE_COLOR, "dash": "dash", "width": 1.5})
     figure.add_scatter(
@@ -142,7 +143,7 @@ def categories(table: pd.DataFrame) -> go.Figure:
     columns = ["accuracy", *(column for column in table if column.startswith("accuracy_"))]
     accuracy = rows[columns] * 100
     loss = accuracy - baseline[columns].astype(float) * 100
-    names = [row.strategy if row.strategy == BASELINE else f"{row.strategy} {row.keep:g}" for row in rows.itertuples()]
+    names = [row.strategy if row.strategy == BASELINE else f"{row.strategy} {budget_label(row)}" for row in rows.itertuples()]
     figure = go.Figure(
         go.Heatmap(
             z=loss,
@@ -235,7 +236,7 @@ def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
                 y=(own["accuracy"] * 100).tolist(),
                 below=(percent["difference"] - percent["difference_low"]).fillna(0).tolist(),
                 above=(percent["difference_high"] - percent["difference"]).fillna(0).tolist(),
-                keep=own["keep"].tolist(),
+                budget=[budget_label(row) for row in own.itertuples()],
                 color=COLORS[number % len(COLORS)],
                 markers=MARKERS[number % len(MARKERS)],
             )

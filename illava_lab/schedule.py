@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import ceil, floor
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from illava_lab.errors import LabError
-from illava_lab.families import Anatomy, describe
-from illava_lab.registry import make_strategy
+from illava_lab.families import Anatomy
+from illava_lab.packing import Layout
 from illava_lab.strategy import STAGES, Stage, Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Keep = float | int
 
 
-class Preset(NamedTuple):
-    """A setting that a paper published, and the depths and token count of the model it was published for."""
-
-    encoder: dict[int, int]
-    llm: dict[int, float]
-    encoder_depth: int
-    llm_depth: int
-    patches: int
-    source: str
-
-
-# iLLaVA removes R=92 of 729 tokens in each of four SigLIP layers, then merges once in the LLM.
-PRESETS: dict[str, Preset] = {
-    "illava-image": Preset(
-        {5: 637, 6: 545, 7: 453, 8: 361}, {8: 0.70}, 26, 28, 729,
-        "iLLaVA (arXiv 2412.06263), code release 1: LLaVA-OneVision-7B, single image",
-    ),
-    "illava-video": Preset(
-        {3: 637, 4: 545, 5: 453, 6: 361}, {2: 0.70}, 26, 28, 729,
-        "iLLaVA (arXiv 2412.06263), code release 1: LLaVA-OneVision-7B, video of 32 frames",
-    ),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """Layer -> how much to keep, for the image encoder and for the LLM.
+    """Layer -> how much to keep, for the image encoder and for the LLM; and how much of the picture goes in at all.
 
     A float in (0, 1] is the fraction kept of the visual tokens that enter the layer, an int is the number kept
-    (always per image; CLS and text do not count). Encoder layer i reduces inside
-    layer i, after its attention. LLM layer K reduces before layer K, scored by the attention of layer K-1.
+    (in the LLM of each image or video, in the encoder of each of its crops or frames; CLS, text and newlines do not
+    count). Encoder layer i reduces inside layer i, after its attention. LLM
+    layer K reduces before layer K, scored by the attention of layer K-1. `image` is the same for the patches of the
+    picture, before the encoder (strategy "downsample"); None leaves the picture as it is.
 
     Raises:
         LabError: a layer that is no whole number, or a keep that is neither a fraction in (0, 1] nor a count >= 1.
@@ -55,120 +35,100 @@ class Schedule:
 
     encoder: Mapping[int, Keep] = field(default_factory=dict)
     llm: Mapping[int, Keep] = field(default_factory=dict)
+    image: Keep | None = None
 
     def __post_init__(self) -> None:
-        for stage in STAGES:
+        for stage in ("encoder", "llm"):
             plan = getattr(self, stage)
             for layer, keep in plan.items():
                 if isinstance(layer, bool) or not isinstance(layer, int):
                     raise LabError(f"schedule {stage}: layers are whole numbers, got {layer!r}")
                 check_keep(keep, f"schedule {stage} layer {layer}: keep")
             object.__setattr__(self, stage, dict(sorted(plan.items())))
+        if self.image is not None:
+            check_keep(self.image, "schedule image: keep")
 
     def plan(self, stage: Stage) -> dict[int, Keep]:
-        """Layer -> keep of one stage, in the order of the layers."""
+        """Layer -> keep of one stage, in the order of the layers. The image stage is a single layer, 0."""
+        if stage == "image":
+            return {} if self.image is None else {0: self.image}
         return dict(getattr(self, stage))
 
     def check(self, anatomy: Anatomy, strategy: Strategy) -> None:
         """Refuse what a model or a strategy cannot do, before anything is attached.
 
         Raises:
-            LabError: a layer out of range, a count above what is there, or a stage that the strategy does not serve.
+            LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
+                a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": 1}
+        first = {"encoder": 0, "llm": anatomy.first_llm_layer}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
                 serves = " and ".join(strategy.stages) or "no stage"
                 raise LabError(f"strategy {strategy.name!r} serves {serves}; the schedule asks for the {stage} stage")
+            if stage == "image":
+                continue
             last = anatomy.depth(stage) - 1
             for layer in plan:
                 if not first[stage] <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
-        self.tokens(anatomy)
+        if self.image is not None and anatomy.cells is not None:
+            raise LabError("this model takes images of any size: to down-sample, let its processor make fewer pixels")
+        # How many tokens an image has may depend on the image; a count is then checked when it gets there.
+        known = self if anatomy.fixed else replace(self, llm={}, encoder={} if anatomy.cells else self.encoder)
+        wanted = known.tokens(anatomy)["image"][-1]
+        nearest = strategy.reachable_keep(wanted, anatomy.grid)
+        if self.image is not None and nearest != wanted:
+            raise LabError(f"{strategy.name} cannot make {wanted} of {anatomy.patches} patches; the nearest is {nearest}")
 
-    def tokens(self, anatomy: Anatomy) -> dict[Stage, list[int]]:
+    def tokens(self, anatomy: Anatomy, layout: Layout | None = None) -> dict[Stage, list[int]]:
         """Visual tokens of one image that enter each layer of a stage; the count that leaves the stage comes last.
+
+        Args:
+            layout: what the image is made of (`Trace.layout`); None for one of as many tokens as a crop has patches.
+                Where padding is cut off, tokens that survive in it are lost to the LLM; they are expected to be as
+                many there as elsewhere.
 
         Raises:
             LabError: a count above what is there.
         """
-        count, out = anatomy.patches, {}
+        rows, height, width = (1, *anatomy.grid) if layout is None else layout.patches
+        count, per_row, out = height * width, height * width, {}
         for stage in STAGES:
             plan, row = self.plan(stage), []
-            for layer in range(anatomy.depth(stage)):
+            if stage == "llm" and layout is not None:
+                count = round(layout.tokens * count / per_row)
+            for layer in range(1 if stage == "image" else anatomy.depth(stage)):
                 if stage == "llm" and layer in plan:
                     count = kept(plan[layer], count, f"llm layer {layer}")
                 row.append(count)
-                if stage == "encoder" and layer in plan:
-                    count = kept(plan[layer], count, f"encoder layer {layer}")
-            out[stage] = [*row, count]
+                if stage != "llm" and layer in plan:
+                    count = kept(plan[layer], count, f"{stage} layer {layer}")
+            out[stage] = [*row, count] if stage == "llm" else [n * rows for n in (*row, count)]
         return out
 
     @staticmethod
     def preset(name: str, model: nn.Module) -> Schedule:
-        """A paper's setting. Exact on the model it was published for; elsewhere the same fractions at the same depths.
+        """A paper's setting by name; see `illava_lab.presets`."""
+        from illava_lab.presets import preset
 
-        Raises:
-            LabError: no such preset.
-        """
-        if name not in PRESETS:
-            raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-        preset, anatomy = PRESETS[name], describe(model)
-        same = (preset.encoder_depth, preset.llm_depth, preset.patches) == (
-            anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches,
-        )  # fmt: skip
-        if same:
-            return Schedule(encoder=preset.encoder, llm=preset.llm)
-        before, fractions = preset.patches, []
-        for count in preset.encoder.values():
-            fractions.append(count / before)
-            before = count
-        encoder = _scaled(list(preset.encoder), preset.encoder_depth, anatomy.encoder_depth, first=0)
-        llm = _scaled(list(preset.llm), preset.llm_depth, len(anatomy.llm_layers), first=1)
-        return Schedule(
-            encoder=dict(zip(encoder, fractions, strict=True)), llm=dict(zip(llm, preset.llm.values(), strict=True))
-        )
+        return preset(name, model)
 
     @staticmethod
     def for_budget(
-        strategy: str | Strategy | type[Strategy], model: nn.Module, *, keep: float, stages: tuple[Stage, ...] = STAGES
+        strategy: str | Strategy | type[Strategy],
+        model: nn.Module,
+        *,
+        keep: float | None = None,
+        flops: float | None = None,
+        stages: Sequence[Stage] | None = None,
+        text_tokens: int = 64,
     ) -> Schedule:
-        """The schedule by which a strategy, at the layers it stands for, ends with `keep` of the visual tokens.
+        """The schedule by which a strategy, at the layers it stands for, reaches a budget; see `illava_lab.budget`."""
+        from illava_lab.budget import for_budget
 
-        `keep` is the fraction of an image's visual tokens that the last LLM layer sees. A method of both stages
-        shares the reduction as iLLaVA's image preset does (its encoder leaves 361 of 729, its LLM 0.70 of those);
-        within a stage every layer removes equally many tokens.
-
-        Args:
-            stages: leave one out to keep a method of both stages to one.
-
-        Raises:
-            LabError: keep outside (0, 1], or a strategy with no stage left.
-        """
-        strategy = make_strategy(strategy)
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            raise LabError(f"keep must be a fraction in (0, 1], got {keep!r}")
-        if strategy.kind == "none" or keep == 1:
-            return Schedule()
-        anatomy = describe(model)
-        serves = [stage for stage in STAGES if stage in strategy.stages and stage in stages]
-        if not serves:
-            raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {stages}")
-        final = max(1, round(anatomy.patches * keep))
-        between = final if serves == ["encoder"] else anatomy.patches
-        if len(serves) == 2:
-            between = max(final, round(anatomy.patches * keep**ENCODER_SHARE))
-        encoder, llm = {}, {}
-        if "encoder" in serves:
-            encoder = _even(strategy, strategy.layers("encoder", anatomy.encoder_depth), anatomy.patches, between)
-        if "llm" in serves:
-            llm = _even(strategy, strategy.layers("llm", len(anatomy.llm_layers)), between, final)
-        return Schedule(encoder=encoder, llm=llm)
-
-
-# log(361/729) / log(361/729 * 0.70): the part of iLLaVA's image preset that its encoder does.
-ENCODER_SHARE = 0.6633
+        return for_budget(strategy, model, keep=keep, flops=flops, stages=stages, text_tokens=text_tokens)
 
 
 def check_keep(keep: Any, what: str) -> None:
@@ -189,38 +149,3 @@ def kept(keep: Keep, count: int, where: str) -> int:
             raise LabError(f"{where}: cannot keep {keep} of {count} visual tokens")
         return keep
     return max(1, count - round(count * (1 - keep)))
-
-
-def _even(strategy: Strategy, layers: list[int], before: int, after: int) -> dict[int, int]:
-    """Counts after each layer, every layer removing equally many as far as the strategy can.
-
-    Raises:
-        LabError: even removing all it can at every layer, the strategy keeps more.
-    """
-    steps = len(layers)
-    counts = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
-    for i in range(steps - 1, 0, -1):
-        if strategy.smallest_keep:
-            counts[i - 1] = min(counts[i - 1], floor(counts[i] / strategy.smallest_keep))
-    least = ceil(before * strategy.smallest_keep)
-    if counts[0] < least:
-        for _ in layers[1:]:
-            least = ceil(least * strategy.smallest_keep)
-        raise LabError(f"{strategy.name} cannot go from {before} to {after} tokens in {steps} layers; it keeps at least {least}")
-    return dict(zip(layers, counts, strict=True))
-
-
-def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:
-    """The same relative depths in another model, distinct and in range.
-
-    Raises:
-        LabError: the model has too few layers.
-    """
-    out: list[int] = []
-    for layer in layers:
-        out.append(max(first, round(layer / depth * new_depth), out[-1] + 1 if out else first))
-    if out and out[-1] >= new_depth:
-        out = [layer - (out[-1] - new_depth + 1) for layer in out]
-    if out and out[0] < first:
-        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
-    return out

@@ -7,6 +7,8 @@ tokens that leave it. A strategy only describes that map; it never touches a mod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import floor
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 
-Stage = Literal["encoder", "llm"]
-STAGES: tuple[Stage, ...] = ("encoder", "llm")
+# "image" is before the model: a smaller picture goes in.
+Stage = Literal["image", "encoder", "llm"]
+STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
 
 
 class Paper(NamedTuple):
@@ -34,6 +37,7 @@ STATISTICS: dict[str, str] = {
     "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
     "cls_attention": "(B, N): attention that CLS pays to each token, mean over heads",
     "text_attention": "(B, N): attention that the last text token pays to each visual token, mean over heads",
+    "next_text_attention": "(B, N): attention that the last text token would pay in the layer to come, mean over heads",
     "text_rows": "(B, T, N): attention that the text tokens after the image pay to each visual token, mean over heads",
     "lse": "(B, N): log-sum-exp of each query's attention logits, mean over heads",
     "keys": "(B, N, d): attention keys, mean over heads",
@@ -41,6 +45,10 @@ STATISTICS: dict[str, str] = {
     "wide_cls_attention": "(B, N): attention of CLS with one head as wide as the model",
     "text_hidden": "(B, T, C): hidden states of the text tokens after the image",
     "text_wide_keys": "(B, T, H*d): keys of the text tokens after the image, heads side by side",
+    "normed_hidden": "(B, N, C): hidden states through the last norm of the LLM",
+    "text_normed_hidden": "(B, T, C): hidden states of the text tokens after the image through that norm",
+    "embeddings": "(B, N0, C): all tokens of the image as they entered the LLM",
+    "text_embeddings": "(B, T, C): the text tokens after the image as they entered the LLM",
 }
 
 
@@ -48,13 +56,14 @@ class Tokens:
     """The visual tokens at one reduction site. Read-only.
 
     Attributes:
-        stage: "encoder" or "llm".
+        stage: "image", "encoder" or "llm".
         layer: 0-based index of the layer at which the reduction happens.
         hidden: (B, N, C) hidden states of B images.
         size: (B, N) float, how many image patches each token stands for.
-        position: (B, N) long, the patch index (raster order) whose place each token holds; -1 for CLS.
-        protected: (B, N) bool, tokens that must survive (CLS).
-        grid: (height, width) of the patch grid, or None when there is none.
+        position: (B, N) long, whose place each token holds: in raster order, crop after crop; -1 for CLS.
+        protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
+            attached models keep those without showing them).
+        grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
 
     The statistics (`STATISTICS` lists them) are computed when first read, and only then. A statistic passed as a
     keyword is used as it is, so a strategy can be tried on plain tensors, without a model.
@@ -72,6 +81,7 @@ class Tokens:
         size: Tensor | None = None,
         position: Tensor | None = None,
         protected: Tensor | None = None,
+        protected_count: int | None = None,
         grid: tuple[int, int] | None = None,
         site: Any = None,
         **statistics: Tensor,
@@ -90,7 +100,7 @@ class Tokens:
         self.stage, self.layer, self.hidden, self.grid = stage, layer, hidden, grid
         self.size = torch.ones(batch, count, device=hidden.device) if size is None else size
         self.position = torch.arange(count, device=hidden.device).expand(batch, -1) if position is None else position
-        self._protected = protected
+        self._protected, self._protected_count = protected, protected_count
         self._site = site
         self._statistics = dict(statistics)
 
@@ -104,6 +114,24 @@ class Tokens:
         if self._protected is None:
             return torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self._protected
+
+    @cached_property
+    def protected_count(self) -> int:
+        """Protected tokens per row; the most of any row. Counted on the device, unless it was given."""
+        if not self.has_protected:
+            return 0
+        given = self._protected_count
+        return int(self.protected.sum(dim=1).max()) if given is None else given
+
+    def room(self, keep: int) -> int:
+        """How many of `keep` slots are left beside the protected tokens.
+
+        Raises:
+            LabError: the protected tokens alone are more than `keep`.
+        """
+        if keep < self.protected_count:
+            raise LabError(f"keep must be at least {self.protected_count}, the number of protected tokens, got {keep}")
+        return keep - self.protected_count
 
     @property
     def batch(self) -> int:
@@ -265,25 +293,48 @@ class Strategy:
         name: how users call it.
         paper: where it was published, or None.
         stages: where it may run.
+        home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
+        averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
+        memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
+
+    A subclass may make any of them a property, where a setting decides. `illava_lab.testing` checks what is declared.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
-    stages: ClassVar[tuple[Stage, ...]] = STAGES
+    stages: ClassVar[tuple[Stage, ...]] = ("encoder", "llm")
+    home: ClassVar[tuple[Stage, ...]] = ()
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
+    averages: ClassVar[bool] = True
+    memory: ClassVar[Literal["linear", "quadratic"]] = "linear"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True)(cls)
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included."""
+        """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included; `keep` is from these and 1 to N."""
         raise TypeError(f"{type(self).__name__} must define map(self, tokens, keep)")
+
+    def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
+        """The number of patches nearest to `keep` that this method can leave of an image of `grid` patches."""
+        return keep
+
+    def counts(self, stage: Stage, steps: int, before: int, after: int) -> list[int]:
+        """Tokens left after each of `steps` layers of a stage, on the way from `before` to `after`.
+
+        Equally many go at every layer, as far as `smallest_keep` allows; a method with another split overrides this.
+        """
+        out = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
+        for i in range(steps - 1, 0, -1):
+            if self.smallest_keep:
+                out[i - 1] = min(out[i - 1], floor(out[i] / self.smallest_keep))
+        return out
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         """The layers at which this method reduces by default, in a stage of `depth` layers.
@@ -315,12 +366,20 @@ class Scorer(Strategy):
 
 
 def highest(score: Tensor, keep: int, tokens: Tokens) -> Tensor:
-    """(B, keep) indices of the highest scores, ascending; protected tokens first, ties to the smaller index."""
+    """(B, keep) indices of the highest scores, ascending; protected tokens first, ties to the smaller index.
+
+    Raises:
+        LabError: there are more protected tokens than `keep`.
+    """
+    tokens.room(keep)
     return ranking(score, tokens)[:, :keep].sort(dim=1).values
 
 
 def ranking(score: Tensor, tokens: Tokens) -> Tensor:
-    """(B, N) indices by falling score; protected tokens first, ties to the smaller index."""
+    """(B, N) indices by falling score; protected tokens first, NaN last, ties to the smaller index."""
+    score = score if score.is_floating_point() else score.float()
+    # Below the infinity of protected tokens, and NaN, which sorting would put first, below everything.
+    score = score.nan_to_num(nan=-torch.inf, posinf=torch.finfo(score.dtype).max, neginf=-torch.inf)
     if tokens.has_protected:
         score = score.masked_fill(tokens.protected, float("inf"))
     return score.argsort(dim=1, descending=True, stable=True)

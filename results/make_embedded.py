@@ -1,7 +1,8 @@
-"""Measure the embedded model and write results/embedded/: `make results`.
+"""Measure the embedded model: `make results` writes results/embedded/ and results/equal_flops/.
 
-table.csv (all columns of `compare`), summary.txt (what `make compare` prints), tradeoff.png, tokens.png (the picture of
-the README) and about.json (machine, versions, date, command, seed).
+Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json (machine,
+versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the repository.
+results/embedded/tokens.png is the picture of the README.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,9 +21,13 @@ import transformers
 import illava_lab as il
 from illava_lab.compare import summary_by_category
 
-OUT = Path(__file__).parent / "embedded"
-STRATEGIES = ["none", "random", "fastv", "tome", "illava"]
-KEEP = [0.7, 0.5, 0.3]
+RESULTS = Path(__file__).parent
+RUNS: dict[str, dict[str, Any]] = {
+    "embedded": {"strategies": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]},
+    "equal_flops": {
+        "strategies": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")], "flops": [0.7, 0.5, 0.35]
+    },
+}  # fmt: skip
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
 
 
@@ -31,20 +38,17 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def main() -> None:
-    OUT.mkdir(exist_ok=True)
-    lab, task = il.load(), il.load_task("test")
-    table = il.compare(lab, STRATEGIES, KEEP, task=task)
-    table.to_csv(OUT / "table.csv", index=False)
+def measure(name: str, lab: il.Lab) -> None:
+    """Run one comparison and write its folder."""
+    out, task = RESULTS / name, il.load_task("test")
+    out.mkdir(exist_ok=True)
+    table = il.compare(lab, **RUNS[name], task=task, out=RESULTS / ".runs" / name)
+    table.to_csv(out / "table.csv", index=False)
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
-    (OUT / "summary.txt").write_text(text, encoding="utf-8")
-    il.plots.tradeoff_png(table, OUT / "tradeoff.png")
-    image, question = task.image(PICTURE[0]), PICTURE[1]
-    answer = lab.ask(image, question, strategy="illava", keep=0.5)
-    figure = il.pictures.reduction_figure(lab, image, answer, f"{question}  illava, keep 0.5: {answer.text}")
-    (OUT / "tokens.png").write_bytes(il.pictures.to_png(figure))
+    (out / "summary.txt").write_text(text, encoding="utf-8")
+    il.plots.tradeoff_png(table, out / "tradeoff.png")
     about = {
-        "command": "make results",
+        "command": f"make results RUN={name}",
         "machine": machine(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -54,8 +58,23 @@ def main() -> None:
         "seed": 0,
         "questions": len(task),
     }
-    (OUT / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     print(text)
+
+
+def picture(lab: il.Lab) -> None:
+    """What iLLaVA does to one image."""
+    image, question = il.load_task("test").image(PICTURE[0]), PICTURE[1]
+    answer = lab.ask(image, question, strategy="illava", keep=0.5)
+    figure = il.pictures.reduction_figure(lab, image, answer, f"{question}  illava, keep 0.5: {answer.text}")
+    (RESULTS / "embedded" / "tokens.png").write_bytes(il.pictures.to_png(figure))
+
+
+def main() -> None:
+    lab = il.load()
+    for name in sys.argv[1:] or RUNS:
+        measure(name, lab)
+    picture(lab)
 
 
 if __name__ == "__main__":

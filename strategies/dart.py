@@ -24,8 +24,7 @@ class DART(Strategy):
     Every pivot takes ``int(N (1 - rate) / pivots)`` in the reference, so 77.8 % off 576 leaves 124; here what is left
     after dividing by the pivots goes to the first of them, one each, so the count is exact (ours).
     The reference takes the pivots in the order of a Python set of positions; here visual pivots, then text pivots, by
-    falling norm (ours). It compares states after the model's final norm; here the states themselves, which differ by
-    that norm's gains.
+    falling norm (ours). States x are those that enter layer K, through the model's final norm.
     """
 
     name = "dart"
@@ -47,13 +46,16 @@ class DART(Strategy):
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
-        protected = int(tokens.protected.sum(dim=1).max()) if tokens.has_protected else 0
-        own = ranking(_norm(tokens.wide_keys), tokens)[:, : max(protected, min(self.pivot_image_token, keep))]
-        pivots = _rows(tokens.hidden, own)
+        protected, free = tokens.protected_count, tokens.room(keep)
+        own = ranking(_norm(tokens.wide_keys), tokens)[:, : protected + min(self.pivot_image_token, free)]
+        if own.shape[1] == keep:
+            return TokenMap.keep(own.sort(dim=1).values, tokens.count)
+        states = tokens.normed_hidden
+        pivots = _rows(states, own[:, protected:])
         if self.pivot_text_token:
             text = _norm(tokens.text_wide_keys).argsort(dim=1, descending=True, stable=True)[:, : self.pivot_text_token]
-            pivots = torch.cat([pivots, _rows(tokens.text_hidden, text)], dim=1)
-        similarity = (_unit(pivots) @ _unit(tokens.hidden).transpose(1, 2)).nan_to_num(1.0)
+            pivots = torch.cat([pivots, _rows(tokens.text_normed_hidden, text)], dim=1)
+        similarity = (_unit(pivots) @ _unit(states).transpose(1, 2)).nan_to_num(1.0)
 
         kept, taken = [own], torch.zeros_like(similarity[:, 0]).scatter(1, own, torch.inf)
         share, extra = divmod(keep - own.shape[1], pivots.shape[1])

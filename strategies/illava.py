@@ -44,7 +44,7 @@ class ILLaVA(Strategy):
             score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention
         order = ranking(score, tokens)
         anchor = order[:, :keep].sort(dim=1).values
-        if keep in (tokens.count, int(tokens.has_protected)):  # nothing to merge, or only CLS to merge into
+        if keep == tokens.count or tokens.room(keep) == 0:  # nothing to merge, or only protected ones to merge into
             return TokenMap.keep(anchor, tokens.count, score=score)
         target, source = order[:, keep - 1 : keep], order[:, keep:]
         slot = (anchor < target).sum(dim=1, keepdim=True)

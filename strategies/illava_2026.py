@@ -23,7 +23,7 @@ class ILLaVA2026(Strategy):
             product with x_c, ``alpha = softmax(<x_c, x_j> / sqrt C)``. A token of D may feed several c, or none.
             "nearest" is ours, a natural reading of clustering: each token of D joins the kept token of highest
             cosine, averages weighted by the patches each stands for.
-        score: "lse" is what the code computes (see `illava`); "attention" is what the paper documents.
+        score: "attention" is what the paper documents, its equation 3; "lse" is what the code computes (see `illava`).
         recycling: fraction of the kept tokens that recycle in mode "cluster" (`illava_pc_ratio` in the code).
         groups: in the encoder, keep whole 2x2 groups of the grid, those with the highest-scored members. The code
             does it by expanding its choice to every group that a kept token touches, because the patch merger of
@@ -40,13 +40,15 @@ class ILLaVA2026(Strategy):
     )
 
     mode: str = "cluster"
-    score: str = "lse"
+    score: str = "attention"
     recycling: float = 0.05
     groups: bool = False
 
+    memory = "quadratic"
+
     def __post_init__(self) -> None:
         one_of("mode", self.mode, ("drop", "shift", "cluster", "nearest"))
-        one_of("score", self.score, ("lse", "attention"))
+        one_of("score", self.score, ("attention", "lse"))
         one_of("groups", self.groups, (True, False))
         if type(self.recycling) not in (int, float) or not 0 <= self.recycling <= 1:
             raise LabError(f"recycling must be a fraction from 0 to 1, got {self.recycling!r}")
@@ -56,7 +58,7 @@ class ILLaVA2026(Strategy):
             return TokenMap.identity(tokens)
         score, order = self._ranked(tokens, keep)
         anchor, dropped = order[:, :keep].sort(dim=1).values, order[:, keep:].sort(dim=1).values
-        free = keep - int(tokens.has_protected)  # slots that are not of CLS, which takes no part in merging
+        free = tokens.room(keep)  # slots that are not of CLS, which takes no part in merging
         if self.mode == "drop" or free == 0:
             return TokenMap.keep(anchor, tokens.count, score)
         x = tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32))
@@ -73,7 +75,8 @@ class ILLaVA2026(Strategy):
         else:
             target = order[:, keep - min(free, max(1, round(free * self.recycling))) : keep]
             similarity = x.take_along_dim(target[..., None], 1) @ x.take_along_dim(dropped[..., None], 1).mT
-            similarity = similarity / x.shape[2] ** 0.5
+            # NaN would be the nearest to all; a number this small still has a softmax where nothing else is there.
+            similarity = (similarity / x.shape[2] ** 0.5).nan_to_num(nan=torch.finfo(x.dtype).min)
             nearest = similarity.sort(dim=2, descending=True, stable=True)
             weight = nearest.values[..., :NEAREST].softmax(dim=2) / 2
             source = dropped[:, None].expand(similarity.shape).gather(2, nearest.indices[..., :NEAREST])
@@ -111,7 +114,7 @@ def _group_ranks(score: Tensor, tokens: Tokens) -> Tensor:
     height, width = tokens.grid
     place, columns = tokens.position.clamp_min(0), (width + 1) // 2
     group = place // width // 2 * columns + place % width // 2
-    own = score.masked_fill(tokens.protected, -torch.inf) if tokens.has_protected else score
+    own = score.masked_fill(tokens.protected | score.isnan(), -torch.inf)
     best = own.new_full((tokens.batch, (height + 1) // 2 * columns), -torch.inf)
     best = best.scatter_reduce(1, group, own, "amax").gather(1, group)
     order = ranking(score, tokens)

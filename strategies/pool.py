@@ -16,7 +16,8 @@ class Pool(Strategy):
 
     M cells stand in ``h = round(sqrt(M H / W))`` rows of the H x W grid, ``floor((u+1)M/h) - floor(uM/h)`` in row u:
     196 out of 27 x 27 are the grid 14 x 14; where M has no good factors, some rows have one cell more. A slot takes the
-    place of the patch at the centre of its cell. CLS is copied.
+    place of the patch at the centre of its cell. Protected tokens (CLS, line
+    ends) are copied.
 
     Args:
         bins: how a cell averages. "adaptive": rows ``floor(uH/h)`` to ``ceil((u+1)H/h)``, and columns alike; cells
@@ -30,8 +31,11 @@ class Pool(Strategy):
 
     name = "pool"
     kind = "pool"
+    home = ("encoder",)
 
     bins: str = "adaptive"
+
+    memory = "quadratic"
 
     def __post_init__(self) -> None:
         one_of("bins", self.bins, ("adaptive", "bilinear", "disjoint"))
@@ -41,8 +45,8 @@ class Pool(Strategy):
             return TokenMap.identity(tokens)
         place = tokens.position.masked_fill(tokens.protected, -1) if tokens.has_protected else tokens.position
         order = place.argsort(dim=1, stable=True)
-        first, patches = order.tensor_split([int(tokens.has_protected)], dim=1)
-        cells = keep - first.shape[1]
+        first, patches = order.tensor_split([tokens.protected_count], dim=1)
+        cells = tokens.room(keep)
         if cells == 0:
             return TokenMap.keep(first, tokens.count)
         grid = tokens.grid or (1, patches.shape[1])

@@ -40,6 +40,7 @@ class PruMerge(Strategy):
     name = "prumerge"
     paper = Paper("LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", "2403.15388", 2024)
     stages = ("encoder",)
+    memory = "quadratic"
 
     merge: str = "sum"
     neighbours: int = 32
@@ -49,6 +50,10 @@ class PruMerge(Strategy):
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
             raise LabError(f"neighbours must be a whole number of at least 0, got {self.neighbours!r}")
 
+    @property
+    def averages(self) -> bool:
+        return self.merge == "mean"
+
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
@@ -57,13 +62,13 @@ class PruMerge(Strategy):
         selected, rest = self._order(tokens, score, keep - cls - gathered).tensor_split([keep - gathered], dim=1)
 
         keys = normalize(tokens.wide_keys.float(), dim=-1)
-        similarity = keys.take_along_dim(selected[..., None], 1) @ keys.mT
+        similarity = (keys.take_along_dim(selected[..., None], 1) @ keys.mT).nan_to_num(nan=-torch.inf)
         similarity = similarity.scatter(2, selected[..., None], -torch.inf)
         similarity = similarity.masked_fill(~patch[:, None], -torch.inf)
         many = min(self.neighbours, tokens.count - 1 - cls)
         near = similarity.argsort(dim=2, descending=True, stable=True)[..., :many]
         slot = torch.arange(keep - gathered, device=near.device)[:, None].expand_as(near).flatten(1)
-        source, paid = near.flatten(1), score * patch
+        source, paid = near.flatten(1), score.nan_to_num() * patch
         weight = paid.gather(1, source) * patch.gather(1, selected).gather(1, slot)
         own = torch.ones_like(selected, dtype=score.dtype)
         anchor = torch.cat([selected, rest[:, :gathered]], dim=1)
@@ -107,7 +112,7 @@ class PruMergePlus(PruMerge):
         outlier, patch = self.outliers(tokens), _patches(tokens)
         found, patches, place = outlier.sum(1, keepdim=True), patch.sum(1, keepdim=True), patch.cumsum(1) - 1
         stride = (patches // found.clamp_min(1) // 3).clamp_min(1)
-        spread = patch & ~outlier & (place % stride == 0) & (place < patches - 1)
+        spread = patch & ~outlier & ~score.isnan() & (place % stride == 0) & (place < patches - 1)
         room, total = (count - found).clamp_min(0), spread.sum(1, keepdim=True).clamp_min(1)
         spread = spread & ((spread.cumsum(1) - 1) * room % total < room)
         order = ranking(torch.where(spread, -place.to(score.dtype), score), tokens)

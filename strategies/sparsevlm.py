@@ -2,12 +2,16 @@
 
 from math import sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.registry import register
 from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+
+# Kept tokens and clusters after the three reductions in version 1.5, of 576, for 64, 96, 128 and 192 on average.
+LISTS = np.array([[0, 0, 0], [82, 32, 18], [249, 55, 27], [312, 117, 39], [309, 204, 113], [576, 576, 576]]) / 576
 
 
 @register
@@ -23,11 +27,12 @@ class SparseVLM(Strategy):
         raters: "selected" as above, or "all" text tokens after the image (ours).
 
     The reference keeps k tokens and adds c clusters (k is 300, 200, 110 before layers 3, 7, 16 of 32, for 192 of 576
-    on average). Here k is the largest number for which k + c are the slots asked for, and where even k = 1 gives too
-    many, there are fewer clusters (ours). Kept tokens come first, then the clusters by falling centre score, each in
-    the place of its centre. The reference selects raters once, by the embeddings v, t that enter the LLM; here by the
-    states that enter layer K. Version 1.0 derived k from the rank of the raters' attention. Version 2 does not recycle,
-    debiases the attention for rotary positions and picks 14 heads; the last two are not done here.
+    on average); a budget is shared over the three as its published lists do (`LISTS`). Here k is the largest number for
+    which k + c are the slots asked for, and where even k = 1 gives too many, there are fewer clusters (ours). Kept
+    tokens come first, then the clusters by falling centre score, each in the place of its centre. The embeddings v and
+    t are those that enter the LLM, so the raters stay the same. Version 1.0 derived k from the rank of the raters'
+    attention. Version 2 does not recycle, debiases the attention for rotary positions and picks 14 heads; the last two
+    are not done here.
     """
 
     name = "sparsevlm"
@@ -45,6 +50,10 @@ class SparseVLM(Strategy):
         one_of("raters", self.raters, ("selected", "all"))
         if self.recycle:
             object.__setattr__(self, "kind", "merge")
+
+    @property
+    def memory(self) -> str:
+        return "quadratic" if self.recycle else "linear"  # clustering compares points with points
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
@@ -72,14 +81,18 @@ class SparseVLM(Strategy):
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if self.raters == "all":
             return rows.mean(dim=1)
-        wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
-        relevance = (tokens.hidden.to(wide) @ tokens.text_hidden.to(wide).transpose(1, 2)).softmax(dim=2).mean(dim=1)
+        image, text = (x.to(rows.dtype) for x in (tokens.embeddings, tokens.text_embeddings))
+        relevance = (image @ text.transpose(1, 2)).softmax(dim=2).mean(dim=1)
         raters = relevance > relevance.mean(dim=1, keepdim=True)
         raters = (raters | ~raters.any(dim=1, keepdim=True)).to(rows.dtype)
         return (rows * raters[..., None]).sum(dim=1) / raters.sum(dim=1, keepdim=True)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return sorted({min(max(1, round(depth * layer / 32)), depth - 1) for layer in (3, 7, 16)})
+
+    def counts(self, stage: Stage, steps: int, before: int, after: int) -> list[int]:
+        share = [np.interp(after / before, *LISTS[:, [2, column]].T) for column in range(3 - steps, 3)]
+        return [max(after, round(before * part)) for part in share[:-1]] + [after]
 
 
 def _recycled(dropped: int) -> int:
@@ -88,7 +101,7 @@ def _recycled(dropped: int) -> int:
 
 def _kept_beside_clusters(tokens: Tokens, keep: int) -> int:
     """The largest k with k + c(N - k) == keep; where there is none, 1 (or the protected tokens)."""
-    least = max(1, int(tokens.protected.sum(dim=1).max())) if tokens.has_protected else 1
+    least = max(1, tokens.protected_count)
     fits = (k for k in range(keep, least, -1) if k + int(_recycled(tokens.count - k) / 10) + 1 == keep)
     return next(fits, least)
 

@@ -33,6 +33,7 @@ class ToMe(Strategy):
     paper = Paper("Token Merging: Your ViT but Faster", "2210.09461", 2023)
     stages = ("encoder",)
     smallest_keep = 0.5
+    memory = "quadratic"
 
     order: str = "reference"
     sizes: str = "carried"
@@ -49,7 +50,7 @@ class ToMe(Strategy):
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         count, device = tokens.count, tokens.hidden.device
-        merges, most = count - keep, (count - int(tokens.has_protected)) // 2
+        merges, most = count - keep, (count - tokens.protected_count) // 2
         if merges > most:
             raise LabError(f"tome can merge at most {most} of {count} tokens at one layer, asked to merge {merges}")
         if merges == 0:
@@ -74,6 +75,7 @@ class ToMe(Strategy):
     def _similarity(tokens: Tokens) -> torch.Tensor:
         keys = normalize(tokens.keys, dim=-1, eps=0.0)
         similarity = keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
+        similarity = similarity.masked_fill(similarity.isnan(), -torch.inf)  # else NaN is the nearest to all
         if tokens.has_protected:
             similarity = similarity.masked_fill(tokens.protected[:, ::2, None], -torch.inf)
             similarity = similarity.masked_fill(tokens.protected[:, None, 1::2], -torch.inf)

@@ -33,6 +33,7 @@ class VisionZip(Strategy):
     name = "visionzip"
     paper = Paper("VisionZip: Longer is Better but Not Necessary in Vision Language Models", "2412.04467", 2024)
     stages = ("encoder",)
+    memory = "quadratic"
 
     contextual: float | int = 5 / 32
     merge: str = "sum"
@@ -45,12 +46,16 @@ class VisionZip(Strategy):
         one_of("merge", self.merge, ("sum", "mean"))
         one_of("score", self.score, ("cls", "received"))
 
+    @property
+    def averages(self) -> bool:
+        return self.merge == "mean"
+
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
         score = tokens.cls_attention if self.score == "cls" else tokens.attention_received
         contextual = self.contextual if isinstance(self.contextual, int) else round(keep * self.contextual)
-        contextual = min(contextual, keep - int(tokens.has_protected))
+        contextual = min(contextual, tokens.room(keep))
         parts = ranking(score, tokens).tensor_split([keep - contextual], dim=1)
         dominant, rest = (part.sort(dim=1).values for part in parts)
         if contextual == 0:
@@ -61,7 +66,8 @@ class VisionZip(Strategy):
         target, other = rest[:, is_other.to(torch.int8).argsort(stable=True)].tensor_split([contextual], dim=1)
         keys = normalize(tokens.keys.float(), dim=-1)
         similarity = keys.take_along_dim(other[..., None], 1) @ keys.take_along_dim(target[..., None], 1).mT
-        anchor, slot = torch.cat([dominant, target], dim=1), dominant.shape[1] + similarity.argmax(dim=2)
+        anchor = torch.cat([dominant, target], dim=1)
+        slot = dominant.shape[1] + similarity.nan_to_num(nan=-torch.inf).argmax(dim=2)  # NaN would be nearest to all
         if self.merge == "mean":
             return TokenMap.merge_into(anchor, slot, other, torch.ones_like(tokens.size), score)
         one = torch.ones_like(other, dtype=torch.float32)

@@ -28,10 +28,11 @@ class VisPruner(Strategy):
 
     name = "vispruner"
     paper = Paper(
-        "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818", 2024
+        "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818", 2025
     )
     stages = ("encoder",)
     kind = "prune"
+    memory = "quadratic"
 
     important_ratio: float = 0.5
 
@@ -43,8 +44,7 @@ class VisPruner(Strategy):
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         score = tokens.cls_attention
         order = ranking(score, tokens)
-        protected = int(tokens.protected.sum(dim=1).max()) if tokens.has_protected else 0
-        important = protected + int((keep - protected) * self.important_ratio)
+        important = tokens.protected_count + int(tokens.room(keep) * self.important_ratio)
         rest = self._diverse(tokens, order[:, important:], keep - important)
         anchor = torch.cat([order[:, :important], rest], dim=1).sort(dim=1).values
         return TokenMap.keep(anchor, tokens.count, score=score)
@@ -56,9 +56,10 @@ class VisPruner(Strategy):
             return rest[:, :0]
         x = normalize(tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32)), dim=2)
         while rest.shape[1] > count:
-            a, b = (part.contiguous() for part in (rest[:, ::2], rest[:, 1::2]))
+            a, b = _without_nan_in_b(x, rest[:, ::2], rest[:, 1::2])
             x_a, x_b = (x.gather(1, part[..., None].expand(-1, -1, x.shape[2])) for part in (a, b))
-            similarity = (x_a @ x_b.transpose(1, 2)).amax(dim=2)
+            similarity = x_a @ x_b.transpose(1, 2)
+            similarity = similarity.masked_fill(x_b.isnan().any(dim=2)[:, None], -torch.inf).amax(dim=2)
             remove = min(PER_PASS, rest.shape[1] - count, rest.shape[1] // 2)
             stay = similarity.argsort(dim=1, descending=True, stable=True)[:, remove:]
             rest = torch.cat([a.gather(1, stay), b], dim=1)
@@ -66,3 +67,11 @@ class VisPruner(Strategy):
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return [depth - 1]
+
+
+def _without_nan_in_b(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places a, b, exchanged where only that of b has NaN: only what is in a can be removed."""
+    nan = x.isnan().any(dim=2)
+    beside = a[:, : b.shape[1]]
+    swap = nan.gather(1, b) & ~nan.gather(1, beside)
+    return torch.cat([beside.where(~swap, b), a[:, b.shape[1] :]], dim=1), b.where(~swap, beside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import Prompt, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def sites(draw):
     mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[kind]
     visual = torch.arange(3, length - 2).expand(batch, -1)
     site = AttentionSite(query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
-                         last=torch.full((batch,), length - 1))  # fmt: skip
+                         last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1))  # fmt: skip
     return site, logits, valid
 
 
@@ -70,9 +71,33 @@ def test_cls_rows_and_what_a_site_lacks():
     wide_q, wide_k = query[:, :, 0].flatten(1), key.transpose(1, 2).flatten(2)
     want = (torch.einsum("bc,bnc->bn", wide_q, wide_k) / 8**0.5).softmax(-1)
     torch.testing.assert_close(encoder.statistic("wide_cls_attention"), want)
-    with pytest.raises(il.LabError, match="text_attention needs text.*it has attention_received"):
+    with pytest.raises(il.LabError, match="text_attention needs the language model.*it has attention_received"):
         encoder.statistic("text_attention")
     with pytest.raises(il.LabError, match="needs a CLS token"):
         AttentionSite(query, key, 0.5).statistic("cls_attention")
     with pytest.raises(il.LabError, match="keys was not given"):
         il.Tokens("encoder", torch.randn(1, 3, 2)).keys  # noqa: B018
+
+
+def test_what_entered_the_llm_and_its_last_norm_are_seen_at_every_layer(model):
+    inputs, seen = make_inputs([Prompt(text_after=3, seed=1), Prompt(text_after=3, seed=2)]), []
+
+    class Look(il.get_strategy("random")):
+        name = "look"
+
+        def map(self, tokens: il.Tokens, keep: int) -> il.TokenMap:
+            if tokens.stage == "llm":
+                seen.append((tokens.embeddings, tokens.text_embeddings, tokens.normed_hidden, tokens.hidden))
+            return super().map(tokens, keep)
+
+    schedule = il.Schedule(encoder={1: 20}, llm={1: 10, 3: 5})
+    with il.attach(model, Look(), schedule), torch.no_grad():
+        features = model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        model(**inputs)
+    entered = torch.stack([row[~row.isnan().any(-1)] for row in features])
+    words = model.get_input_embeddings()(inputs["input_ids"][:, -4:])  # one after the image, three more
+    for image, text, normed, hidden in seen:
+        torch.testing.assert_close(image, entered)
+        torch.testing.assert_close(text, words)
+        torch.testing.assert_close(normed, model.model.language_model.norm(hidden))
+    assert [row[3].shape[1] for row in seen] == [20, 10]

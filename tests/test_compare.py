@@ -44,7 +44,7 @@ class Fails(il.Scorer):
         raise RuntimeError("on\npurpose")
 
 
-def run(lab: il.Lab, strategies: list, keep: list[float], **options: object) -> pd.DataFrame:
+def run(lab: il.Lab, strategies: list, keep: list[float] | None, **options: object) -> pd.DataFrame:
     return compare(lab, strategies, keep, **{"limit": 16, "timing": False, "progress": False, **options})
 
 
@@ -78,12 +78,12 @@ def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> Non
 
     text = summary(table)
     assert max(map(len, text.splitlines())) <= 120
-    assert "test-fails at 0.5 failed: RuntimeError: on purpose" in text
+    assert "test-fails at keep 0.5: RuntimeError: on purpose" in text
     assert f"{reduced.iloc[0]['prefill_flops'] / bare['prefill_flops']:.2f}" in text
     heads, first, *_ = summary_by_category(table).splitlines()
-    assert heads.split() == ["strategy", "keep", "all", *task.categories]
+    assert heads.split() == ["strategy", "budget", "all", *task.categories]
     shares = [f"{bare[column] * 100:.1f}" for column in ("accuracy", *categories)]
-    assert first.split() == ["none", "1", *shares]
+    assert first.split() == ["none", *shares]
 
 
 def test_times_are_ratios_with_their_spread(lab: il.Lab) -> None:
@@ -123,10 +123,20 @@ def test_accuracy_is_that_of_the_answers(lab: il.Lab, tmp_path: Path) -> None:
 
 
 def test_the_seed_reaches_strategies_that_are_named(lab: il.Lab) -> None:
-    plan = module._plan(lab, ["random", "illava"], [0.5], seed=7)
-    assert [getattr(row.strategy, "seed", None) for row in plan] == [None, 7, None]
-    plan = module._plan(lab, [il.get_strategy("random")(seed=s) for s in (0, 1)], [0.5], seed=7)
-    assert [(row.name, row.strategy.seed) for row in plan[1:]] == [("random", 0), ("random(seed=1)", 1)]
+    named = module._named_all(["random", "illava"], seed=7)
+    assert [getattr(strategy, "seed", None) for _, strategy in named] == [None, 7, None]
+    named = module._named_all([il.get_strategy("random")(seed=s) for s in (0, 1)], seed=7)
+    assert [(name, strategy.seed) for name, strategy in named[1:]] == [("random", 0), ("random(seed=1)", 1)]
+
+
+def test_budgets_by_flops_are_equal_and_those_out_of_reach_say_so(lab: il.Lab) -> None:
+    table = run(lab, ["illava", "tome", "fastv"], [0.5], flops=[0.5])
+    assert list(table["keep"].fillna(0)) == [1.0, *[0.5, 0] * 3]
+    bare, rows = table.iloc[0], table[table["flops"] == 0.5]
+    assert np.allclose(rows["prefill_flops"].iloc[:2] / bare["prefill_flops"], 0.5, rtol=0.01)
+    assert rows["status"].iloc[2].startswith("fastv cannot reach 0.5 of this model's prefill FLOPs: with 1 of 196")
+    assert "fastv at FLOPs 0.5: fastv cannot reach" in summary(table)
+    assert run(lab, ["illava"], None, flops=0.7)["flops"].tolist()[1:] == [0.7]  # no `keep` beside it by default
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ ROWS = [
 @pytest.fixture
 def table() -> pd.DataFrame:
     rows = [
-        {"strategy": name, "keep": keep, "accuracy": accuracy, "difference": accuracy - 0.96, "difference_low": low,
+        {"strategy": name, "keep": keep, "flops": np.nan, "accuracy": accuracy, "difference": accuracy - 0.96, "difference_low": low,
          "difference_high": high, "prefill_flops": flops, "tokens": flops / 1e7, "status": status,
          "accuracy_color": accuracy, "accuracy_word": accuracy - 0.1}
         for name, keep, accuracy, low, high, flops, status in ROWS
@@ -58,7 +58,7 @@ def test_many_strategies_stay_distinct(table: pd.DataFrame) -> None:
 def test_categories_show_losses(table: pd.DataFrame) -> None:
     heat = plots.categories(table).data[0]
     assert list(heat.x) == ["all", "color", "word"]
-    assert list(heat.y) == ["none", "random 0.5", "random 0.7", "illava 0.5"]
+    assert list(heat.y) == ["none", "random keep 0.5", "random keep 0.7", "illava keep 0.5"]
     assert np.allclose(heat.z[0], 0) and np.allclose(heat.z[1], -16)
     assert list(heat.text[1]) == ["80", "80", "70"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -178,7 +179,7 @@ def test_case_f_pyramiddrop_counts_are_of_the_whole_image():
     for step, ratio in enumerate((0.5, 0.25, 0.125)):
         score = [math.sin((step + 2) * 1.7 * j) for j in left]
         keep = int(2333 * ratio)
-        out = strategy.map(il.Tokens("llm", x, text_attention=torch.tensor([score])), keep)
+        out = strategy.map(il.Tokens("llm", x, next_text_attention=torch.tensor([score])), keep)
         x = out.apply(x)
         left = sorted(left[n] for n in top(score, range(len(left)), keep))
         assert x[0, :, 0].tolist() == left
@@ -195,7 +196,7 @@ def test_case_g_sparsevlm_raters():
     close(torch.tensor(m), [0.215816, 0.158213, 0.190332, 0.196351, 0.239289], 1e-6)
     assert chosen == [0, 4]
     rows = features(6, 0.7, channels=5).T.abs()
-    tokens = il.Tokens("llm", v[None], text_hidden=t[None], text_rows=rows[None])
+    tokens = il.Tokens("llm", v[None], embeddings=v[None], text_embeddings=t[None], text_rows=rows[None])
     close(make("sparsevlm").map(tokens, 3).score[0], (rows[0] + rows[4]) / 2, 1e-12)
     close(make("sparsevlm", raters="all").map(tokens, 3).score[0], rows.mean(0), 1e-12)
 
@@ -248,8 +249,9 @@ def test_case_k_dart():
     own, other, takes = dart(*(x.tolist() for x in (keys[3:27], states[3:27], keys[27:], states[27:])), keep, 2, 2)
     assert [[3 + j for j in own], [27 + j for j in other]] == [[15, 5], [29, 30]]
     assert [[3 + j for j in take] for take in takes] == [[17, 12, 13], [7, 23, 6], [3, 19, 10], [18, 11, 22]]
-    text = dict(text_wide_keys=keys[None, 27:], text_hidden=states[None, 27:])
-    tokens = il.Tokens("llm", states[None, 3:27], wide_keys=keys[None, 3:27], **text)
+    text = dict(text_wide_keys=keys[None, 27:], text_normed_hidden=states[None, 27:])
+    image = dict(wide_keys=keys[None, 3:27], normed_hidden=states[None, 3:27])
+    tokens = il.Tokens("llm", states[None, 3:27], **image, **text)
     out = make("dart", pivot_image_token=2, pivot_text_token=2).map(tokens, keep)
     assert (3 + out.anchor[0]).tolist() == [3, 5, 6, 7, 10, 11, 12, 13, 15, 17, 18, 19, 22, 23]
 
@@ -294,9 +296,12 @@ def draw(shape: tuple[int, int, int, bool], batch: int = 1, stage: str = "encode
         stage,
         normal(count, channels),
         cls_attention=normal(count).softmax(1),
-        text_attention=normal(count).softmax(1),
+        next_text_attention=normal(count).softmax(1),
         text_rows=normal(text, count).softmax(2),
-        text_hidden=normal(text, channels),
+        embeddings=normal(count + 3, channels),
+        text_embeddings=normal(text, channels),
+        normed_hidden=normal(count, channels),
+        text_normed_hidden=normal(text, channels),
         wide_keys=normal(count, 2 * channels),
         text_wide_keys=normal(text, 2 * channels),
         protected=protected if cls else None,
@@ -310,7 +315,7 @@ def equals(name: str, tokens: il.Tokens, keep: int, want: Tensor, **setting: obj
     close(out.apply(tokens.hidden)[0], want.float() @ tokens.hidden[0])
 
 
-@pytest.mark.parametrize(("name", "statistic"), [("fastervlm", "cls_attention"), ("pyramiddrop", "text_attention")])
+@pytest.mark.parametrize(("name", "statistic"), [("fastervlm", "cls_attention"), ("pyramiddrop", "next_text_attention")])
 @given(shape=shapes, keep=st.integers(1, 40))
 @many
 def test_scorers_equal_their_restatement(name, statistic, shape, keep):
@@ -334,7 +339,7 @@ def test_divprune_equals_its_restatement(shape, keep):
 @many
 def test_dart_equals_its_restatement(shape, keep, image, text, length):
     tokens, keep = draw((*shape[:3], False), stage="llm", text=length), min(keep, shape[0])
-    lists = [x[0].tolist() for x in (tokens.wide_keys, tokens.hidden, tokens.text_wide_keys, tokens.text_hidden)]
+    lists = [x[0].tolist() for x in (tokens.wide_keys, tokens.normed_hidden, tokens.text_wide_keys, tokens.text_normed_hidden)]
     own, _, takes = dart(*lists, keep, image, text)
     want = selection(own + sum(takes, []), shape[0])
     equals("dart", tokens, keep, want, pivot_image_token=image, pivot_text_token=text)
@@ -352,7 +357,7 @@ def test_vispruner_equals_its_restatement(shape, keep, ratio):
 @many
 def test_sparsevlm_equals_its_restatement(shape, keep, length):
     tokens, keep = draw((*shape[:3], False), stage="llm", text=length), min(keep, shape[0])
-    _, chosen = raters(tokens.hidden[0].tolist(), tokens.text_hidden[0].tolist())
+    _, chosen = raters(tokens.embeddings[0].tolist(), tokens.text_embeddings[0].tolist())
     score = [sum(float(tokens.text_rows[0, u, j]) for u in chosen) / len(chosen) for j in range(shape[0])]
     equals("sparsevlm", tokens, keep, selection(top(score, range(shape[0]), keep), shape[0]))
 
@@ -517,7 +522,7 @@ def test_default_layers():
     assert [make("dart").layers("llm", 32), make("sparsevlm").layers("llm", 32)] == [[2], [3, 7, 16]]
     assert [make(name).layers("llm", 2) for name in ("pyramiddrop", "sparsevlm", "dart", "divprune")] == [[1]] * 4
     assert make("pyramiddrop").layers("llm", 28) == [7, 14, 21]
-    assert len(make("stride").layers("encoder", 26)) == 4
+    assert make("stride").layers("encoder", 26) == [5]
     assert make("stride", pattern="grid").layers("encoder", 26) == [5]
 
 
@@ -570,5 +575,32 @@ def test_pyramiddrop_equals_recomputation_by_hand(model, positions):
         got = model(**inputs).logits[0, -1]
     ids = inputs["input_ids"][0].tolist()
     want = reference.logits(model, ids, inputs["pixel_values"], prompt=len(ids), image_token=IMAGE_TOKEN,
-                            encoder={}, llm=plan, rule="fastv", packed=positions == "packed")  # fmt: skip
+                            encoder={}, llm=plan, rule="pyramiddrop", packed=positions == "packed")  # fmt: skip
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_case_f_pyramiddrop_scores_with_the_layer_to_come(model):
+    """Projections of layer 2 change what is kept before layer 2; those of layer 1 do not, given the same states."""
+    inputs, seen = make_inputs([Prompt(seed=11)]), []
+
+    class Record(il.get_strategy("pyramiddrop")):
+        name = "record"
+
+        def map(self, tokens: il.Tokens, keep: int) -> il.TokenMap:
+            seen.append((tokens.hidden.clone(), tokens.next_text_attention))
+            return super().map(tokens, keep)
+
+    def score(changed: int | None) -> tuple[Tensor, Tensor]:
+        other = copy.deepcopy(model)
+        layers = other.model.language_model.layers
+        layers[1].self_attn.o_proj.weight.data.zero_()  # so that the attention of layer 1 does not change the states
+        if changed is not None:
+            projection = layers[changed].self_attn.q_proj
+            projection.weight.data = projection.weight.data.flip(0)
+        with il.attach(other, Record(), il.Schedule(llm={2: 9})), torch.no_grad():
+            other(**inputs)
+        return seen.pop()
+
+    (states, bare), (same, before) = score(None), score(1)
+    assert torch.equal(states, same) and torch.equal(bare, before)
+    assert not torch.allclose(bare, score(2)[1])

@@ -49,7 +49,7 @@ def test_presets_are_the_papers_numbers_on_the_papers_model_and_scale_elsewhere(
         il.Schedule.preset("x", model)
 
 
-@pytest.mark.parametrize("keep", [0, 0.0, -1, 1.5, float("nan"), True, "half", None])
+@pytest.mark.parametrize("keep", [0, 0.0, -1, 1.5, float("nan"), True, "half"])
 def test_keep_outside_the_allowed_is_refused(model, keep):
     with pytest.raises(il.LabError, match=r"keep must be a fraction in \(0, 1\]"):
         il.Schedule.for_budget("illava", model, keep=keep)

@@ -1,0 +1,87 @@
+"""Equal budgets: what the solver promises is what torch's counter finds, for every strategy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import PATCHES, Prompt, make_inputs, random_llava
+
+import illava_lab as il
+from illava_lab import measure
+from illava_lab.families import describe
+from illava_lab.flops import prefill_flops
+
+REDUCING = [name for name in il.strategies() if name != "none"]
+
+ENDS_THE_ENCODER = ("divprune", "fastervlm", "pool", "prumerge", "prumerge+", "visionzip", "vispruner")
+
+
+def text_tokens(inputs: dict[str, torch.Tensor]) -> int:
+    return inputs["input_ids"].shape[1] - PATCHES
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_the_closed_form_is_what_torch_counts(name: str, model) -> None:
+    inputs, strategy = make_inputs([Prompt()]), il.get_strategy(name)()
+    needs_cls = name in ("fastervlm", "vispruner", "visionzip", "prumerge", "prumerge+")
+    if needs_cls and not describe(model).cls_tokens:
+        pytest.skip("needs a tower with CLS")
+    for keep in (1.0, 0.5):
+        schedule = il.Schedule.for_budget(strategy, model, keep=keep)
+        counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
+        assert prefill_flops(model, strategy, schedule, text_tokens=text_tokens(inputs)) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_a_budget_by_flops_is_met_within_one_percent_or_refused(name: str) -> None:
+    lab = il.load()
+    task = il.load_task("test")
+    sample = task.samples.iloc[0]
+    inputs = lab.inputs([task.image(sample["image_id"])], [sample["question"]])
+    strategy, text = il.get_strategy(name)(), inputs["input_ids"].shape[1] - 196
+    bare = measure.prefill_flops(lab.model, inputs)
+    for share in (0.8, 0.7, 0.5, 0.35):
+        try:
+            schedule = il.Schedule.for_budget(strategy, lab.model, flops=share, text_tokens=text)
+        except il.LabError as error:
+            # Whoever saves nothing, or only the last MLP, in the encoder cannot go below its share of the cost.
+            assert "cannot reach" in str(error) and (strategy.stages == ("llm",) or name in ENDS_THE_ENCODER)
+            continue
+        reached = measure.cost(lab.model, inputs, strategy, schedule).prefill_flops / bare
+        # A smaller picture has whole rows and columns; the others are held to 1 %.
+        assert reached == pytest.approx(share, rel=0.06 if name == "downsample" else 0.01)
+
+
+
+def test_the_configuration_alone_is_enough() -> None:
+    real = random_llava("clip-llama")
+    with torch.device("meta"):
+        hollow = type(real)(real.config).eval()
+    for name in ("illava", "tome", "downsample"):
+        assert il.Schedule.for_budget(name, hollow, flops=0.6) == il.Schedule.for_budget(name, real, flops=0.6)
+
+
+def test_every_paper_splits_a_budget_its_own_way(model) -> None:
+    counts = il.get_strategy("pyramiddrop")().counts("llm", 3, 576, 72)
+    assert counts == [288, 144, 72]
+    assert il.get_strategy("sparsevlm")().counts("llm", 3, 576, 113) == [309, 204, 113]
+    assert il.get_strategy("sparsevlm")().counts("llm", 3, 576, 18) == [82, 32, 18]
+    assert il.get_strategy("fastv")().counts("llm", 1, 576, 288) == [288]
+    assert il.get_strategy("illava")().counts("encoder", 4, 729, 361) == [637, 545, 453, 361]
+    assert not il.Schedule.for_budget("divprune", model, keep=0.5).llm  # at its paper's place alone ...
+    assert il.Schedule.for_budget("divprune", model, keep=0.5, stages=("llm",)).llm  # ... unless told otherwise
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "give a budget as keep or as flops, one of them; got keep=None, flops=None"),
+        ({"keep": 0.5, "flops": 0.5}, "one of them; got keep=0.5, flops=0.5"),
+        ({"flops": 0}, r"flops must be a fraction in \(0, 1\], got 0"),
+        ({"flops": 1.2}, r"flops must be a fraction in \(0, 1\], got 1.2"),
+        ({"flops": 0.01}, "illava cannot reach 0.01 of this model's prefill FLOPs: with 1 of 36 visual tokens left"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(model, budget, message) -> None:
+    with pytest.raises(il.LabError, match=message):
+        il.Schedule.for_budget("illava", model, **budget)
