@@ -172,6 +172,7 @@ class MergeExplorer:
         self.text = ipywidgets.HTML()
         self.view = PanelView(self._panels(**self._start), self._pick)
         self._controls = {name: getattr(self, name) for name in self._start}
+        self._quiet = False
         self.strategy.observe(self._change_strategy, names="value")
         for control in self._controls.values():
             control.observe(self._draw, names="value")
@@ -199,8 +200,11 @@ class MergeExplorer:
         if "step" not in settings:  # as the slider does: another strategy may have fewer steps
             after["step"] = min(after["step"], len(self.answers[after["strategy"]].trace.steps))
         self._panels(**after)  # refuses what is not there before anything moves
+        self._quiet = True  # one drawing at the end, not one for each control
         for name in self._start:  # the strategy before its step, whose range depends on it
             self._controls[name].value = after[name]
+        self._quiet = False
+        self._draw()
 
     def show(self, **settings: object) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
@@ -234,5 +238,7 @@ class MergeExplorer:
         )
 
     def _draw(self, change: dict | None = None) -> None:
+        if self._quiet:
+            return
         self.view.update(self._panels(**self.settings))
         self.text.value = self._describe()
