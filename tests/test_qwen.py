@@ -1,8 +1,9 @@
-"""What only Qwen2-VL and Qwen2.5-VL have: images of any size, cells of 2 x 2 patches, windows, positions on three axes."""
+"""What only Qwen-VL has: images of any size, cells of 2 x 2 patches, windows, positions on three axes, deepstack."""
 
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen import PATCH, QWENS, qwen_inputs, random_qwen
 from test_attach import GREEDY, forward
+from test_loading import scaled_down
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -34,8 +36,11 @@ def model(kind):
 
 def show(kind: str, *sizes: tuple[int, int, int], seed: int = 0) -> dict[str, Tensor]:
     """One prompt of (time, height, width) in cells, text between; time 0 is an image."""
-    parts = [(VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in sizes]
-    return qwen_inputs(kind, [[2, *(part for item in parts for part in (item, 2)), 3]], [seed])
+    return qwen_inputs(kind, [[2, *(piece for size in sizes for piece in (part(size), 2)), 3]], [seed])
+
+
+def part(size: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    return (VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:])
 
 
 SIZES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6)), max_size=3)
@@ -47,8 +52,9 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep,
     """From a single cell to several windows: every image and every temporal slice is reduced on its own."""
     strategy = il.get_strategy(name)()
     keep = max(keep, strategy.smallest_keep + 0.01)
-    schedule = il.Schedule({0: keep, 1: keep} if "encoder" in strategy.stages else {}, {2: keep} if "llm" in strategy.stages else {})
-    prompts = [[2, *((VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in own), 1 + len(own)] for own in sizes]
+    plans = {"encoder": {0: keep, 1: keep}, "llm": {2: keep}}
+    schedule = il.Schedule(**{stage: plans[stage] for stage in strategy.stages if stage in plans})
+    prompts = [[2, *map(part, own), 1 + len(own)] for own in sizes]
     seeds = list(range(len(prompts)))
     with il.attach(model, strategy, schedule):
         together = forward(model, qwen_inputs(kind, prompts, seeds))
@@ -207,6 +213,21 @@ def test_features_of_several_layers_reach_the_layers_they_are_for():
     ids = inputs["input_ids"][0].tolist()
     want = reference_qwen.logits(model, ids, inputs, prompt=len(ids), rule="illava", **plan)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_picture_and_a_film_through_the_processor(tmp_path):
+    """Load, ask, trace: pictures of any size from the processor of the published checkpoint, on a small model."""
+    (tmp_path / "small.json").write_text(json.dumps(scaled_down("qwen2-vl-7b")))
+    lab, draw = il.load(f"random:{tmp_path / 'small.json'}", dtype="float32"), np.random.default_rng(0)
+    picture = Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    film = il.read_video(draw.integers(0, 256, (4, 280, 280, 3), dtype=np.uint8), frames=4)
+    answer = lab.ask([picture, film], "What happens?", strategy="illava", keep=0.4, max_new_tokens=3)
+    assert answer.timing.tokens >= 1
+    shapes = [(1, 11, 14), (2, 10, 10)]  # of 28 x 28 pixels, 300 x 400 is nearest to 11 x 14
+    for image, (times, height, width) in enumerate(shapes):
+        sources = answer.trace.sources(image)
+        assert (sources.crops, *sources.grid) == (times, height, width)
+        assert len(sources.anchor) == pytest.approx(0.4 * times * height * width, rel=0.03)
 
 
 def test_what_cannot_be_is_refused_clearly(kind, model):
