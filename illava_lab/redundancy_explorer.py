@@ -72,7 +72,9 @@ def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: flo
     label = clusters(x, least)
     member = one_hot(label).T.double()
     size, grid = member.sum(1), recording.grid
-    sources = Sources(member / size[:, None], member.argmax(1), grid)
+    place = torch.cartesian_prod(*(torch.arange(side) / side for side in grid)).flip(1)
+    boxes = torch.cat([place, place + torch.tensor([1 / grid[1], 1 / grid[0]])], dim=1)
+    sources = Sources(member / size[:, None], member.argmax(1), grid, boxes)
     hover = [f"patch {i}: in a group of {int(size[group])}" for i, group in enumerate(label)]
     picture = token_picture(seen, sources)
     return Panel(f"{len(size)} groups with cosine ≥ {least:g}", grid, picture, hover=np.array(hover).reshape(grid))
