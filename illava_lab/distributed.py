@@ -13,6 +13,8 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
+
 from illava_lab.errors import LabError
 
 T = TypeVar("T")
@@ -34,7 +36,7 @@ def _state() -> Any:
             'several processes were launched, which needs accelerate: pip install "illava-lab[distributed]"'
         ) from None
     # The others wait while the first takes times.
-    return PartialState(timeout=timedelta(days=1))
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def is_first() -> bool:
