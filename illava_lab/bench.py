@@ -214,7 +214,7 @@ class _Case:
         times = self._times(inputs, configuration)
         with measure.attached(model, configuration):
             cache_bytes, peak_bytes = measure.memory(model, inputs)
-            stages = measure.stage_seconds(model, inputs)
+            stages = measure.stage_seconds(model, inputs, min(3, self.rounds))
         cost = asdict(measure.cost(model, single, row.strategy, row.schedule))
         memory = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes, "prefill_flops_formula": self._formula(single)}
         return times | {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()} | cost | memory
