@@ -75,13 +75,14 @@ def _parser() -> _Parser:
     lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
     lab.set_defaults(run=_lab)
 
-    ask = commands.add_parser("ask", help="answer a question about an image", description="Answer one question.")
-    ask.add_argument("image", metavar="IMAGE", help="file of the image")
+    ask = commands.add_parser("ask", help="answer a question about an image or a video", description="Answer one question.")
+    ask.add_argument("image", metavar="IMAGE", help="file of the image or video")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
     ask.add_argument(
         "--keep", type=_fraction, default=1.0, help="fraction of visual tokens that reach the last layer (default: 1)"
     )
+    ask.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
     ask.set_defaults(run=_ask)
@@ -154,9 +155,15 @@ def _parser() -> _Parser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint or hub id (default: the embedded model)")
+    parser.add_argument(
+        "--model", metavar="MODEL",
+        help="checkpoint folder, hub id, or random:NAME for a published size with random weights (default: the embedded model)",
+    )  # fmt: skip
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    parser.add_argument("--device-map", choices=["auto"], help="auto: spread the model over all GPUs")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+    parser.add_argument("--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)")
 
 
 def _fraction(text: str) -> float:
@@ -195,15 +202,17 @@ def _ask(options: argparse.Namespace) -> int:
     from illava_lab.errors import LabError
     from illava_lab.images import read_image
     from illava_lab.registry import get_strategy
+    from illava_lab.video import SUFFIXES, read_video
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
         raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps all")
-    image = read_image(options.image)
+    film = options.image.lower().endswith(SUFFIXES)
+    shown = read_video(options.image, options.frames) if film else read_image(options.image)
     lab = _load(options)
-    answer = lab.ask(image, options.question, strategy=options.strategy, keep=options.keep)
+    answer = lab.ask(shown, options.question, strategy=options.strategy, keep=options.keep)
     print(answer.text)
-    print(_visual_tokens(lab, answer), _times(answer), sep="; ")
+    print(_visual_tokens(answer), _times(answer), sep="; ")
     if options.verbose:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
@@ -213,17 +222,12 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _visual_tokens(lab: Lab, answer: Answer) -> str:
-    from illava_lab.families import describe
-
-    count = describe(lab.model).patches
-    parts = []
-    for stage, name in (("encoder", "encoder"), ("llm", "LLM")):
-        steps = [step for step in answer.trace.steps if step.stage == stage]
-        after = steps[-1].after if steps else count
-        parts.append(f"{name} {count} -> {after}")
-        count = after
-    return f"visual tokens: {', '.join(parts)}"
+def _visual_tokens(answer: Answer) -> str:
+    trace, images = answer.trace, range(sum(answer.trace.images_per_row))
+    encoder = sum(step.stage != "llm" for step in trace.steps)
+    before = sum(len(trace.layout(image).boxes) for image in images)
+    between, after = (sum(len(trace.sources(image, steps).anchor) for image in images) for steps in (encoder, None))
+    return f"visual tokens: encoder {before} -> {between}, LLM {between} -> {after}"
 
 
 def _times(answer: Answer) -> str:
@@ -332,7 +336,14 @@ def _load(options: argparse.Namespace) -> Any:
     from illava_lab.lab import load
 
     _quiet()
-    return load(options.model, device=options.device, dtype=options.dtype)
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        quantize=options.quantize,
+        revision=options.revision,
+    )
 
 
 def _quiet() -> None:

@@ -27,6 +27,10 @@ BLOCK_ROWS = 128  # rows of attention held at once by the column sums, small eno
 BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
 
 
+class UnequalText(LabError):
+    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
+
+
 class _ConfigView:
     """What one attention module sees as its config: everything live, except the name of its attention function."""
 
@@ -40,15 +44,20 @@ class _ConfigView:
 
 
 @contextmanager
-def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, float], None]):
+def tap(
+    attention: nn.Module,
+    observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
+    mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
+):
     """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
 
     Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
-    itself runs with the implementation that the model is configured for; other layers do not notice.
+    itself runs with the implementation that the model is configured for; other layers do not notice. If given,
+    `mask(key, mask)` says which mask it runs with.
     """
     config = attention.config
     attention.config = _ConfigView(config, TAP)
-    attention._illava_tap = observe
+    attention._illava_tap = (observe, mask)
     try:
         yield
     finally:
@@ -56,14 +65,18 @@ def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, 
         del attention._illava_tap
 
 
-def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+def _tapped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+):
     name = module.config._tapped_config._attn_implementation
     if name in (None, "eager"):
         run = sys.modules[type(module).__module__].eager_attention_forward
     else:
         run = ALL_ATTENTION_FUNCTIONS[name]
+    observe, change = module._illava_tap
+    mask = attention_mask if change is None else change(key, attention_mask)
     out = run(module, query, key, value, mask, **kwargs)
-    module._illava_tap(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
     return out
 
 
@@ -109,8 +122,10 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (B, S, C), the whole sequence that the layer after the site receives.
         last: (B,) position of the last text token, or None.
+        text: (B, T) positions of the text tokens after the image, or None where the prompts have different numbers.
         ahead: computes queries and keys of the layer to come; entry: gives the sequence (B, S0, C) that entered the
-            LLM and the positions (B, N0) of the visual tokens in it; norm: the last norm of the LLM. None outside it.
+            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (B, T); norm: the last
+            norm of the LLM. None outside it.
     """
 
     query: Tensor
@@ -123,8 +138,9 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
+    text: Tensor | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
-    entry: Callable[[], tuple[Tensor, Tensor]] | None = None
+    entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     norm: nn.Module | None = None
 
     def statistic(self, name: str) -> Tensor:
@@ -218,12 +234,9 @@ class AttentionSite:
         return self._row(self._text_positions())
 
     def _text_positions(self) -> Tensor:
-        """(B, T): the positions after the last visual token, up to the last text token."""
-        first = self.visual.max(1).values + 1
-        counts = (self.last + 1 - first).unique()
-        if len(counts) != 1:
-            raise LabError("rows of all text tokens need prompts with equally many text tokens after the image")
-        return first[:, None] + torch.arange(int(counts[0]), device=first.device)
+        if self.text is None:
+            raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
+        return self.text
 
     def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
         return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))
@@ -255,9 +268,10 @@ class AttentionSite:
         return self.norm(self._text_hidden())
 
     def _embeddings(self) -> Tensor:
-        return self._keys_at(*self.entry())
+        sequence, visual, _ = self.entry()
+        return self._keys_at(sequence, visual)
 
     def _text_embeddings(self) -> Tensor:
-        sequence, _ = self.entry()
-        # Everything that was removed since stood before the text after the image.
-        return self._keys_at(sequence, self._text_positions() + sequence.shape[1] - self.hidden.shape[1])
+        self._text_positions()  # refuses where rows have different numbers
+        sequence, _, text = self.entry()
+        return self._keys_at(sequence, text)

@@ -250,8 +250,8 @@ class _Case:
     def _formula(self, single: dict[str, Tensor]) -> float:
         """FLOPs of one prompt by the closed form, which knows prompts with one image of a fixed number of tokens."""
         model, row = self.lab.model, self.row
-        visual = single["input_ids"].shape[1] - self.length
-        if visual != describe(model).patches:
+        anatomy, visual = describe(model), single["input_ids"].shape[1] - self.length
+        if not anatomy.fixed or visual != anatomy.patches:
             return math.nan
         return prefill_flops(model, row.strategy, row.schedule, text_tokens=self.length)
 

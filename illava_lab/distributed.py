@@ -2,7 +2,7 @@
 
     accelerate launch --multi_gpu --num_processes 2 -m illava_lab compare ... --device cuda
 
-(without a GPU the same words start two CPU processes). A single process is the default, and needs no accelerate.
+(without a GPU the same words start two CPU processes). A single process is the default.
 """
 
 from __future__ import annotations
@@ -15,26 +15,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from illava_lab.errors import LabError
-
 T = TypeVar("T")
 
 
 @cache
 def _state() -> Any:
-    """accelerate's PartialState, or None in a single process.
-
-    Raises:
-        LabError: several processes were launched, but accelerate is not there.
-    """
+    """accelerate's PartialState, or None in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        raise LabError(
-            'several processes were launched, which needs accelerate: pip install "illava-lab[distributed]"'
-        ) from None
+    from accelerate import PartialState
+
     # The others wait while the first takes times.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.attach import attach
 from illava_lab.families import describe
+from illava_lab.packing import Layout
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy
 
@@ -50,9 +51,9 @@ def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedul
     Args:
         inputs: of one prompt, as `Lab.inputs` makes them.
     """
-    with attach(model, strategy, schedule):
+    with attach(model, strategy, schedule) as trace:
         cache_bytes, peak_bytes = memory(model, inputs)
-        return Cost(**mean_tokens(model, schedule), prefill_flops=prefill_flops(model, inputs),
+        return Cost(**mean_tokens(model, schedule, trace.layout()), prefill_flops=prefill_flops(model, inputs),
                     cache_bytes=cache_bytes, peak_bytes=peak_bytes)  # fmt: skip
 
 
@@ -91,12 +92,17 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, float]:
 
 def text_tokens(model: nn.Module, inputs: Inputs) -> int:
     """Tokens of the first prompt that are not visual."""
-    return int((inputs["input_ids"][0] != describe(model).image_token_id).sum())
+    visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)
+    return int((~torch.isin(inputs["input_ids"][0], visual)).sum())
 
 
-def mean_tokens(model: nn.Module, schedule: Schedule) -> dict[str, float]:
-    """Mean visual tokens that enter a layer, for one image: `tokens`, `tokens_encoder`, `tokens_llm`."""
-    counts = schedule.tokens(describe(model))
+def mean_tokens(model: nn.Module, schedule: Schedule, layout: Layout | None = None) -> dict[str, float]:
+    """Mean visual tokens that enter a layer, for one image: `tokens`, `tokens_encoder`, `tokens_llm`.
+
+    Args:
+        layout: what the image is made of, where models differ in that; see `Schedule.tokens`.
+    """
+    counts = schedule.tokens(describe(model), layout)
     encoder, llm = counts["encoder"][:-1], counts["llm"][:-1]  # the last entry is what leaves the stage
     means = {"tokens": encoder + llm, "tokens_encoder": encoder, "tokens_llm": llm}
     return {name: float(np.mean(row)) for name, row in means.items()}

@@ -15,7 +15,6 @@ import torch
 from PIL.Image import Resampling
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     BatchFeature,
@@ -25,6 +24,9 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+# In 5.6 and 5.17 the name at the top of transformers stands for a class that asks for torchvision; this one does not.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.video_utils import VideoMetadata

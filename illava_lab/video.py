@@ -98,6 +98,7 @@ def _from_animation(image: Image.Image, frames: int, path: Path) -> Video:
         starts, duration = [], 0.0
         for frame in ImageSequence.Iterator(image):
             starts.append(duration)
+            frame.load()  # WebP tells how long a frame is shown only then
             # Browsers show a frame that gives no duration for a tenth of a second.
             duration += (frame.info.get("duration") or 100) / 1000
         chosen = _sample(starts, duration, frames, str(path))

@@ -33,21 +33,21 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
 
 
 def _is_dead_widget(output: nbformat.NotebookNode) -> bool:
-    """A widget without a picture, such as a finished progress bar: nothing to see for readers without a kernel."""
+    """A widget with neither picture nor text, such as a finished progress bar: nothing to see without a kernel."""
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and "image/png" not in data
+    return "application/vnd.jupyter.widget-view+json" in data and not {"image/png", "text/html"} & set(data)
 
 
-def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Put the hidden solution that follows each exercise into its cell (the cell is tagged "exercise")."""
-    waiting = None
+def solutions(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """(solution, check) of every exercise: the code folded below a cell tagged "exercise", and the code that checks it."""
+    found, check = [], ""
     for cell in notebook.cells:
-        if "exercise" in cell.metadata.get("tags", []):
-            waiting = cell
-        found = re.search(r"<summary>Solution</summary>\s*```python\n(.*?)```", cell.source, re.DOTALL)
-        if found and waiting is not None:
-            waiting.source, waiting = found[1], None
-    return notebook
+        if cell.cell_type == "code" and "print(check_" in cell.source:
+            check = cell.source
+        solution = re.search(r"<summary>Solution</summary>\s*```python\n(.*?)```", cell.source, re.DOTALL)
+        if cell.cell_type == "markdown" and solution:
+            found.append((solution[1], check))
+    return found
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ class DivPrune(Strategy):
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
-        last = tokens.protected | tokens.hidden.isnan().any(dim=2)  # nobody's neighbour, picked when nothing else is left
+        last = tokens.protected | tokens.hidden.isnan().any(dim=2)  # nobody's neighbour, picked last
         distance = self._distance(tokens, last)
         itself = torch.eye(tokens.count, dtype=torch.bool, device=distance.device)
         to_nearest = distance.masked_fill(itself, torch.inf).amin(dim=2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import illava_lab as il
-from illava_lab.strategy import one_of, ranking
+from illava_lab.strategy import ranking
 
 BROKEN: dict[str, type[il.Strategy]] = {}  # promise -> a strategy that breaks it, and no other
 
@@ -267,4 +267,4 @@ class AllPairs(Sound):
 
     def score(self, tokens: il.Tokens) -> Tensor:
         x = tokens.hidden.float()
-        return -(x @ x.mT).sum(dim=2)
+        return (x @ x.mT).diagonal(dim1=1, dim2=2)

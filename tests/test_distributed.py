@@ -41,13 +41,3 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
         return {entry["label"]: entry["answers"] for entry in map(json.loads, lines)}
 
     assert answers("two") == answers("one")
-
-
-def test_several_processes_without_accelerate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from illava_lab import distributed
-
-    distributed._state.cache_clear()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(il.LabError, match="illava-lab\\[distributed\\]"):
-        distributed.is_first()

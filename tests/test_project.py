@@ -167,3 +167,13 @@ def test_notebook_is_fit_to_commit(path: Path) -> None:
     assert not [out for cell in code for out in cell["outputs"] if out["output_type"] == "error"]
     counts = [cell["execution_count"] for cell in code]
     assert counts in ([None] * len(code), list(range(1, len(code) + 1))), "run from top to bottom, or not at all"
+
+
+def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
+    import illava_lab as il
+
+    rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([\w ]+) \| (.*) \|$", (CLONE / "README.md").read_text(encoding="utf-8"), re.M)
+    listed = {name: (kind, stages, re.findall(r"abs/([\d.]+)", source)) for name, kind, stages, source in rows}
+    for name, cls in il.strategies().items():
+        if name != "none":
+            assert listed[name] == (cls.kind, " and ".join(cls.stages), [cls.paper.arxiv] if cls.paper else [])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 import reference
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import illava_lab as il
+import strategies as strategies_package
 
 
 def features(count: int, shift: float, channels: int = 4) -> Tensor:
@@ -193,3 +196,27 @@ def test_settings_are_validated(name, settings):
 def test_the_repr_is_the_configuration():
     ILLaVA = il.get_strategy("illava")
     assert eval(repr(ILLaVA(ramp="size"))) == ILLaVA(ramp="size")
+
+
+def test_strategy_files_are_short_and_know_no_model():
+    """One file per method, the median of them at most 60 lines, and nothing of a model or of transformers in any."""
+    files = [path for path in Path(strategies_package.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    assert sorted(len(path.read_text().splitlines()) for path in files)[len(files) // 2] <= 60
+    allowed = {"illava_lab.strategy", "illava_lab.registry", "illava_lab.errors"}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                root = name.split(".")[0]
+                assert root not in ("transformers", "tests") and (root != "illava_lab" or name in allowed), f"{path.name} imports {name}"
+
+
+def test_every_published_method_is_there_with_its_paper_stages_and_kind():
+    known = il.strategies()
+    assert len(known) >= 17
+    for name, cls in known.items():
+        assert cls.kind in ("none", "prune", "merge", "pool") and (cls.stages or name == "none")
+        assert cls.paper or name in ("none", "random", "stride", "pool", "downsample")
