@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=2 python benchmarks/run.py --commit    also keep the result, for the next run to be held against
 
 The model is that of clip-l-decoder-12.json with random weights: a CLIP-L/14-336 encoder (577 tokens, 24 layers of width
-1024) and a decoder of 12 layers of width 2048. A stopped run goes on from results/.runs/benchmark. Exit status 1 where a
-target is missed, or a ratio is worse than in the last result by more than the spread of both.
+1024) and a decoder of 12 layers of width 2048. A stopped run goes on from results/.runs/benchmark. Exit status 1
+where a target is missed, or a strategy is slower than in the last result by more than the spread of both.
 """
 
 from __future__ import annotations

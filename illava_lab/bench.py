@@ -35,7 +35,8 @@ from illava_lab.video import Video
 
 COLUMNS = (
     "strategy", "keep", "flops", "preset", "batch", "text_tokens", "new_tokens", "seed",
-    "prefill_ms", "prefill_ms_low", "prefill_ms_high", "decode_ms", "decode_ms_low", "decode_ms_high", "images_per_second",
+    "prefill_ms", "prefill_ms_low", "prefill_ms_high", "decode_ms", "decode_ms_low", "decode_ms_high",
+    "images_per_second",
     "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high", "decode_ratio", "decode_ratio_low", "decode_ratio_high",
     "efficiency", "efficiency_low", "efficiency_high",
     "encoder_ms", "projector_ms", "llm_ms", "rest_ms",
@@ -86,10 +87,10 @@ def bench(
 ) -> pd.DataFrame:
     """Measure what strategies cost, at every budget, batch size and prompt length.
 
-    For each batch size and prompt length the first row is the model with nothing attached ("bare"), the second the model
-    with the strategy "none" attached. Each row is timed in rounds with the bare model and with its limit (`Limit`), so that
-    a machine that is now fast and now slow is so for all three. What fails, or is out of memory, is a row whose `status`
-    says why; the others go on.
+    For each batch size and prompt length the first row is the model with nothing attached ("bare"), the second the
+    model with the strategy "none" attached. Each row is timed in rounds with the bare model and with its limit
+    (`Limit`), so that a machine that is now fast and now slow is so for all three. What fails, or is out of memory, is
+    a row whose `status` says why; the others go on.
 
     Args:
         strategies: registered names, Strategy classes or instances.
@@ -98,7 +99,7 @@ def bench(
         presets: names of papers' settings, each a row with its own strategy; see `illava_lab.presets`.
         batch_sizes: prompts at once.
         text_tokens: lengths of the text in a prompt; None for that of a short question.
-        shown: what each prompt shows: an image, a Video, or a list of those; None for a picture of the embedded test set.
+        shown: what each prompt shows: an image, a Video, or a list of those; None for a picture of the test set.
         new_tokens: decoding steps after each prefill.
         rounds: how often each row is timed, after one round of warm-up.
         seed: of strategies that have a `seed` and are not given as instances.
@@ -107,10 +108,11 @@ def bench(
         progress: show a progress bar, on stderr.
 
     Returns:
-        One row per strategy, budget, batch size and prompt length. Times are medians over rounds, with the middle half of
-        them as low and high: `prefill_ms` of the batch until its first token, `decode_ms` of one more token for the batch.
-        `prefill_ratio` and `decode_ratio` are multiples of the bare model's times in the same rounds; `efficiency` is the
-        prefill time of the limit over that of the strategy, NaN where there is none ("downsample" does not choose).
+        One row per strategy, budget, batch size and prompt length. Times are medians over rounds, with the middle half
+        of them as low and high: `prefill_ms` of the batch until its first token, `decode_ms` of one more token for the
+        batch. `prefill_ratio` and `decode_ratio` are multiples of the bare model's times in the same rounds;
+        `efficiency` is the prefill time of the limit over that of the strategy, NaN where there is no limit
+        ("downsample" does not choose).
         `images_per_second` counts the images (or frames) of the batch, over one prefill and `new_tokens` steps; reading
         and resizing them is not in it. `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill; see
         `measure.stage_seconds`. `prefill_flops` is what torch counts for one prompt, `prefill_flops_formula` the closed
@@ -298,8 +300,15 @@ def _table(finished: list[dict[str, Any]]) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------- reading it
 def summary(table: pd.DataFrame) -> str:
-    """The main columns of a table from `bench`, for people: at most 120 characters wide."""
-    heads = ("strategy", "budget", "prefill ms", "x bare", "limit %", "decode ms", "x bare", "images/s", "GFLOPs", "cache MB", "peak MB")
+    """The main columns of a table from `bench`, for people: at most 120 characters wide.
+
+    "x bare" are multiples of the bare model's time, "limit" is the efficiency in percent; ± is half the width of the
+    middle half of the rounds. FLOPs are for one prompt, the other columns for the batch.
+    """
+    heads = (
+        "strategy", "budget", "prefill ms", "x bare", "limit %", "decode ms", "x bare", "images/s", "GFLOP", "cache MB",
+        "peak MB",
+    )  # fmt: skip
     parts = []
     for (batch, length), part in table.groupby(["batch", "text_tokens"], sort=False):
         good = part[part["status"] == "ok"]
@@ -315,15 +324,16 @@ def summary(table: pd.DataFrame) -> str:
                     f"{row.decode_ms:.2f}",
                     _number(row.decode_ratio, 2),
                     f"{row.images_per_second:.2f}",
-                    f"{row.prefill_flops / 1e9:.1f}",
+                    f"{row.prefill_flops / 1e9:.4g}",
                     _number(row.cache_bytes / 1e6, 2),
                     _number(row.peak_bytes / 1e6, 1),
                 )
             )
         parts.append("\n".join([f"Batch {batch}, {length} tokens of text", *aligned(lines)]))
-        parts += ["\n".join([f"Where the time goes until the last of {part['new_tokens'].iloc[0]} more tokens, ms", *aligned(_split(good))])]
+        heading = f"Where the time goes, ms, with {part['new_tokens'].iloc[0]} decoding steps"
+        parts.append("\n".join([heading, *aligned(_split(good))]))
         failed = part[part["status"] != "ok"]
-        parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:140] for row in failed.itertuples()]
+        parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:120] for row in failed.itertuples()]
     off = table["prefill_flops"] / table["prefill_flops_formula"] - 1
     if (off.abs() > 0.01).any():
         parts.append(f"FLOPs: the count and the closed form differ by up to {off.abs().max():.1%}")
@@ -353,4 +363,4 @@ def _number(value: float, digits: int) -> str:
 
 def _spread(row: Any, column: str, scale: float, digits: int) -> str:
     value, low, high = (getattr(row, name) * scale for name in (column, f"{column}_low", f"{column}_high"))
-    return "-" if math.isnan(value) else f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    return "-" if math.isnan(value) else f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"

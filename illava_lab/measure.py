@@ -208,7 +208,7 @@ def _released(error: Exception) -> Exception:
 
 
 def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 3) -> dict[str, float]:
-    """How the time of one prefill splits, under the attached strategy if there is one: median seconds of each of `STAGES`.
+    """How the time of one prefill splits, under the attached strategy if there is one: median seconds of `STAGES`.
 
     "encoder" is the vision tower, "llm" the layers of the language model, each with the reductions inside it; "rest" is
     what is between them and the logits. Reading the clock at every border waits for the accelerator there, so the sum

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Prompt, make_inputs
+from conftest import KINDS, QWENS, Prompt, make_inputs, shared_llava
 
 import illava_lab as il
 from illava_lab import measure
@@ -38,19 +38,22 @@ def lab() -> Iterator[il.Lab]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", KEPT_LISTS)
-def test_the_limit_has_the_counts_of_the_strategy_at_every_layer(name: str, model) -> None:
-    inputs, strategy = make_inputs([Prompt(), Prompt(text_after=5, seed=1)]), il.get_strategy(name)()
-    if name in ("fastervlm", "vispruner", "visionzip", "prumerge", "prumerge+") and not describe(model).cls_tokens:
-        pytest.skip("needs a tower with CLS")
+PLACES = [("clip-llama", name) for name in KEPT_LISTS] + [(kind, "illava") for kind in KINDS[1:]]
+
+
+@pytest.mark.parametrize(("kind", "name"), PLACES)
+def test_the_limit_has_the_counts_of_the_strategy_at_every_layer(kind: str, name: str) -> None:
+    model, strategy = shared_llava(kind), il.get_strategy(name)()
+    inputs = make_inputs([Prompt(), Prompt(seed=1)], kind)
     schedule, limit, seen = il.Schedule.for_budget(strategy, model, keep=0.5), Limit(), []
     for which in (strategy, limit, limit):  # the second time from its list
         with il.attach(model, which, schedule) as trace:
             cache = measure.prefill(model, inputs).past_key_values
-        steps = [(step.stage, step.layer, step.images, step.before, step.after) for step in trace.steps]
+        steps = [(step.stage, step.layer, step.rows, step.before, step.after) for step in trace.steps]
         seen.append((steps, [layer.keys.shape for layer in cache.layers]))
     assert seen[0] == seen[1] == seen[2]
-    assert len(seen[0][0]) == len(schedule.encoder) + len(schedule.llm)
+    planned = {(stage, layer) for stage in ("encoder", "llm") for layer in schedule.plan(stage)}
+    assert {step[:2] for step in seen[0][0]} == planned
 
 
 def test_the_limit_neither_scores_nor_merges(model) -> None:
@@ -68,7 +71,7 @@ class _Shape:
 
     def __init__(self, step: object) -> None:
         self.stage, self.layer = step.stage, step.layer
-        self.batch, self.count = step.images, step.map.tokens
+        self.batch, self.count = len(step.rows), step.map.tokens
 
 
 def test_the_table(lab: il.Lab) -> None:
@@ -83,7 +86,8 @@ def test_the_table(lab: il.Lab) -> None:
     good = table[table["status"] == "ok"]
     assert len(good) == 10
     assert (good[["prefill_ms", "decode_ms", "images_per_second", "prefill_ratio", "decode_ratio"]] > 0).all(axis=None)
-    bare, none, illava, down, fastv = (good[good["strategy"] == n] for n in ("bare", "none", "illava", "downsample", "fastv"))
+    names = ("bare", "none", "illava", "downsample", "fastv")
+    bare, none, illava, down, fastv = (good[good["strategy"] == name] for name in names)
     assert (bare["prefill_ratio"] == 1).all() and (bare["efficiency"] == 1).all()
     assert np.allclose(none["efficiency"] * none["prefill_ratio"], 1)  # nothing is dropped: the limit is the bare model
     assert (illava["efficiency"] > 0).all() and down["efficiency"].isna().all()
@@ -102,17 +106,18 @@ def test_the_table(lab: il.Lab) -> None:
     assert np.allclose(illava["images_per_second"], illava["batch"] / whole * 1e3)
 
     text = summary(table)
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.splitlines())) <= 120
     assert "Batch 2, 40 tokens of text" in text and "test-fails keep 0.5: OutOfMemoryError: CUDA" in text
 
 
-def test_the_stages_sum_to_the_prefill(model) -> None:
-    inputs = make_inputs([Prompt()])
+@pytest.mark.parametrize("kind", ["clip-llama", QWENS[0]])
+def test_every_stage_takes_time_and_no_hook_is_left(kind: str) -> None:
+    model, inputs = shared_llava(kind), make_inputs([Prompt()], kind)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    with il.attach(model, "illava", il.Schedule(encoder={1: 20}, llm={2: 10})):
+    with il.attach(model, "illava", il.Schedule(encoder={1: 0.5}, llm={2: 0.5})):
         seconds = measure.stage_seconds(model, inputs)
     assert tuple(seconds) == measure.STAGES and min(seconds.values()) > 0
-    assert seconds["encoder"] > seconds["projector"]
+    assert seconds["encoder"] > seconds["projector"]  # also where the projector is a part of the tower
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
@@ -135,7 +140,7 @@ def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "out" / "run.jsonl").read_text().startswith(before)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "table.csv"), table, check_dtype=False)
     stored = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert stored["about"].keys() >= {"command", "processor", "device", "torch", "transformers", "seed", "threads", "date"}
+    assert stored["about"].keys() >= {"command", "processor", "device", "torch", "seed", "threads", "date"}
     assert [row["strategy"] for row in stored["rows"]] == ["bare", "none", "fastv"]
     with pytest.raises(il.LabError, match="holds measurements with rounds=1, this one has 2"):
         bench(lab, ["fastv"], out=tmp_path / "out", **{**QUICK, "rounds": 2})
