@@ -117,19 +117,23 @@ def _parser() -> _Parser:
     bench = commands.add_parser(
         "bench",
         help="strategies side by side: speed and memory, against the fastest that is possible",
-        description="Time every strategy at every budget, batch size and prompt length, side by side with the bare model "
-        "and with the limit: dropping as many tokens at the same layers, without scoring or merging. Nothing is written "
-        "without --out. With it, the folder gets table.csv, bench.json and run.jsonl, and the same command goes on where "
-        "it was stopped.",
+        description="Time every strategy at every budget, batch size and prompt length, side by side with the bare "
+        "model and with the limit: dropping as many tokens at the same layers, without scoring or merging. Nothing is "
+        "written without --out. With it, the folder gets table.csv, bench.json and run.jsonl, and the same command goes "
+        "on where it was stopped.",
     )
-    bench.add_argument("--strategies", type=_names, metavar="A,B,...",
-                       help="names, or all (default: fastv,tome,visionzip,illava; none with --presets alone)")  # fmt: skip
+    bench.add_argument(
+        "--strategies", type=_names, metavar="A,B,...",
+        help="names, or all (default: fastv,tome,visionzip,illava; none with --presets alone)",
+    )  # fmt: skip
     bench.add_argument("--keep", type=_fractions, metavar="X,Y,...", help="budgets, as in compare (default: 0.5)")
     bench.add_argument("--flops", type=_fractions, metavar="X,Y,...", help="budgets, as in compare")
-    bench.add_argument("--presets", type=_names, default=[], metavar="A,B,...",
-                       help="settings of papers, each with its own strategy, for example illava-image,fastv")  # fmt: skip
+    bench.add_argument(
+        "--presets", type=_names, default=[], metavar="A,B,...",
+        help="settings of papers, each with its own strategy, for example illava-image,fastv",
+    )  # fmt: skip
     bench.add_argument("--batch-sizes", type=_counts, default=[1], metavar="N,...", help="prompts at once (default: 1)")
-    bench.add_argument("--text-tokens", type=_counts, metavar="N,...", help="prompt lengths (default: a short question's)")
+    bench.add_argument("--text-tokens", type=_counts, metavar="N,...", help="lengths of the text in a prompt")
     bench.add_argument("--image", type=Path, metavar="FILE", help="what each prompt shows (default: a test picture)")
     bench.add_argument("--new-tokens", type=int, default=16, metavar="N", help="decoding steps (default: 16)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each row is timed (default: 5)")
