@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own, for test_sweeps.py to kill. Imported once, by the server they are forked from."""
+"""Sweeps in processes of their own, for test_sweeps.py to kill."""
 
 from __future__ import annotations
 
