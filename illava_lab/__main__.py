@@ -134,7 +134,8 @@ def _parser() -> _Parser:
     )  # fmt: skip
     bench.add_argument("--batch-sizes", type=_counts, default=[1], metavar="N,...", help="prompts at once (default: 1)")
     bench.add_argument("--text-tokens", type=_counts, metavar="N,...", help="lengths of the text in a prompt")
-    bench.add_argument("--image", type=Path, metavar="FILE", help="what each prompt shows (default: a test picture)")
+    bench.add_argument("--image", metavar="FILE", help="image or video that each prompt shows (default: a test picture)")
+    bench.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
     bench.add_argument("--new-tokens", type=int, default=16, metavar="N", help="decoding steps (default: 16)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each row is timed (default: 5)")
     bench.add_argument("--seed", type=int, default=0, help="of random strategies (default: 0)")
@@ -204,15 +205,12 @@ def _lab(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     from illava_lab.errors import LabError
-    from illava_lab.images import read_image
     from illava_lab.registry import get_strategy
-    from illava_lab.video import SUFFIXES, read_video
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
         raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps all")
-    film = options.image.lower().endswith(SUFFIXES)
-    shown = read_video(options.image, options.frames) if film else read_image(options.image)
+    shown = _shown(options)
     lab = _load(options)
     answer = lab.ask(shown, options.question, strategy=options.strategy, keep=options.keep)
     print(answer.text)
@@ -280,7 +278,6 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from illava_lab.bench import bench, summary
-    from illava_lab.images import read_image
     from illava_lab.registry import get_strategy, strategies
 
     names = options.strategies
@@ -290,7 +287,7 @@ def _bench(options: argparse.Namespace) -> int:
     names = list(strategies()) if names == ["all"] else names
     for name in names:
         get_strategy(name)
-    shown = None if options.image is None else read_image(options.image)
+    shown = None if options.image is None else _shown(options)
     lab = _load(options)
     table = bench(
         lab,
@@ -334,6 +331,15 @@ def _strategies(options: argparse.Namespace) -> int:
     for plugin, reason in broken_plugins().items():
         print(f"{PROGRAM}: note: the plug-in {plugin} could not be loaded: {reason}", file=sys.stderr)
     return 0
+
+
+def _shown(options: argparse.Namespace) -> Any:
+    """The image or video of the command."""
+    from illava_lab.images import read_image
+    from illava_lab.video import SUFFIXES, read_video
+
+    film = options.image.lower().endswith(SUFFIXES)
+    return read_video(options.image, options.frames) if film else read_image(options.image)
 
 
 def _load(options: argparse.Namespace) -> Any:

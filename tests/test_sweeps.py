@@ -1,6 +1,6 @@
 """Sweeps that are killed with SIGKILL at random moments end with the table of an uninterrupted run.
 
-Three kills for each kind here; ILLAVA_KILLS=20 makes it twenty.
+Ten kills for each kind; ILLAVA_KILLS=100 makes it a hundred.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import sweep_child
 
-KILLS = int(os.environ.get("ILLAVA_KILLS", "3"))
+KILLS = int(os.environ.get("ILLAVA_KILLS", "10"))
 TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|images_per_second"
 
 
