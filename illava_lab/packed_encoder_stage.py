@@ -90,7 +90,7 @@ def _window_order(grid: tuple[int, int], window: int, device: torch.device) -> T
 
 
 def cell_layout(grid: list[int], merge: int) -> Layout:
-    """The placeholders of one image or video: one for each cell, slice after slice. What a layout calls patches are cells.
+    """The placeholders of one image or video: one for each cell, slice after slice. Its patches are these cells.
 
     Args:
         grid: (time, height, width) in patches, merge: patches along the side of a cell.
@@ -98,9 +98,8 @@ def cell_layout(grid: list[int], merge: int) -> Layout:
     time, height, width = grid[0], grid[1] // merge, grid[2] // merge
     row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
     boxes = torch.stack([column / width, row / height, (column + 1) / width, (row + 1) / height], dim=1)
-    count = time * height * width
-    one_grid = (height, width) if time == 1 else None
-    return Layout((time, height, width), torch.arange(count)[:, None], torch.ones(count, 1), one_grid, boxes.repeat(time, 1))
+    cells, one_grid = torch.arange(time * height * width), (height, width) if time == 1 else None
+    return Layout((time, height, width), cells[:, None], torch.ones(len(cells), 1), one_grid, boxes.repeat(time, 1))
 
 
 @dataclass(eq=False)
@@ -147,7 +146,7 @@ class PackedAttention:
         return tuple(torch.cat(stretches, dim=1) for stretches in zip(*self.parts, strict=True))
 
     def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding; None where there is none."""
+        """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding, or None."""
         if len(self.bounds) - 1 == sum(len(frames) for frames in self.frames):
             return [(frames, None) for frames in self.frames]
         lengths = self.bounds.diff()[:, None]
@@ -216,7 +215,7 @@ class PackedEncoderStage(EncoderStage):
         if not self.plan:
             return
         if self.strategy.proportional_attention and "flash" in str(tower.config._attn_implementation):
-            raise LabError(f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the vision tower")
+            raise LabError(f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the tower")
         for index, block in enumerate(self.anatomy.encoder_layers):
             if index in self.plan:
                 self._install_layer(undo, index)

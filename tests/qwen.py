@@ -18,6 +18,7 @@ QWENS = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 IMAGE_TOKEN, VIDEO_TOKEN, START, END = 3, 63, 61, 62
 PATCH = 4  # pixels; a cell is 2 x 2 patches, a window 4 x 4 cells as in the large ones
 
+WIDTHS = dict(hidden_size=32, out_hidden_size=48, intermediate_size=64)
 VISION = dict(depth=4, num_heads=4, patch_size=PATCH)
 TEXT = dict(vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=512, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]},
@@ -35,11 +36,11 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
         model = Qwen2VLForConditionalGeneration
         config = Qwen2VLConfig(text_config=TEXT, vision_config=vision, **tokens)
     elif kind == "qwen3-vl":
-        vision = dict(hidden_size=32, out_hidden_size=48, intermediate_size=64, num_position_embeddings=25, deepstack_visual_indexes=deepstack, **VISION)
+        vision = dict(WIDTHS, num_position_embeddings=25, deepstack_visual_indexes=deepstack, **VISION)
         model = Qwen3VLForConditionalGeneration
         config = Qwen3VLConfig(text_config={**TEXT, "head_dim": 12}, vision_config=vision, **tokens)
     else:
-        vision = dict(hidden_size=32, out_hidden_size=48, intermediate_size=64, window_size=8 * PATCH, fullatt_block_indexes=[1, 2], **VISION)
+        vision = dict(WIDTHS, window_size=8 * PATCH, fullatt_block_indexes=[1, 2], **VISION)
         model = Qwen2_5_VLForConditionalGeneration
         config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=vision, **tokens)
     config._attn_implementation = attention

@@ -1,5 +1,6 @@
-"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA: one frame at a time, every attention a full matrix with
-windows as a mask over coordinates, every reduction a dense matrix over cells, no packing, no permutation, no cache.
+"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA: one frame at a time, every attention a full
+matrix with windows as a mask over coordinates, every reduction a dense matrix over cells; no packing, no permutation,
+no cache.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def encode(
 
 @torch.no_grad()
 def logits(
-    model, ids: list[int], inputs: dict[str, Tensor], *, prompt: int, encoder: dict[int, int], llm: dict[int, int | float], rule: str
-) -> Tensor:
+    model, ids: list[int], inputs: dict[str, Tensor], *,
+    prompt: int, encoder: dict[int, int], llm: dict[int, int | float], rule: str,
+) -> Tensor:  # fmt: skip
     """(V,) logits after the last token of `ids`, of which the first `prompt` are the prompt.
 
     Args:

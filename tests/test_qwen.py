@@ -1,4 +1,4 @@
-"""What only Qwen2-VL and Qwen2.5-VL have: images of any size, cells of 2 x 2 patches, windows, positions on three axes."""
+"""What only Qwen-VL has: images of any size, cells of 2 x 2 patches, windows, positions on three axes, deepstack."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def model(kind):
 
 def show(kind: str, *sizes: tuple[int, int, int], seed: int = 0) -> dict[str, Tensor]:
     """One prompt of (time, height, width) in cells, text between; time 0 is an image."""
-    parts = [(VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in sizes]
-    return qwen_inputs(kind, [[2, *(part for item in parts for part in (item, 2)), 3]], [seed])
+    return qwen_inputs(kind, [[2, *(piece for size in sizes for piece in (part(size), 2)), 3]], [seed])
+
+
+def part(size: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    return (VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:])
 
 
 SIZES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6)), max_size=3)
@@ -49,8 +52,9 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep,
     """From a single cell to several windows: every image and every temporal slice is reduced on its own."""
     strategy = il.get_strategy(name)()
     keep = max(keep, strategy.smallest_keep + 0.01)
-    schedule = il.Schedule({0: keep, 1: keep} if "encoder" in strategy.stages else {}, {2: keep} if "llm" in strategy.stages else {})
-    prompts = [[2, *((VIDEO_TOKEN, *size) if size[0] else (IMAGE_TOKEN, 1, *size[1:]) for size in own), 1 + len(own)] for own in sizes]
+    plans = {"encoder": {0: keep, 1: keep}, "llm": {2: keep}}
+    schedule = il.Schedule(**{stage: plans[stage] for stage in strategy.stages if stage in plans})
+    prompts = [[2, *map(part, own), 1 + len(own)] for own in sizes]
     seeds = list(range(len(prompts)))
     with il.attach(model, strategy, schedule):
         together = forward(model, qwen_inputs(kind, prompts, seeds))
