@@ -23,7 +23,8 @@ from illava_lab.errors import LabError
 TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
 LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
                   "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
-QUERY_BLOCK = 128  # rows of attention held at once by the column sums
+BLOCK_ROWS = 128  # rows of attention held at once by the column sums, small enough for a CPU's caches;
+BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
 
 
 class UnequalText(LabError):
@@ -173,7 +174,7 @@ class AttentionSite:
         batch, heads, count, width = query.shape
         groups = self.key.shape[1]
         grouped = query.reshape(batch, groups, heads // groups * count, width)
-        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1) * self.scaling
+        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1).mul_(self.scaling)
         return self._masked(logits, position)
 
     def _masked(self, logits: Tensor, position: Tensor) -> Tensor:
@@ -198,22 +199,26 @@ class AttentionSite:
         return x.gather(-1, index.expand(*x.shape[:-1], -1))
 
     # ---- statistics
+    def _query_blocks(self) -> list[slice]:
+        batch, heads, count, _ = self.query.shape
+        rows = BLOCK_ROWS
+        if self.query.device.type != "cpu":
+            rows = max(rows, BLOCK_WEIGHTS // (batch * heads * self.key.shape[2]))
+        return [slice(start, start + rows) for start in range(0, count, rows)]
+
     def _attention_received(self) -> Tensor:
         total = torch.zeros(self.key.shape[0], self.key.shape[2], device=self.key.device)
-        real = self.valid
-        if real is None:
-            real = torch.ones(self.query.shape[0], self.query.shape[2], dtype=torch.bool, device=self.query.device)
-        for start in range(0, self.query.shape[2], QUERY_BLOCK):
-            block = slice(start, start + QUERY_BLOCK)
-            probability = self._logits(block).softmax(-1).mean(1)
-            total += probability.masked_fill(~real[:, block, None], 0.0).sum(1)
-        return self._visual_columns(total / real.sum(1, keepdim=True))
+        for block in self._query_blocks():
+            weights = self._logits(block).softmax(-1)
+            if self.valid is None:
+                total += weights.sum((1, 2))
+            else:
+                total += weights.sum(1).masked_fill(~self.valid[:, block, None], 0.0).sum(1)
+        queries = self.query.shape[2] if self.valid is None else self.valid.sum(1, keepdim=True)
+        return self._visual_columns(total / (self.query.shape[1] * queries))
 
     def _lse(self) -> Tensor:
-        blocks = [
-            self._logits(slice(start, start + QUERY_BLOCK)).logsumexp(-1).mean(1)
-            for start in range(0, self.query.shape[2], QUERY_BLOCK)
-        ]
+        blocks = [self._logits(block).logsumexp(-1).mean(1) for block in self._query_blocks()]
         return self._visual_columns(torch.cat(blocks, dim=1))
 
     def _row(self, rows: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def test_column_sums_come_in_blocks(monkeypatch):
     largest = []
     original = AttentionSite._logits
     monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "BLOCK_ROWS", 16)
     torch.testing.assert_close(site.statistic("attention_received"), whole)
     assert max(block.shape[2] for block in largest) == 16
 
