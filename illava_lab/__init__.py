@@ -1,6 +1,6 @@
 """illava-lab: understand, measure and invent visual-token merging for large vision-language models."""
 
-from illava_lab import pictures, plots
+from illava_lab import pictures, plots, redundancy
 from illava_lab.attach import attach
 from illava_lab.chat import Chat, chat
 from illava_lab.compare import compare, summary
@@ -37,6 +37,7 @@ __all__ = [
     "plots",
     "published",
     "read_image",
+    "redundancy",
     "register",
     "strategies",
     "summary",

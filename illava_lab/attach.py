@@ -19,6 +19,11 @@ from illava_lab.trace import Trace
 _MARK = "_illava_attached"
 
 
+def is_attached(model: nn.Module) -> bool:
+    """Whether a strategy is attached to this model right now."""
+    return _MARK in vars(model)
+
+
 @contextmanager
 def attach(
     model: nn.Module,
@@ -50,7 +55,7 @@ def attach(
     one_of("positions", positions, ("original", "packed"))
     if model.training:
         raise LabError("the model is in training mode; call model.eval() first")
-    if _MARK in vars(model):
+    if is_attached(model):
         raise LabError("this model already has a strategy attached; describe both stages in one schedule")
     trace = Trace(anatomy.grid, anatomy.cls_tokens)
     with ExitStack() as undo:

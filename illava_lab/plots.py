@@ -1,7 +1,8 @@
-"""Figures from the tables that `compare` returns. Plain functions: a table in, a figure out."""
+"""Figures from the tables of `compare` and `redundancy.profile`. Plain functions: a table in, a figure out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +30,7 @@ AXES: dict[str, tuple[str, str]] = {
     "tokens": ("tokens", "Mean visual tokens per layer, % of the bare model"),
     "time": ("prefill_ratio", "Prefill time, % of the bare model"),
 }
+LAYER_AXES = {"encoder": "enters layer ... of the image encoder", "llm": "enters layer ... of the LLM"}
 ACCURACY = "Accuracy, %"
 BARS = "Bars: 95 % interval of the difference to none, paired on the same questions"
 
@@ -167,6 +169,37 @@ def categories(table: pd.DataFrame) -> go.Figure:
         height=220 + 32 * len(names),
         margin={"t": 130},
     )
+    return figure
+
+
+def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figure:
+    """One measure over the layers of encoder and LLM, a line for each image, by matplotlib.
+
+    Args:
+        tables: name -> table from `redundancy.profile`.
+        column: of those tables; label: what its numbers are.
+
+    Raises:
+        LabError: no table, or a column that they lack.
+    """
+    for name, table in tables.items():
+        if column not in table:
+            raise LabError(f"column must be one of {', '.join(table.columns[2:])}, got {column!r} for {name!r}")
+    if not tables:
+        raise LabError("tables must name at least one table")
+    figure = Figure(figsize=(8.6, 3.5), layout="constrained")
+    for axes, (stage, title) in zip(figure.subplots(1, 2, sharey=True), LAYER_AXES.items(), strict=True):
+        for number, (name, table) in enumerate(tables.items()):
+            own = table[(table["stage"] == stage) & table[column].notna()]
+            marker = MARKERS[number % len(MARKERS)][1]
+            axes.plot(own["layer"], own[column].astype(float), color=COLORS[number % len(COLORS)], marker=marker, markersize=6, label=name)
+        axes.set_xlabel(title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#e5e5e5", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel(label)
+    figure.axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
 
 

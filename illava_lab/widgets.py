@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 
 from illava_lab.images import ImageLike
 from illava_lab.lab import Answer, Lab
+from illava_lab.panels import Panel, live
 from illava_lab.pictures import reduction_figure, to_png
 from illava_lab.registry import make_strategy
 from illava_lab.strategy import Strategy, one_of
@@ -68,6 +71,47 @@ class KeepSlider:
         one_of("keep", keep, tuple(self.keeps))
         self.slider.value = start = self.keeps.index(keep)
         show_widget(self.box, self._pngs[start], f"{self.question} -> {self.answers[start].text}")
+
+
+class PanelView:
+    """Live panels: drawn anew in place, and a click on a cell is told.
+
+    Args:
+        panels: what is shown first. Later ones must be as many.
+        on_click: called with the patch (raster order) whose cell was clicked, in whatever panel.
+
+    Attributes:
+        widget: the FigureWidget to display.
+    """
+
+    def __init__(self, panels: Sequence[Panel], on_click: Callable[[int], None]) -> None:
+        self.widget = go.FigureWidget(live(panels))
+        self._columns = panels[0].grid[1]
+        for trace in self.widget.data:
+            trace.on_click(lambda trace, points, state: self._clicked(points, on_click))
+
+    def _clicked(self, points: Any, on_click: Callable[[int], None]) -> None:
+        if points.ys:  # plotly also tells the traces that were not hit
+            on_click(int(points.ys[0]) * self._columns + int(points.xs[0]))
+
+    def update(self, panels: Sequence[Panel]) -> None:
+        """Show other panels."""
+        new = live(panels)
+        with self.widget.batch_update():
+            for old, trace in zip(self.widget.data, new.data, strict=True):
+                old.update(trace.to_plotly_json(), overwrite=True)
+            for part in ("images", "shapes", "annotations"):
+                self.widget.layout[part] = new.layout[part]
+        sync(self.widget)
+
+
+def sync(widget: go.FigureWidget) -> None:
+    """Let whoever attaches later (a page that is loaded again, an output frame) see the figure as it is now.
+
+    plotly sends the full state when a FigureWidget is made, and later changes as messages that a late guest misses.
+    """
+    widget._widget_layout = copy.deepcopy(widget._layout_obj._props)
+    widget._widget_data = copy.deepcopy(widget._data)
 
 
 def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:

@@ -33,9 +33,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
 
 
 def _is_dead_widget(output: nbformat.NotebookNode) -> bool:
-    """A widget without a picture, such as a finished progress bar: nothing to see for readers without a kernel."""
+    """A widget with neither picture nor text, such as a finished progress bar: nothing to see without a kernel."""
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and "image/png" not in data
+    return "application/vnd.jupyter.widget-view+json" in data and not {"image/png", "text/html"} & set(data)
 
 
 def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -79,3 +79,13 @@ def test_what_cannot_be_drawn_is_said(table: pd.DataFrame) -> None:
         plots.tradeoff(table, "time")
     with pytest.raises(il.LabError, match='no row of strategy "none"'):
         plots.categories(table[table["strategy"] != "none"])
+
+
+def test_layers_draws_each_measure_where_it_was_taken() -> None:
+    table = pd.DataFrame({"stage": ["encoder"] * 3 + ["llm"] * 2, "layer": [0, 1, 2, 0, 1], "half": [9, 8, None, 7, None]})
+    figure = plots.layers({"photo": table, "scene": table.assign(half=1)}, "half", "tokens")
+    encoder, llm = figure.axes
+    assert [line.get_label() for line in encoder.lines] == ["photo", "scene"]
+    assert encoder.lines[0].get_xydata().tolist() == [[0, 9], [1, 8]] and llm.lines[0].get_xydata().tolist() == [[0, 7]]
+    with pytest.raises(il.LabError, match="column must be one of half"):
+        plots.layers({"photo": table}, "rank", "")

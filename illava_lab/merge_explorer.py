@@ -1,0 +1,238 @@
+"""Merge explorer: follow one image through every reduction, and ask any token which patches it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+from torch import Tensor
+
+from illava_lab.errors import LabError
+from illava_lab.images import ImageLike
+from illava_lab.lab import Answer, Lab
+from illava_lab.panels import Panel, live, still
+from illava_lab.pictures import seen_image, to_png, token_picture
+from illava_lab.registry import make_strategy
+from illava_lab.strategy import Strategy, one_of
+from illava_lab.trace import Sources, Trace
+from illava_lab.widgets import PanelView, show_widget
+
+
+def step_names(trace: Trace) -> list[str]:
+    """What the positions of the explorer's slider are called: the start, and every reduction."""
+    start = f"start: {trace.grid[0] * trace.grid[1]} tokens"
+    return [start, *(f"{step.stage} layer {step.layer}: {step.before} → {step.after}" for step in trace.steps)]
+
+
+def merge_panels(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> list[Panel]:
+    """The scores that a reduction ranked by, the tokens it left, and the patches that one of them stands for.
+
+    Args:
+        seen: the image as the model sees it (`illava_lab.pictures.seen_image`).
+        trace: of one prompt with this image.
+        step: after how many reductions; 0 is before the first.
+        patch: the token in question is the one that holds (most of) this patch.
+
+    Raises:
+        LabError: no such step or patch.
+    """
+    patches = trace.grid[0] * trace.grid[1]
+    if not 0 <= step <= len(trace.steps):
+        raise LabError(f"step must be between 0 and {len(trace.steps)}, got {step!r}")
+    if not 0 <= patch < patches:
+        raise LabError(f"patch must be between 0 and {patches - 1}, got {patch!r}")
+    sources = trace.sources(0, step)
+    hover = np.array(_patch_texts(sources)).reshape(trace.grid)
+    tokens = Panel(
+        f"{len(sources.anchor)} tokens after this step" if step else f"{patches} tokens, one a patch",
+        trace.grid, token_picture(seen, sources), hover=hover, frames=[patch],
+    )  # fmt: skip
+    return [_scores(seen, trace, step), tokens, _provenance(seen, sources, patch)]
+
+
+def members(sources: Sources, patch: int) -> tuple[int, list[int]]:
+    """The survivor that holds `patch`, and its patches, heaviest first; (-1, []) where no token stands for it."""
+    survivor = int(sources.owner()[patch])
+    return survivor, sources.patches(survivor) if survivor >= 0 else []
+
+
+def _patch_texts(sources: Sources) -> list[str]:
+    """For every patch: what has become of it."""
+    weights, anchor = sources.weights.numpy(), sources.anchor.tolist()
+    count, texts = (weights != 0).sum(1), []
+    for patch, survivor in enumerate(sources.owner().tolist()):
+        if survivor < 0:
+            texts.append(f"patch {patch}: no token stands for it any more")
+        elif count[survivor] == 1:
+            texts.append(f"patch {patch}: has a token of its own")
+        else:
+            texts.append(
+                f"patch {patch}: weight {weights[survivor, patch]:.3f} of the token at patch {anchor[survivor]},"
+                f"<br>which stands for {count[survivor]} patches"
+            )
+    return texts
+
+
+def places_before(trace: Trace, step: int) -> Tensor:
+    """(N,) the patch in whose place each token stands that reduction number `step` (from 1) looked at, -1 for CLS."""
+    this = trace.steps[step - 1]
+    if this.stage == "llm":
+        return trace.sources(0, step - 1).anchor
+    place = trace.sources(0, 0).anchor.new_tensor(range(-trace.cls_tokens, trace.grid[0] * trace.grid[1]))
+    for earlier in trace.steps[: step - 1]:
+        place = place[earlier.map.anchor[0].cpu()]
+    return place
+
+
+def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
+    title = "score that this step ranked by"
+    if step == 0:
+        return Panel("no reduction yet", trace.grid, seen, note="move the slider")
+    scores = trace.steps[step - 1].scores
+    if scores is None:
+        return Panel(title, trace.grid, seen, note="this method does not<br>rank single tokens")
+    place, row = places_before(trace, step), scores[0].float().cpu()
+    row, place = row[place >= 0].numpy(), place[place >= 0].numpy()
+    values = np.full(trace.grid[0] * trace.grid[1], np.nan)
+    values[place] = row
+    order = np.empty(len(row), int)
+    order[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+    hover = np.full(len(values), "no token stands here any more", dtype=object)
+    for where, score, rank in zip(place, row, order, strict=True):
+        hover[where] = f"token at patch {where}:<br>score {score:.4g}, rank {rank} of {len(row)}"
+    return Panel(
+        title, trace.grid, seen, values.reshape(trace.grid), (float(row.min()), float(row.max())), "score",
+        hover=hover.reshape(trace.grid),
+    )  # fmt: skip
+
+
+def _provenance(seen: Image.Image, sources: Sources, patch: int) -> Panel:
+    survivor, own = members(sources, patch)
+    grey = seen.convert("L").convert("RGB")
+    if survivor < 0:
+        return Panel(f"patch {patch} is gone", sources.grid, grey, frames=[patch], note="no token stands for it")
+    weights = sources.weights[survivor].numpy()
+    hover = np.array([f"patch {i}: weight {w:.4f}" for i, w in enumerate(weights)]).reshape(sources.grid)
+    shown = np.where(weights == 0, np.nan, weights).reshape(sources.grid)
+    home = int(sources.anchor[survivor])
+    title = f"the token at patch {home}: {len(own)} patch{'es' if len(own) > 1 else ''}"
+    return Panel(
+        title, sources.grid, grey, shown, (min(0.0, float(weights.min())), float(weights.max())), "weight of each patch in it",
+        hover=hover, frames=[home],
+    )  # fmt: skip
+
+
+def merge_figure(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> go.Figure:
+    """What the explorer shows, as a plotly figure: its plain-function twin. Arguments as in `merge_panels`."""
+    return live(merge_panels(seen, trace, step, patch))
+
+
+class MergeExplorer:
+    """Step through the reductions of several strategies; click or hover a token to see the patches it stands for.
+
+    Every strategy answers the question once, when the explorer is made; moving a control only looks things up.
+
+    Args:
+        strategies: names, strategies, or label -> strategy.
+        keep: fraction of the visual tokens that the last LLM layer sees.
+        patch: the patch that is picked at first.
+
+    Attributes:
+        answers: label -> `Answer`.
+        settings: what is shown now: strategy, step, patch.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        image: ImageLike,
+        question: str,
+        strategies: Sequence[str | Strategy] | Mapping[str, str | Strategy] = ("illava", "tome", "fastv", "random"),
+        keep: float = 0.5,
+        patch: int = 0,
+    ) -> None:
+        chosen = strategies if isinstance(strategies, Mapping) else {make_strategy(s).name: s for s in strategies}
+        if not chosen:
+            raise LabError("strategies must name at least one strategy")
+        self.question, self._seen = question, seen_image(lab, image)
+        self.answers: dict[str, Answer] = {
+            label: lab.ask(image, question, strategy, keep) for label, strategy in chosen.items()
+        }
+        first = next(iter(self.answers))
+        grid = self.answers[first].trace.grid
+        self._start = {"strategy": first, "step": 0, "patch": patch}
+        wide = ipywidgets.Layout(width="300px")
+        self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=wide)
+        self.step = ipywidgets.IntSlider(max=len(self.answers[first].trace.steps), description="step", layout=wide)
+        self.patch = ipywidgets.BoundedIntText(patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
+        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
+        self.text = ipywidgets.HTML()
+        self.view = PanelView(self._panels(**self._start), self._pick)
+        self._controls = {name: getattr(self, name) for name in self._start}
+        self.strategy.observe(self._change_strategy, names="value")
+        for control in self._controls.values():
+            control.observe(self._draw, names="value")
+        self.reset.on_click(lambda _: self.set(**self._start))
+        self.box = ipywidgets.VBox([
+            ipywidgets.HBox([self.strategy, self.step, self.patch, self.reset]), self.text, self.view.widget,
+        ])  # fmt: skip
+        self._draw()
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What is shown now."""
+        return {name: control.value for name, control in self._controls.items()}
+
+    def set(self, **settings: object) -> None:
+        """Move controls by name: strategy, step, patch.
+
+        Raises:
+            LabError: no such control, or a value that it does not have.
+        """
+        for name in settings:
+            one_of("control", name, tuple(self._controls))
+        after = {**self.settings, **settings}
+        one_of("strategy", after["strategy"], tuple(self.answers))
+        if "step" not in settings:  # as the slider does: another strategy may have fewer steps
+            after["step"] = min(after["step"], len(self.answers[after["strategy"]].trace.steps))
+        self._panels(**after)  # refuses what is not there before anything moves
+        for name in self._start:  # the strategy before its step, whose range depends on it
+            self._controls[name].value = after[name]
+
+    def show(self, **settings: object) -> None:
+        """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
+        self.set(**settings)
+        show_widget(self.box, to_png(still(self._panels(**self.settings))), self._describe())
+
+    def _panels(self, strategy: str, step: int, patch: int) -> list[Panel]:
+        return merge_panels(self._seen, self.answers[strategy].trace, step, patch)
+
+    def _change_strategy(self, change: dict) -> None:
+        self.step.max = len(self.answers[change["new"]].trace.steps)
+
+    def _pick(self, patch: int) -> None:
+        self.patch.value = patch
+
+    def _describe(self) -> str:
+        now = self.settings
+        answer = self.answers[now["strategy"]]
+        sources = answer.trace.sources(0, now["step"])
+        survivor, own = members(sources, now["patch"])
+        if survivor < 0:
+            fate = "no token stands for it any more"
+        elif len(own) == 1:
+            fate = "it has a token of its own"
+        else:
+            heaviest = ", ".join(f"{i} ({float(sources.weights[survivor, i]):.3f})" for i in own[:4])
+            fate = f"it is in the token at patch {int(sources.anchor[survivor])}, which stands for {len(own)} patches, heaviest {heaviest}"
+        return (
+            f"{now['strategy']}, {step_names(answer.trace)[now['step']]}. Patch {now['patch']}: {fate}. "
+            f"{self.question} → {answer.text}"
+        )
+
+    def _draw(self, change: dict | None = None) -> None:
+        self.view.update(self._panels(**self.settings))
+        self.text.value = self._describe()
