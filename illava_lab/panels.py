@@ -64,7 +64,7 @@ def live(panels: Sequence[Panel]) -> go.Figure:
         figure.add_heatmap(
             row=1,
             col=i,
-            z=np.zeros(panel.grid) if empty else panel.values,
+            z=np.zeros(panel.grid) if empty else _with_gaps(panel.values),
             zmin=panel.limits[0],
             zmax=panel.limits[1],
             colorscale=CLEAR if empty else panel.colors,
@@ -134,6 +134,11 @@ def still(panels: Sequence[Panel]) -> Figure:
         axes.set_title(panel.title.replace("<br>", "\n"), fontsize=10)
         axes.set_axis_off()
     return figure
+
+
+def _with_gaps(values: np.ndarray) -> np.ndarray:
+    """NaN as None: JSON, in which pages and kernels talk, has no NaN."""
+    return np.where(np.isnan(values), None, values.astype(float))
 
 
 def _axis(name: str, number: int) -> str:

@@ -197,7 +197,7 @@ def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figur
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#e5e5e5", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylim(bottom=0)  # after all lines: the axes share it
     figure.axes[0].set_ylabel(label)
     figure.axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure

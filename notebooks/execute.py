@@ -38,16 +38,16 @@ def _is_dead_widget(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in data and not {"image/png", "text/html"} & set(data)
 
 
-def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Put the hidden solution that follows each exercise into its cell (the cell is tagged "exercise")."""
-    waiting = None
+def solutions(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """(solution, check) of every exercise: the code folded below a cell tagged "exercise", and the code that checks it."""
+    found, check = [], ""
     for cell in notebook.cells:
-        if "exercise" in cell.metadata.get("tags", []):
-            waiting = cell
-        found = re.search(r"<summary>Solution</summary>\s*```python\n(.*?)```", cell.source, re.DOTALL)
-        if found and waiting is not None:
-            waiting.source, waiting = found[1], None
-    return notebook
+        if cell.cell_type == "code" and "print(check_" in cell.source:
+            check = cell.source
+        solution = re.search(r"<summary>Solution</summary>\s*```python\n(.*?)```", cell.source, re.DOTALL)
+        if cell.cell_type == "markdown" and solution:
+            found.append((solution[1], check))
+    return found
 
 
 def main() -> None:

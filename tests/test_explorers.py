@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from io import BytesIO
 
@@ -68,7 +69,8 @@ def test_both_drawings_show_the_same_cells() -> None:
     values = np.array([[0.0, 0.5, 1.0], [np.nan, 0.25, 0.75]])
     rows = [Panel("a<br>b", (2, 3), Image.new("RGB", (3, 2), "red"), values, legend="x", frames=[4]), Panel("c", (2, 3), note="none")]
     figure, picture = live(rows), still(rows)
-    assert np.allclose(figure.data[0].z, values, equal_nan=True) and figure.data[0].showscale and not figure.data[1].showscale
+    json.dumps([trace.z.tolist() for trace in figure.data], allow_nan=False)
+    assert np.allclose(figure.data[0].z.astype(float), values, equal_nan=True) and figure.data[0].showscale and not figure.data[1].showscale
     drawn = picture.axes[0].get_images()[-1].get_array().filled(np.nan)
     assert np.allclose(drawn, values, equal_nan=True)
     assert {(s.x0, s.y0) for s in figure.layout.shapes} == {(0.5, 0.5)}  # patch 4 is row 1, column 1
@@ -88,7 +90,7 @@ def test_redundancy_explorer_shows_the_similarity(redundancy: RedundancyExplorer
     want = torch.stack([torch.cosine_similarity(x[37], row, dim=0) for row in x]).view(14, 14)
     assert np.allclose(shown(redundancy)[1], want, atol=1e-5)
     twin = redundancy_figure(seen_image(lab, image), redundancy.recordings["scene"], stage="llm", layer=3, patch=37, centred=True)
-    assert np.allclose(twin.data[1].z, shown(redundancy)[1])
+    assert np.allclose(twin.data[1].z.astype(float), shown(redundancy)[1])
     assert "patch 37" in redundancy.text.value and "layer 3 of the LLM" in redundancy.text.value
     assert_synced(redundancy.view.widget)
 
@@ -120,7 +122,7 @@ def test_merge_explorer_shows_provenance(merge: MergeExplorer, lab: il.Lab, imag
     assert np.allclose(np.nan_to_num(shown(merge)[2]).flatten(), sources.weights[survivor])
     assert f"stands for {len(sources.patches(survivor))} patches" in merge.text.value
     twin = merge_figure(seen_image(lab, image), merge.answers["tome"].trace, 8, 20)
-    assert np.allclose(np.nan_to_num(twin.data[2].z), np.nan_to_num(shown(merge)[2]))
+    assert np.allclose(twin.data[2].z.astype(float), shown(merge)[2], equal_nan=True)
     hover = twin.data[1].customdata[1][6]
     assert "patch 20" in hover and f"{float(sources.weights[survivor, 20]):.3f}" in hover
     assert_synced(merge.view.widget)

@@ -1,14 +1,17 @@
-"""Every notebook runs from top to bottom, as it stands and with its exercises solved; solutions satisfy the checks."""
+"""Every notebook runs from top to bottom as it stands, and then its folded solutions satisfy its checks."""
 
 from __future__ import annotations
 
+import re
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 sys.path.insert(0, str(FOLDER))  # the script there is no package
@@ -16,32 +19,106 @@ sys.path.insert(0, str(FOLDER))  # the script there is no package
 import execute  # noqa: E402
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if not path.stem.startswith("00")]
 SECONDS = 180  # what the notebooks promise
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def text_of(cell: nbformat.NotebookNode) -> str:
     return "".join(out.get("text", "") for out in cell.outputs)
 
 
-def checks(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the automatic checks of the exercises printed."""
-    return [text_of(cell) for cell in notebook.cells if cell.cell_type == "code" and "print(check_" in cell.source]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_as_it_stands_in_the_promised_time(path, tmp_path):
-    shutil.copy(path, tmp_path)
+@by_name
+def test_it_runs_as_it_stands_and_its_solutions_are_right(path: Path, tmp_path: Path) -> None:
+    for file in FOLDER.glob("*.ipynb"):
+        shutil.copy(file, tmp_path)
+    notebook = read(path)
+    count, solved = len(notebook.cells), execute.solutions(notebook)
+    exercises = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", [])]
+    assert len(solved) == len(exercises) >= 3
+    for solution, check in solved:  # after the whole notebook, in the same kernel: one run shows both
+        notebook.cells += [nbformat.v4.new_code_cell(solution), nbformat.v4.new_code_cell(check)]
     start = time.perf_counter()
-    notebook = execute.execute(nbformat.read(path, as_version=4), tmp_path)
+    notebook = execute.execute(notebook, tmp_path)
     assert time.perf_counter() - start < SECONDS
-    assert len(checks(notebook)) >= 3
-    assert not any(text.startswith("Right") for text in checks(notebook)), "an exercise is solved before it is done"
-    pictures = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs if "image/png" in out.get("data", {})]
+    as_it_stands = [text_of(cell) for cell in code_cells(notebook) if "print(check_" in cell.source][: len(solved)]
+    assert not any(text.startswith("Right") for text in as_it_stands), "an exercise is solved before it is done"
+    for cell in notebook.cells[count + 1 :: 2]:
+        assert text_of(cell).startswith("Right"), text_of(cell)
+    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
     assert len(pictures) >= 4
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_solutions_satisfy_the_checks(path, tmp_path):
-    notebook = execute.execute(execute.solve(nbformat.read(path, as_version=4)), tmp_path)
-    for text in checks(notebook):
-        assert text.startswith("Right"), text
+@by_name
+def test_committed_outputs_belong_to_the_committed_code(path: Path) -> None:
+    """They are made by `notebooks/execute.py`, which runs everything, widgets with their pictures included."""
+    cells = code_cells(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), f"run notebooks/execute.py {path.name}"
+    for cell in cells:
+        if re.search(r"\bshow(_\w+)?\(|feedback\(", cell.source) and "def " not in cell.source:
+            assert any({"image/png", "text/html"} & set(out.get("data", {})) for out in cell.outputs), cell.source
+        for out in cell.outputs:
+            for picture in ("image/png",):
+                if picture in out.get("data", {}) and "metadata" in out and "widget-view" in str(out.data.keys()):
+                    assert out.metadata["image/png"]["alt"], "a picture needs a description"
+
+
+# --------------------------------------------------------------------------------------------- set-up
+def test_the_set_up_is_the_same_everywhere() -> None:
+    cells = {code_cells(read(path))[0].source for path in NOTEBOOKS}
+    assert len(cells) == 1
+    assert len([line for line in cells.pop().splitlines() if line and not line.startswith("#")]) <= 10
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+    from importlib.metadata import version
+
+    shell, asked = InteractiveShell(), []
+    shell.register_magic_function(lambda line: asked.append(line), magic_name="pip")
+    find = importlib.util.find_spec
+    if missing:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "illava_lab" else find(name))
+    shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source).raise_error()
+    assert shell.user_ns["lab"].source == "embedded"
+    if not missing:
+        assert asked == []
+        return
+    (line,) = asked
+    assert "git+https://github.com/illava-lab/illava-lab" in line
+    assert {f"torch=={version('torch')}", f"numpy=={version('numpy')}"} <= set(line.split())
+
+
+# --------------------------------------------------------------------------------------------- form
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_what_a_chapter_needs(path: Path) -> None:
+    notebook = read(path)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.match(r"# .*\?\n", notebook.cells[0].source), "the title is a question"
+    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
+    for part in ("**After this chapter you can**", "**You need**", "| section |", "**What you will not learn here:**", "> **Paper and code.**",
+                 "## Quiz", "## Recap", "**References**", "**Next:**"):  # fmt: skip
+        assert part in prose, part
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 8
+    assert prose.count("<summary>Hint 1</summary>") == prose.count("<summary>Hint 2</summary>") == len(execute.solutions(notebook))
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    assert code.count("Prediction(") == code.count(".compare(") - code.count("il.compare(") >= 3, "every prediction meets its measurement"
+    assert "assert " in code and "feedback(" in code
+
+
+@by_name
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", cell.source):
+                assert (FOLDER / target).exists(), target
