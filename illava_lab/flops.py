@@ -32,31 +32,53 @@ def prefill_flops(
         LabError: a model that takes images of any size.
     """
     anatomy, schedule = describe(model), schedule or Schedule()
+    total = sum(sum(part) for part in flops_by_layer(model, schedule, text_tokens=text_tokens).values())
+    if strategy is not None:
+        tokens = schedule.tokens(anatomy)
+        total += sum(_reduction(model, anatomy, strategy, tokens, stage, layer, text_tokens)
+                     for stage in ("encoder", "llm") for layer in schedule.plan(stage))  # fmt: skip
+    return total
+
+
+def flops_by_layer(model: nn.Module, schedule: Schedule | None = None, *, text_tokens: int) -> dict[str, list[float]]:
+    """Where the FLOPs of a prefill go: "patches" (their embedding), "encoder", "pooling" (its head), "projector",
+    "llm" and "head".
+
+    "encoder" and "llm" have an entry for each layer, the others one. What a strategy computes is left out. Arguments as in
+    `prefill_flops`.
+
+    Raises:
+        LabError: a model that takes images of any size.
+    """
+    anatomy, schedule = describe(model), schedule or Schedule()
     if anatomy.cells is not None:
         raise LabError("FLOPs are not known for models that take images of any size; give the budget as keep")
     tokens = schedule.tokens(anatomy)
     config, cls_tokens = model.config, anatomy.cls_tokens
     seen = tokens["image"][-1]
-    total = sum(2.0 * m.weight.numel() * seen for m in anatomy.tower.modules() if isinstance(m, nn.Conv2d))
+    patches = sum(2.0 * m.weight.numel() * seen for m in anatomy.tower.modules() if isinstance(m, nn.Conv2d))
 
     width = config.vision_config.hidden_size
     counts = tokens["encoder"] + [tokens["encoder"][-1]] * (len(anatomy.encoder_layers) - anatomy.encoder_depth)
+    encoder = []
     for layer, before, after in zip(anatomy.encoder_layers, counts, counts[1:], strict=False):
         attention, _, mlp = (getattr(layer, name) for name in anatomy.layer_parts)
-        total += _attention(attention, before + cls_tokens, width) + _linear(mlp) * (after + cls_tokens)
-    total += sum(_pooling_head(m, counts[-1]) for m in anatomy.tower.modules() if hasattr(m, "probe"))
-    total += _linear(anatomy.projector) * counts[-1]
+        encoder.append(_attention(attention, before + cls_tokens, width) + _linear(mlp) * (after + cls_tokens))
+    pooling = sum(_pooling_head(m, counts[-1]) for m in anatomy.tower.modules() if hasattr(m, "probe"))
 
-    text = config.text_config
+    text, llm = config.text_config, []
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     for layer, visual in zip(anatomy.llm_layers, tokens["llm"], strict=False):
         length = visual + text_tokens
-        total += _attention(layer.self_attn, length, width) + _linear(layer.mlp) * length
-    total += _linear(model.lm_head)  # the logits of the last position
-    if strategy is not None:
-        total += sum(_reduction(model, anatomy, strategy, tokens, stage, layer, text_tokens)
-                     for stage in ("encoder", "llm") for layer in schedule.plan(stage))  # fmt: skip
-    return total
+        llm.append(_attention(layer.self_attn, length, width) + _linear(layer.mlp) * length)
+    return {
+        "patches": [patches],
+        "encoder": encoder,
+        "pooling": [pooling],
+        "projector": [_linear(anatomy.projector) * counts[-1]],
+        "llm": llm,
+        "head": [_linear(model.lm_head)],  # the logits of the last position
+    }
 
 
 def _linear(module: nn.Module) -> float:
