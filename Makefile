@@ -41,7 +41,7 @@ notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py
 
 test: $(VENV)/.installed-test
-	$(VENV_PYTHON) -m pytest -q $(ARGS)
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 # Each environment has its own transformers, and sees everything else in $(VENV).
 VERSIONS ?= 5.6.0 5.17.0 5.23.0

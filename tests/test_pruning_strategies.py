@@ -556,17 +556,6 @@ def test_in_a_model(model, strategy):
                 torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sparsevlm", "dart"])
-def test_text_rows_of_different_lengths_are_refused(model, name):
-    inputs = make_inputs([Prompt(text_after=4, seed=1), Prompt(text_after=6, seed=2)])
-    with il.attach(model, name, il.Schedule(llm={2: 9})), torch.no_grad():
-        with pytest.raises(il.LabError, match="equally many text tokens"):
-            model(**inputs)
-    if name == "dart":
-        with il.attach(model, il.get_strategy(name)(pivot_text_token=0), il.Schedule(llm={2: 9})), torch.no_grad():
-            assert not model(**inputs).logits[inputs["attention_mask"].bool()].isnan().any()
-
-
 @pytest.mark.parametrize("positions", ["original", "packed"])
 def test_pyramiddrop_equals_recomputation_by_hand(model, positions):
     """Three steps, with text positions that shift by what was dropped when packed, as in the reference."""
