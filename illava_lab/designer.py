@@ -193,11 +193,12 @@ class ScheduleDesigner:
         places = [(stage, layer) for stage, first in (("encoder", 0), ("llm", 1)) for layer in range(first, anatomy.depth(stage))]
         self.sliders = {
             (stage, layer): ipywidgets.IntSlider(
-                100, 5, 100, 1, description=f"{stage[0].upper()}{layer}", orientation="vertical",
-                layout=ipywidgets.Layout(width="44px", height="140px", margin="0"), style={"handle_color": COLORS[stage]},
+                100, 5, 100, 1, orientation="vertical", readout=False,
+                layout=ipywidgets.Layout(width="40px", height="130px"), style={"handle_color": COLORS[stage]},
             )
             for stage, layer in places
         }  # fmt: skip
+        self._labels = {place: ipywidgets.HTML(layout=ipywidgets.Layout(width="40px")) for place in places}  # a vertical slider cuts off labels of its own
         self.preset = ipywidgets.Dropdown(options=list(self.presets), description="start from", layout=ipywidgets.Layout(width="300px"))
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
@@ -206,12 +207,12 @@ class ScheduleDesigner:
         for slider in self.sliders.values():
             slider.observe(self._draw, names="value")
         self.preset.observe(lambda change: self.set(self.presets[change["new"]]), names="value")
-        self.reset.on_click(lambda _: self._start())
-        row = ipywidgets.Layout(flex_flow="row wrap", width="800px")
+        self.reset.on_click(lambda _: self.set(NOTHING))
+        row, narrow = ipywidgets.Layout(flex_flow="row wrap", width="800px"), ipywidgets.Layout(width="46px", align_items="center")
         self.box = ipywidgets.VBox([
             ipywidgets.HBox([self.preset, self.reset]),
-            ipywidgets.HTML("% kept at each layer (E: image encoder, L: LLM)"),
-            ipywidgets.HBox(list(self.sliders.values()), layout=row),
+            ipywidgets.HTML("Percent kept at each layer (E: image encoder, L: LLM); scoring and merging are left out"),
+            ipywidgets.HBox([ipywidgets.VBox([self._labels[place], slider], layout=narrow) for place, slider in self.sliders.items()], layout=row),
             self.text,
             self.widget,
         ])  # fmt: skip
@@ -239,16 +240,17 @@ class ScheduleDesigner:
         """
         if isinstance(schedule, str):
             one_of("preset", schedule, tuple(self.presets))
-            schedule = self.presets[schedule]
+            self.preset.value, schedule = schedule, self.presets[schedule]
         if schedule.image is not None:
             raise LabError(f"the designer has no slider for the image stage, got image={schedule.image!r}")
         values, counts = dict.fromkeys(self.sliders, 100), schedule.tokens(self._anatomy)
         for stage in ("encoder", "llm"):
-            for layer in schedule.plan(stage):
+            for layer, keep in schedule.plan(stage).items():
                 if (stage, layer) not in values:
                     raise LabError(f"the designer has no slider for {stage} layer {layer}")
-                before, after = counts[stage][layer : layer + 2] if stage == "encoder" else counts[stage][layer - 1 : layer + 1]
-                values[stage, layer] = max(5, round(100 * after / before))
+                if isinstance(keep, int):
+                    keep /= counts[stage][layer if stage == "encoder" else layer - 1]  # of what the reduction finds
+                values[stage, layer] = max(5, round(100 * keep))
         self._moving = True
         for place, value in values.items():
             self.sliders[place].value = value
@@ -260,10 +262,6 @@ class ScheduleDesigner:
         self.set(schedule)
         show_widget(self.box, to_png(schedule_picture(self.forecast)), str(self.forecast))
 
-    def _start(self) -> None:
-        self.preset.value = NOTHING
-        self.set(NOTHING)
-
     def _draw(self, change: dict | None = None) -> None:
         if self._moving:  # several sliders move as one
             return
@@ -273,7 +271,9 @@ class ScheduleDesigner:
             for old, trace in zip(self.widget.data, new.data, strict=True):
                 old.update(trace.to_plotly_json(), overwrite=True)
         sync(self.widget)
-        self.text.value = f"{plan} (scoring and merging left out)<br><code>{self.schedule}</code>"
+        self.text.value = f"{plan}<br><code>{self.schedule}</code>"
+        for (stage, layer), label in self._labels.items():
+            label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
 
 
 def _presets(model: nn.Module) -> dict[str, Schedule]:

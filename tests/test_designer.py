@@ -87,7 +87,8 @@ def test_the_widget_draws_what_the_function_draws(drawn: ScheduleDesigner, lab: 
         assert np.array_equal(sent["y"], trace.y), "a page that attaches later gets the figure as it is now"
     heights = {round(patch.get_height(), 6) for axes in schedule_picture(drawn.forecast).axes for patch in axes.patches}
     assert {98.0, 24.0} <= heights and {round(100 * share, 6) for share in drawn.forecast.time.values()} <= heights
-    assert "24 of 196 visual tokens" in drawn.text.value and "left out" in drawn.text.value
+    assert "24 of 196 visual tokens" in drawn.text.value and "llm={3: 0.25}" in drawn.text.value
+    assert "<b>L3</b><br>25<" in drawn._labels["llm", 3].value
 
 
 def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None:
@@ -96,10 +97,11 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     drawn.sliders["encoder", 7].value = 50
     assert drawn.schedule == il.Schedule(encoder={7: 0.5}, llm={1: 0.5})
     drawn.set("illava-image")
+    assert drawn.preset.value == "illava-image"
     exact = forecast(lab.model, il.Schedule.preset("illava-image", lab.model), text_tokens=TEXT)
     assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), "whole percents are near enough"
     drawn.reset.click()
-    assert drawn.schedule == il.Schedule() and sum(drawn.forecast.flops.values()) == pytest.approx(1)
+    assert drawn.preset.value == designer.NOTHING and drawn.schedule == il.Schedule() and sum(drawn.forecast.flops.values()) == pytest.approx(1)
     with pytest.raises(il.LabError, match="preset must be one of"):
         drawn.set("mine")
     with pytest.raises(il.LabError, match="no slider for llm layer 9"):
