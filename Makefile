@@ -3,6 +3,7 @@
 #   make compare   the strategies side by side on the embedded model, as a table
 #   make test      every test
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
+#   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs
 # The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
 # constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 ARGS ?=
 RUN ?=
+MODEL_TESTS := $(addprefix tests/,test_attach.py test_schedule.py test_lab.py test_chat.py)
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
@@ -20,7 +22,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks test clean
+.PHONY: help lab compare results notebooks test versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,10 +41,26 @@ notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py
 
 test: $(VENV)/.installed-test
-	$(VENV_PYTHON) -m pytest -q $(ARGS)
+	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+# Each environment has its own transformers, and sees everything else in $(VENV).
+VERSIONS ?= 5.6.0 5.17.0 5.23.0
+versions: $(VERSIONS:%=.versions/%/.tested)
+
+.versions/%/.tested: $(VENV)/.installed-test .FORCE
+	test -d .versions/$* || $(PYTHON) -m venv .versions/$*
+	$(VENV_PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.versions/$*/bin/python -c \
+		"import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	.versions/$*/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed "transformers==$*" "numpy==$$($(VENV_PYTHON) -c \
+		'import numpy; print(numpy.__version__)')"
+	.versions/$*/bin/python -c "import transformers; assert transformers.__version__ == '$*'"
+	.versions/$*/bin/python -m pytest -q $(MODEL_TESTS) $(ARGS)
+
+.PHONY: .FORCE
+.FORCE:
 
 clean:
-	rm -rf $(VENV) build dist illava_lab.egg-info
+	rm -rf $(VENV) .versions build dist illava_lab.egg-info
 
 # An environment whose Python is gone (upgraded, or the folder came from another machine) is no environment.
 ifneq ($(shell $(VENV_PYTHON) -c "print(1)" 2>/dev/null),1)

@@ -13,6 +13,7 @@ from illava_lab.registry import broken_plugins, get_strategy, register, strategi
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Paper, Scorer, Strategy, TokenMap, Tokens
 from illava_lab.testing import check_strategy
+from illava_lab.video import Video, read_video
 
 __all__ = [
     "Answer",
@@ -25,6 +26,7 @@ __all__ = [
     "Strategy",
     "TokenMap",
     "Tokens",
+    "Video",
     "attach",
     "chat",
     "broken_plugins",
@@ -37,6 +39,7 @@ __all__ = [
     "plots",
     "published",
     "read_image",
+    "read_video",
     "redundancy",
     "register",
     "strategies",

@@ -1,4 +1,4 @@
-"""The command line: illava-lab lab | ask | compare | check | strategies. Same words as the Python functions.
+"""The command line: illava-lab lab | ask | compare | bench | check | strategies. Same words as the Python functions.
 
 Exit status: 0 on success, 1 where `check` finds a broken promise, 2 on bad usage with one line that names the mistake,
 130 when interrupted with Ctrl-C.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from illava_lab.lab import Answer, Lab
 
 PROGRAM = "illava-lab"
-COMMANDS = ("lab", "ask", "compare", "check", "strategies")
+COMMANDS = ("lab", "ask", "compare", "bench", "check", "strategies")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,13 +75,14 @@ def _parser() -> _Parser:
     lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
     lab.set_defaults(run=_lab)
 
-    ask = commands.add_parser("ask", help="answer a question about an image", description="Answer one question.")
-    ask.add_argument("image", metavar="IMAGE", help="file of the image")
+    ask = commands.add_parser("ask", help="answer a question about an image or a video", description="Answer one question.")
+    ask.add_argument("image", metavar="IMAGE", help="file of the image or video")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
     ask.add_argument(
         "--keep", type=_fraction, default=1.0, help="fraction of visual tokens that reach the last layer (default: 1)"
     )
+    ask.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
     ask.set_defaults(run=_ask)
@@ -113,6 +114,35 @@ def _parser() -> _Parser:
     _add_model(compare)
     compare.set_defaults(run=_compare)
 
+    bench = commands.add_parser(
+        "bench",
+        help="strategies side by side: speed and memory, against the fastest that is possible",
+        description="Time every strategy at every budget, batch size and prompt length, side by side with the bare "
+        "model and with the limit: dropping as many tokens at the same layers, without scoring or merging. Nothing is "
+        "written without --out. With it, the folder gets table.csv, bench.json and run.jsonl, and the same command goes "
+        "on where it was stopped.",
+    )
+    bench.add_argument(
+        "--strategies", type=_names, metavar="A,B,...",
+        help="names, or all (default: fastv,tome,visionzip,illava; none with --presets alone)",
+    )  # fmt: skip
+    bench.add_argument("--keep", type=_fractions, metavar="X,Y,...", help="budgets, as in compare (default: 0.5)")
+    bench.add_argument("--flops", type=_fractions, metavar="X,Y,...", help="budgets, as in compare")
+    bench.add_argument(
+        "--presets", type=_names, default=[], metavar="A,B,...",
+        help="settings of papers, each with its own strategy, for example illava-image,fastv",
+    )  # fmt: skip
+    bench.add_argument("--batch-sizes", type=_counts, default=[1], metavar="N,...", help="prompts at once (default: 1)")
+    bench.add_argument("--text-tokens", type=_counts, metavar="N,...", help="lengths of the text in a prompt")
+    bench.add_argument("--image", metavar="FILE", help="image or video that each prompt shows (default: a test picture)")
+    bench.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
+    bench.add_argument("--new-tokens", type=int, default=16, metavar="N", help="decoding steps (default: 16)")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each row is timed (default: 5)")
+    bench.add_argument("--seed", type=int, default=0, help="of random strategies (default: 0)")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: only printed)")
+    _add_model(bench)
+    bench.set_defaults(run=_bench)
+
     check = commands.add_parser(
         "check",
         help="does a strategy keep its promises",
@@ -130,9 +160,15 @@ def _parser() -> _Parser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="checkpoint or hub id (default: the embedded model)")
+    parser.add_argument(
+        "--model", metavar="MODEL",
+        help="checkpoint folder, hub id, or random:NAME for a published size with random weights (default: the embedded model)",
+    )  # fmt: skip
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    parser.add_argument("--device-map", choices=["auto"], help="auto: spread the model over all GPUs")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+    parser.add_argument("--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)")
 
 
 def _fraction(text: str) -> float:
@@ -149,6 +185,13 @@ def _fractions(text: str) -> list[float]:
     return [_fraction(part) for part in text.split(",")]
 
 
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers") from None
+
+
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -162,17 +205,16 @@ def _lab(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     from illava_lab.errors import LabError
-    from illava_lab.images import read_image
     from illava_lab.registry import get_strategy
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
         raise LabError(f"--keep {options.keep:g} needs a --strategy that reduces; {options.strategy!r} keeps all")
-    image = read_image(options.image)
+    shown = _shown(options)
     lab = _load(options)
-    answer = lab.ask(image, options.question, strategy=options.strategy, keep=options.keep)
+    answer = lab.ask(shown, options.question, strategy=options.strategy, keep=options.keep)
     print(answer.text)
-    print(_visual_tokens(lab, answer), _times(answer), sep="; ")
+    print(_visual_tokens(answer), _times(answer), sep="; ")
     if options.verbose:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
@@ -182,17 +224,12 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
-def _visual_tokens(lab: Lab, answer: Answer) -> str:
-    from illava_lab.families import describe
-
-    count = describe(lab.model).patches
-    parts = []
-    for stage, name in (("encoder", "encoder"), ("llm", "LLM")):
-        steps = [step for step in answer.trace.steps if step.stage == stage]
-        after = steps[-1].after if steps else count
-        parts.append(f"{name} {count} -> {after}")
-        count = after
-    return f"visual tokens: {', '.join(parts)}"
+def _visual_tokens(answer: Answer) -> str:
+    trace, images = answer.trace, range(sum(answer.trace.images_per_row))
+    encoder = sum(step.stage != "llm" for step in trace.steps)
+    before = sum(len(trace.layout(image).boxes) for image in images)
+    between, after = (sum(len(trace.sources(image, steps).anchor) for image in images) for steps in (encoder, None))
+    return f"visual tokens: encoder {before} -> {between}, LLM {between} -> {after}"
 
 
 def _times(answer: Answer) -> str:
@@ -203,12 +240,14 @@ def _times(answer: Answer) -> str:
 def _compare(options: argparse.Namespace) -> int:
     from illava_lab import plots
     from illava_lab.compare import compare, summary, summary_by_category
+    from illava_lab.distributed import is_first
     from illava_lab.evaluate import load_task
     from illava_lab.registry import get_strategy, strategies
 
     names = list(strategies()) if options.strategies == ["all"] else options.strategies
     for name in names:
         get_strategy(name)
+    first = is_first()  # of several processes
     task = load_task(options.task)
     part = task.limited(options.limit)
     lab = _load(options)
@@ -223,8 +262,10 @@ def _compare(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         timing=not options.no_timing,
         out=options.out,
-        progress=sys.stderr.isatty(),
+        progress=first and sys.stderr.isatty(),
     )
+    if not first:
+        return 0
     print(f"{lab.source} model, task {task.name}: {len(part)} questions about {len(part.images)} images")
     print(summary(table), f"Accuracy % by category of question\n{summary_by_category(table)}", sep="\n\n")
     if options.out:
@@ -232,6 +273,40 @@ def _compare(options: argparse.Namespace) -> int:
         written = [options.out / "table.csv", plots.save_html(figure, options.out / "tradeoff.html")]
         written.append(plots.tradeoff_png(table, options.out / "tradeoff.png"))
         print("Written:", *written)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from illava_lab.bench import bench, summary
+    from illava_lab.registry import get_strategy, strategies
+
+    names = options.strategies
+    if names is None:
+        only_presets = options.presets and not options.keep and not options.flops
+        names = [] if only_presets else ["fastv", "tome", "visionzip", "illava"]
+    names = list(strategies()) if names == ["all"] else names
+    for name in names:
+        get_strategy(name)
+    shown = None if options.image is None else _shown(options)
+    lab = _load(options)
+    table = bench(
+        lab,
+        names,
+        options.keep,
+        flops=options.flops,
+        presets=options.presets,
+        batch_sizes=options.batch_sizes,
+        text_tokens=options.text_tokens,
+        shown=shown,
+        new_tokens=options.new_tokens,
+        rounds=options.rounds,
+        seed=options.seed,
+        out=options.out,
+        progress=sys.stderr.isatty(),
+    )
+    print(repr(lab), summary(table), sep="\n\n")
+    if options.out:
+        print("Written:", options.out / "table.csv", options.out / "bench.json")
     return 0
 
 
@@ -258,11 +333,27 @@ def _strategies(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shown(options: argparse.Namespace) -> Any:
+    """The image or video of the command."""
+    from illava_lab.images import read_image
+    from illava_lab.video import SUFFIXES, read_video
+
+    film = options.image.lower().endswith(SUFFIXES)
+    return read_video(options.image, options.frames) if film else read_image(options.image)
+
+
 def _load(options: argparse.Namespace) -> Any:
     from illava_lab.lab import load
 
     _quiet()
-    return load(options.model, device=options.device, dtype=options.dtype)
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        quantize=options.quantize,
+        revision=options.revision,
+    )
 
 
 def _quiet() -> None:

@@ -11,6 +11,7 @@ from illava_lab.encoder_stage import EncoderStage
 from illava_lab.errors import LabError
 from illava_lab.families import describe
 from illava_lab.llm_stage import LlmStage, Positions
+from illava_lab.packed_encoder_stage import PackedEncoderStage
 from illava_lab.registry import make_strategy
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy, one_of
@@ -38,7 +39,8 @@ def attach(
         model: an unmodified transformers model of a supported family, in eval mode.
         strategy: a registered name, a Strategy class or an instance.
         schedule: which layers reduce, and to how many; None reduces nowhere.
-        positions: "original" keeps the survivors' position ids; "packed" renumbers them without gaps.
+        positions: "original" keeps the survivors' position ids; "packed" renumbers them without gaps (not for models
+            with positions on several axes, such as Qwen2-VL).
 
     Yields:
         The Trace, refilled by every prefill.
@@ -53,16 +55,20 @@ def attach(
     anatomy = describe(model)
     schedule.check(anatomy, strategy)
     one_of("positions", positions, ("original", "packed"))
+    if positions == "packed" and anatomy.cells is not None:
+        raise LabError('positions="packed" is not defined for positions of time, row and column; allowed: "original"')
     if model.training:
         raise LabError("the model is in training mode; call model.eval() first")
     if is_attached(model):
         raise LabError("this model already has a strategy attached; describe both stages in one schedule")
-    trace = Trace(anatomy.grid, anatomy.cls_tokens)
+    trace = Trace(anatomy.cls_tokens)
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
-        encoder = EncoderStage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
+        stage = EncoderStage if anatomy.cells is None else PackedEncoderStage
+        encoder = stage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
         llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
+        encoder.watch(undo)
         if schedule != Schedule():
             encoder.install(undo)
             llm.install(undo)

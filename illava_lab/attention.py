@@ -23,7 +23,12 @@ from illava_lab.errors import LabError
 TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
 LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
                   "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
-QUERY_BLOCK = 128  # rows of attention held at once by the column sums
+BLOCK_ROWS = 128  # rows of attention held at once by the column sums, small enough for a CPU's caches;
+BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
+
+
+class UnequalText(LabError):
+    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
 
 
 class _ConfigView:
@@ -39,15 +44,20 @@ class _ConfigView:
 
 
 @contextmanager
-def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, float], None]):
+def tap(
+    attention: nn.Module,
+    observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
+    mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
+):
     """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
 
     Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
-    itself runs with the implementation that the model is configured for; other layers do not notice.
+    itself runs with the implementation that the model is configured for; other layers do not notice. If given,
+    `mask(key, mask)` says which mask it runs with.
     """
     config = attention.config
     attention.config = _ConfigView(config, TAP)
-    attention._illava_tap = observe
+    attention._illava_tap = (observe, mask)
     try:
         yield
     finally:
@@ -55,14 +65,18 @@ def tap(attention: nn.Module, observe: Callable[[Tensor, Tensor, Tensor | None, 
         del attention._illava_tap
 
 
-def _tapped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+def _tapped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+):
     name = module.config._tapped_config._attn_implementation
     if name in (None, "eager"):
         run = sys.modules[type(module).__module__].eager_attention_forward
     else:
         run = ALL_ATTENTION_FUNCTIONS[name]
+    observe, change = module._illava_tap
+    mask = attention_mask if change is None else change(key, attention_mask)
     out = run(module, query, key, value, mask, **kwargs)
-    module._illava_tap(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
     return out
 
 
@@ -108,8 +122,10 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (B, S, C), the whole sequence that the layer after the site receives.
         last: (B,) position of the last text token, or None.
+        text: (B, T) positions of the text tokens after the image, or None where the prompts have different numbers.
         ahead: computes queries and keys of the layer to come; entry: gives the sequence (B, S0, C) that entered the
-            LLM and the positions (B, N0) of the visual tokens in it; norm: the last norm of the LLM. None outside it.
+            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (B, T); norm: the last
+            norm of the LLM. None outside it.
     """
 
     query: Tensor
@@ -122,8 +138,9 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
+    text: Tensor | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
-    entry: Callable[[], tuple[Tensor, Tensor]] | None = None
+    entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     norm: nn.Module | None = None
 
     def statistic(self, name: str) -> Tensor:
@@ -157,7 +174,7 @@ class AttentionSite:
         batch, heads, count, width = query.shape
         groups = self.key.shape[1]
         grouped = query.reshape(batch, groups, heads // groups * count, width)
-        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1) * self.scaling
+        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1).mul_(self.scaling)
         return self._masked(logits, position)
 
     def _masked(self, logits: Tensor, position: Tensor) -> Tensor:
@@ -182,22 +199,26 @@ class AttentionSite:
         return x.gather(-1, index.expand(*x.shape[:-1], -1))
 
     # ---- statistics
+    def _query_blocks(self) -> list[slice]:
+        batch, heads, count, _ = self.query.shape
+        rows = BLOCK_ROWS
+        if self.query.device.type != "cpu":
+            rows = max(rows, BLOCK_WEIGHTS // (batch * heads * self.key.shape[2]))
+        return [slice(start, start + rows) for start in range(0, count, rows)]
+
     def _attention_received(self) -> Tensor:
         total = torch.zeros(self.key.shape[0], self.key.shape[2], device=self.key.device)
-        real = self.valid
-        if real is None:
-            real = torch.ones(self.query.shape[0], self.query.shape[2], dtype=torch.bool, device=self.query.device)
-        for start in range(0, self.query.shape[2], QUERY_BLOCK):
-            block = slice(start, start + QUERY_BLOCK)
-            probability = self._logits(block).softmax(-1).mean(1)
-            total += probability.masked_fill(~real[:, block, None], 0.0).sum(1)
-        return self._visual_columns(total / real.sum(1, keepdim=True))
+        for block in self._query_blocks():
+            weights = self._logits(block).softmax(-1)
+            if self.valid is None:
+                total += weights.sum((1, 2))
+            else:
+                total += weights.sum(1).masked_fill(~self.valid[:, block, None], 0.0).sum(1)
+        queries = self.query.shape[2] if self.valid is None else self.valid.sum(1, keepdim=True)
+        return self._visual_columns(total / (self.query.shape[1] * queries))
 
     def _lse(self) -> Tensor:
-        blocks = [
-            self._logits(slice(start, start + QUERY_BLOCK)).logsumexp(-1).mean(1)
-            for start in range(0, self.query.shape[2], QUERY_BLOCK)
-        ]
+        blocks = [self._logits(block).logsumexp(-1).mean(1) for block in self._query_blocks()]
         return self._visual_columns(torch.cat(blocks, dim=1))
 
     def _row(self, rows: Tensor) -> Tensor:
@@ -213,12 +234,9 @@ class AttentionSite:
         return self._row(self._text_positions())
 
     def _text_positions(self) -> Tensor:
-        """(B, T): the positions after the last visual token, up to the last text token."""
-        first = self.visual.max(1).values + 1
-        counts = (self.last + 1 - first).unique()
-        if len(counts) != 1:
-            raise LabError("rows of all text tokens need prompts with equally many text tokens after the image")
-        return first[:, None] + torch.arange(int(counts[0]), device=first.device)
+        if self.text is None:
+            raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
+        return self.text
 
     def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
         return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))
@@ -250,9 +268,10 @@ class AttentionSite:
         return self.norm(self._text_hidden())
 
     def _embeddings(self) -> Tensor:
-        return self._keys_at(*self.entry())
+        sequence, visual, _ = self.entry()
+        return self._keys_at(sequence, visual)
 
     def _text_embeddings(self) -> Tensor:
-        sequence, _ = self.entry()
-        # Everything that was removed since stood before the text after the image.
-        return self._keys_at(sequence, self._text_positions() + sequence.shape[1] - self.hidden.shape[1])
+        self._text_positions()  # refuses where rows have different numbers
+        sequence, _, text = self.entry()
+        return self._keys_at(sequence, text)

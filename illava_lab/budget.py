@@ -63,8 +63,10 @@ def for_budget(
     if not serves or share == 1:
         return Schedule()
     if keep is not None:
-        return _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
-    return _for_flops(share, strategy, model, anatomy, serves, text_tokens)
+        schedule = _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
+    else:
+        schedule = _for_flops(share, strategy, model, anatomy, serves, text_tokens)
+    return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
 
 
 def budget_label(row: Any) -> str:
@@ -85,16 +87,26 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
     if len(serves) == 2:
         between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
     ends = {"encoder": (patches, between), "llm": (between, final)}
-    return Schedule(**{stage: _split(strategy, stage, anatomy.depth(stage), *ends[stage]) for stage in serves})
+    return Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
 
 
-def _split(strategy: Strategy, stage: Stage, depth: int, before: int, after: int) -> dict[int, int]:
+def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
+    """The same for images of any number of tokens."""
+    counts, out = schedule.tokens(anatomy), {}
+    for stage, before in (("encoder", 0), ("llm", -1)):
+        plan, entering = schedule.plan(stage), counts[stage]
+        out[stage] = {layer: entering[layer + 1 + before] / entering[max(0, layer + before)] for layer in plan}
+    return Schedule(**out, image=schedule.image)
+
+
+def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:
     """Counts after each of the strategy's layers in a stage.
 
     Raises:
         LabError: even removing all it can at every layer, the strategy keeps more.
     """
-    layers = strategy.layers(stage, depth)
+    first = anatomy.first_llm_layer if stage == "llm" else 0
+    layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
     counts = strategy.counts(stage, len(layers), before, after)
     if counts[0] < ceil(before * strategy.smallest_keep):
         least = before

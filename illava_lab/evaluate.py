@@ -136,15 +136,22 @@ def load_task(name: str | PathLike = "test") -> Task:
     return Task(str(name), samples, images)
 
 
-def predict(lab: Lab, task: Task, batch_size: int = 8, done: Callable[[int], object] | None = None) -> list[str]:
+def predict(
+    lab: Lab,
+    task: Task,
+    batch_size: int = 8,
+    done: Callable[[int], object] | None = None,
+    starts: Sequence[int] | None = None,
+) -> list[str]:
     """Greedy answers to all questions of a task; inside an `attach` block, with that reduction.
 
     Args:
         done: called after each batch with its number of questions, for a progress bar.
+        starts: the batches to do, each by its first question; None for all.
     """
     longest = answer_tokens(lab, task)
     answers: list[str] = []
-    for start in range(0, len(task), batch_size):
+    for start in range(0, len(task), batch_size) if starts is None else starts:
         batch = task.samples.iloc[start : start + batch_size]
         pictures = {image_id: task.image(image_id) for image_id in batch["image_id"].unique()}
         images = [pictures[image_id] for image_id in batch["image_id"]]

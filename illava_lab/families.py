@@ -3,25 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from illava_lab.errors import LabError
+from illava_lab.packing import Medium
 from illava_lab.strategy import Stage
 
-# transformers model_type -> (where the vision tower, the projector and the language model are, below model.model)
-FAMILIES: dict[str, tuple[str, str, str]] = {
-    "llava": ("vision_tower", "multi_modal_projector", "language_model"),
-}
+
+class Media(NamedTuple):
+    """How images (or videos) get into the prompt.
+
+    Attributes:
+        token: name of the placeholder's id in the configuration.
+        encode: method of `model.model` that turns pixels into features for the placeholders.
+        pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
+    """
+
+    token: str
+    encode: str
+    pack: str | None = None
+
+
+class Family(NamedTuple):
+    """A row of the table of what is supported. Every family reduces in the encoder and in the LLM, and takes several
+    images; it takes video if `media` has it.
+
+    Attributes:
+        name: what people call it.
+        tower, projector, language_model: where these are, below `model.model`.
+        media: what goes into a prompt.
+    """
+
+    name: str
+    tower: str
+    projector: str
+    language_model: str
+    media: dict[Medium, Media]
+
+
+_LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
+_IMAGES = ("image_token_id", "get_image_features")
+_VIDEOS = ("video_token_id", "get_video_features")
+
+_QWEN = ("visual", "visual.merger", "language_model")
+_QWEN_MEDIA: dict[Medium, Media] = {"image": Media(*_IMAGES), "video": Media(*_VIDEOS)}
+
+# by the model_type of transformers
+FAMILIES: dict[str, Family] = {
+    "llava": Family("LLaVA-1.5", *_LLAVA, {"image": Media(*_IMAGES)}),
+    "llava_next": Family("LLaVA-NeXT", *_LLAVA, {"image": Media(*_IMAGES, "pack_image_features")}),
+    "llava_onevision": Family(
+        "LLaVA-OneVision", *_LLAVA,
+        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
+    ),
+    "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
+}  # fmt: skip
 
 # vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
 TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
     "clip_vision_model": (("self_attn", "layer_norm2", "mlp"), True),
     "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
+    "qwen2_vl_vision": (("attn", "norm2", "mlp"), False),
+    "qwen2_5_vl_vision": (("attn", "norm2", "mlp"), False),
+    "qwen3_vl_vision": (("attn", "norm2", "mlp"), False),
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2")
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+
+
+TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
+
+
+class Cells(NamedTuple):
+    """How a tower that takes images of any size, packed into one sequence, groups their patches.
+
+    Attributes:
+        side: patches along the side of a cell, the block that the patch merger makes one visual token of.
+        window: cells along the side of an attention window, or None if there are none.
+    """
+
+    side: int
+    window: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +99,15 @@ class Anatomy:
         encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
         layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one image.
-        image_token_id: the placeholder of one visual token in input_ids.
+        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
+            size, that of a typical one in cells, for which budgets are computed.
+        side: (pixels of such a row, pixels of a patch), along one edge.
+        media: what goes into a prompt, and how.
+        placeholders: the id in input_ids that holds the place of a visual token, by medium.
+        cells: how patches become visual tokens in a packed tower, or None for other towers.
+        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
+            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        fixed: every image has as many visual tokens as a row has patches.
     """
 
     base: nn.Module
@@ -44,19 +117,39 @@ class Anatomy:
     layer_parts: tuple[str, str, str]
     cls_tokens: int
     grid: tuple[int, int]
+    side: tuple[int, int]
     projector: nn.Module
     language_model: nn.Module
     llm_layers: nn.ModuleList
-    image_token_id: int
+    media: dict[Medium, Media]
+    placeholders: dict[Medium, int]
+    cells: Cells | None = None
+    first_llm_layer: int = 1
+
+    @property
+    def fixed(self) -> bool:
+        return self.cells is None and all(media.pack is None for media in self.media.values())
+
+    @property
+    def image_token_id(self) -> int:
+        return self.placeholders["image"]
 
     @property
     def patches(self) -> int:
-        """Visual tokens per image before any reduction."""
+        """Patches in one row of the encoder (an image, a crop or a frame) before any reduction."""
         return self.grid[0] * self.grid[1]
 
     def depth(self, stage: Stage) -> int:
         """Layers of a stage that a reduction can act on."""
         return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
+
+
+def table() -> str:
+    """What is supported, as the Markdown table of the README."""
+    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
+    for kind, family in FAMILIES.items():
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+    return "\n".join(lines)
 
 
 def check_supported(config: Any) -> None:
@@ -74,7 +167,7 @@ def check_supported(config: Any) -> None:
     if text.model_type not in DECODERS:
         raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
     wanted = "default" if TOWERS[tower.model_type][1] else "full"
-    if config.vision_feature_select_strategy != wanted:
+    if getattr(config, "vision_feature_select_strategy", wanted) != wanted:
         raise LabError(
             f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported with "
             f"{tower.model_type}; supported: {wanted!r}"
@@ -94,27 +187,41 @@ def describe(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     check_supported(config)
     base = model.model
-    tower, projector, language_model = (getattr(base, name) for name in FAMILIES[config.model_type])
+    family = FAMILIES[config.model_type]
     vision = config.vision_config
+    tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
-    side = vision.image_size // vision.patch_size
+    cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
+    patch = vision.patch_size * (cells.side if cells else 1)
+    pixels = TYPICAL_CELLS * patch if cells else vision.image_size
     return Anatomy(
         base=base,
         tower=tower,
         encoder_layers=layers,
-        encoder_depth=_layers_used(config.vision_feature_layer, len(layers)),
+        encoder_depth=_layers_used(getattr(config, "vision_feature_layer", -1), len(layers)),
         layer_parts=parts,
         cls_tokens=int(has_cls),
-        grid=(side, side),
-        projector=projector,
+        grid=(pixels // patch, pixels // patch),
+        side=(pixels, patch),
+        projector=base.get_submodule(family.projector),
         language_model=language_model,
         llm_layers=language_model.layers,
-        image_token_id=config.image_token_id,
+        media=family.media,
+        placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
+        cells=cells,
+        first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
     )
 
 
+def _cells(vision: Any) -> Cells:
+    window = getattr(vision, "window_size", None)  # in pixels
+    return Cells(vision.spatial_merge_size, window and window // vision.patch_size // vision.spatial_merge_size)
+
+
 def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    if hasattr(tower, "blocks"):
+        return tower.blocks
     # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.
     return getattr(tower, "vision_model", tower).encoder.layers
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.attention import AttentionSite
+from illava_lab.errors import LabError
 from illava_lab.families import Anatomy, describe
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy, Tokens
@@ -26,6 +27,9 @@ def prefill_flops(
     Args:
         model: only shapes are read; it may be on the meta device.
         text_tokens: tokens of the prompt beside the visual ones.
+
+    Raises:
+        LabError: a model that takes images of any size.
     """
     anatomy, schedule = describe(model), schedule or Schedule()
     total = sum(sum(part) for part in flops_by_layer(model, schedule, text_tokens=text_tokens).values())
@@ -42,8 +46,13 @@ def flops_by_layer(model: nn.Module, schedule: Schedule | None = None, *, text_t
 
     "encoder" and "llm" have an entry for each layer, the others one. What a strategy computes is left out. Arguments as in
     `prefill_flops`.
+
+    Raises:
+        LabError: a model that takes images of any size.
     """
     anatomy, schedule = describe(model), schedule or Schedule()
+    if anatomy.cells is not None:
+        raise LabError("FLOPs are not known for models that take images of any size; give the budget as keep")
     tokens = schedule.tokens(anatomy)
     config, cls_tokens = model.config, anatomy.cls_tokens
     seen = tokens["image"][-1]
@@ -117,7 +126,11 @@ def _reduction(
     else:
         site.causal, site.visual, site.last, site.norm = True, visual, torch.tensor([length - 1]), nn.Identity()
         start = tokens["llm"][0]
-        site.entry = lambda: (random(1, start + text, config.hidden_size), torch.arange(first, first + start)[None])
+        places = torch.arange(start + text)[None]
+        site.text = torch.arange(first + count, length)[None]
+        site.entry = lambda: (
+            random(1, start + text, config.hidden_size), places[:, first : first + start], places[:, first + start :]
+        )  # fmt: skip
 
         def ahead() -> tuple[torch.Tensor, torch.Tensor]:
             weights = torch.empty(config.hidden_size, (heads + 2 * groups) * width, device="meta")

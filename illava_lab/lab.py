@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
+from transformers.video_utils import VideoMetadata
 
+from illava_lab import random_models
 from illava_lab.attach import attach
 from illava_lab.errors import LabError
-from illava_lab.families import check_supported
 from illava_lab.images import ImageLike, read_image
+from illava_lab.loading import check_arguments, open_checkpoint
 from illava_lab.paths import data_dir
+from illava_lab.processors import FRAMES
 from illava_lab.registry import make_strategy
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy
 from illava_lab.trace import Trace
+from illava_lab.video import Video
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Visual = Union[ImageLike, Video]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,14 @@ class Lab:
     processor: ProcessorMixin
     source: str
 
-    def inputs(self, images: Sequence[ImageLike | Sequence[ImageLike]], questions: Sequence[str]) -> dict[str, Tensor]:
-        """Model inputs for a batch: one question per entry, each with one image or several. Padded on the left.
+    def inputs(self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str]) -> dict[str, Tensor]:
+        """Model inputs for a batch, padded on the left: one question per entry, each with one image or several.
+
+        A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
 
         Raises:
-            LabError: an empty question, an image that cannot be read, or as many questions as images do not match.
+            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a video
+                for a model that takes none.
         """
         if len(images) != len(questions) or not questions:
             raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")
@@ -95,26 +98,43 @@ class Lab:
             if not isinstance(question, str) or not question.strip():
                 raise LabError(f"question must be a sentence, got {question!r}")
         per_prompt = [
-            [read_image(image) for image in (entry if isinstance(entry, (list, tuple)) else [entry])] for entry in images
+            [shown if isinstance(shown, Video) else read_image(shown) for shown in _as_list(entry)] for entry in images
         ]
-        texts = [self._prompt(question, len(own)) for question, own in zip(questions, per_prompt, strict=True)]
-        flat = [image for own in per_prompt for image in own]
+        texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
+        # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
+        pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
+        videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
         inputs = self.processor(
-            images=flat or None, text=texts, padding=True, return_tensors="pt", padding_side="left"
-        )
-        inputs = inputs.to(self.model.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+            images=[own for own in pictures if own] or None,
+            text=texts,
+            padding=True,
+            return_tensors="pt",
+            padding_side="left",
+            **self._video_arguments(videos),
+        ).to(self.model.device)
+        for name in ("pixel_values", "pixel_values_videos"):
+            if name in inputs:
+                inputs[name] = inputs[name].to(self.model.dtype)
         return dict(inputs)
 
-    def _prompt(self, question: str, images: int) -> str:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question.strip()}]
+    def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
+        if not videos:
+            return {}
+        kind = self.model.config.model_type
+        if kind not in FRAMES:
+            raise LabError(f"{self.source} is of the family {kind!r}, which takes no videos; those that do: {', '.join(FRAMES)}")
+        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
+        return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
+
+    def _prompt(self, question: str, shown: Sequence[Any]) -> str:
+        content = [{"type": "video" if isinstance(one, Video) else "image"} for one in shown]
+        content.append({"type": "text", "text": question.strip()})
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
 
     def answer(
-        self, images: Sequence[ImageLike | Sequence[ImageLike]], questions: Sequence[str], max_new_tokens: int = 16
+        self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str], max_new_tokens: int = 16
     ) -> list[str]:
         """Greedy answers to a batch of questions; inside an `attach` block, with that reduction."""
         inputs = self.inputs(images, questions)
@@ -129,14 +149,14 @@ class Lab:
 
     def ask(
         self,
-        image: ImageLike | Sequence[ImageLike],
+        image: Visual | Sequence[Visual],
         question: str,
         strategy: str | Strategy | type[Strategy] = "none",
         keep: float = 1.0,
         schedule: Schedule | None = None,
         max_new_tokens: int = 64,
     ) -> Answer:
-        """Answer one question about an image (or several), with visual tokens reduced.
+        """Answer one question about an image, a video, or several of them, with visual tokens reduced.
 
         Args:
             keep: fraction of the visual tokens that the last LLM layer sees; the strategy's own layers share the work.
@@ -168,76 +188,43 @@ class Lab:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
 
 
-def load(source: str | PathLike | None = None, device: str = "cpu", dtype: str = "float32") -> Lab:
+def _as_list(entry: Visual | Sequence[Visual]) -> list[Visual]:
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
+def load(
+    source: str | PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    device_map: str | dict[str, Any] | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+) -> Lab:
     """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
+
+    Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
+    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names, and
+    the path of a JSON file laid out like those works as well.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16", "float16", or "auto", which is what the checkpoint was published in.
+        device_map: "auto" spreads the layers over all GPUs, and main memory if those are full, through accelerate;
+            `device` is then not used. A dict of module names and devices is transformers' own.
+        quantize: "4bit" or "8bit" weights through bitsandbytes, on NVIDIA GPUs.
+        revision: branch, tag or commit of a hub id, so that results can be repeated.
 
     Raises:
-        LabError: a folder that is no checkpoint, an unsupported family, a hub id that cannot be fetched, an unknown
-            dtype or a device that is not there.
+        LabError: a folder that is no checkpoint or holds no safetensors, an unsupported family, a hub id that cannot be
+            fetched (unknown, gated, no network), too little memory (says how much is needed and how much there is), an
+            unknown dtype, or a device or package that is not there.
     """
-    if dtype not in DTYPES:
-        raise LabError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    _check_device(device)
+    check_arguments(device, dtype, device_map, quantize)
     name = "embedded" if source is None else str(source)
+    if name.startswith(random_models.PREFIX):
+        if device_map is not None or quantize or revision:
+            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
+        return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
     folder = data_dir() / "model" if source is None else Path(source)
-    where = _checkpoint(name, folder)
-    try:
-        check_supported(AutoConfig.from_pretrained(where))
-        # The PIL image processors give the same pixels whether torchvision is installed or not.
-        processor = AutoProcessor.from_pretrained(where, backend="pil")
-        with _quiet_loading(folder.is_dir()):
-            model, report = LlavaForConditionalGeneration.from_pretrained(
-                where, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-            )
-    except LabError as error:
-        raise LabError(f"{name}: {error}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise LabError(f"{name} cannot be loaded: {_first_sentence(error)}") from error
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        missing = sorted(report["missing_keys"])
-        raise LabError(f"{name} lacks {len(missing)} weights, the first is {missing[0]}")
-    return Lab(model.to(device).eval(), processor, name)
-
-
-@contextmanager
-def _quiet_loading(local: bool) -> Iterator[None]:
-    """No progress bar for the second that reading local weights takes; downloads keep theirs."""
-    shown = logging.is_progress_bar_enabled()
-    if local:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _check_device(device: str) -> None:
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise LabError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise LabError(f"device {device!r} is not there: torch {torch.__version__} finds no CUDA GPU; use device='cpu'")
-
-
-def _checkpoint(name: str, folder: Path) -> str:
-    """What `from_pretrained` is given: a folder with a configuration, or a hub id."""
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise LabError(f"{name} is no checkpoint: the folder has no config.json")
-        return str(folder)
-    if folder.exists():
-        raise LabError(f"{name} is a file; give the folder of a checkpoint or a hub id such as llava-hf/llava-1.5-7b-hf")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise LabError(f"{name} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
-    return name
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -4,23 +4,29 @@ At the entry, holes that the encoder left are dropped. Before each reducing laye
 attention of layer K-1 and mapped to fewer. From there on, hidden states, rotary tables and masks are the short ones,
 and the cache of each layer is as long as what that layer saw. Outside the language model every length stays the one
 the processor made: the last hidden state is spread out again, the cache reports the logical length.
+
+Images differ in how many tokens they have. The visual tokens of a batch therefore lie in one flat list, image after
+image, and a strategy is asked once for all images of equally many tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache as memoize
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from illava_lab.attention import AttentionSite, peek, tap
+from illava_lab.attention import AttentionSite, UnequalText, peek, tap
 from illava_lab.compat import causal_mask
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy
+from illava_lab.packing import Medium, Visual
 from illava_lab.schedule import Keep, kept
 from illava_lab.strategy import Strategy, Tokens
 from illava_lab.trace import Step, Trace
@@ -62,18 +68,53 @@ class CacheState:
         return replace(self)  # nothing in it is ever written to, and the attachment is the same one
 
 
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """What lies in every slot of the processor's prompts, on the host: (B, L) bool each."""
+
+    valid: np.ndarray
+    hole: np.ndarray
+    media: dict[Medium, np.ndarray]
+
+    @property
+    def text(self) -> np.ndarray:
+        return self.valid & ~np.any(list(self.media.values()), axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """One image or video of the prompts, as the host knows it."""
+
+    row: int  # the prompt it belongs to
+    visual: Visual
+    at: np.ndarray  # (S,) slots of its placeholders in the processor's prompt
+    text_after: int  # text tokens of the prompt behind it
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """What entered layer 0: the sequence (B, L, C), and where its text (B, L) and its visual tokens (V,) are."""
+
+    hidden: Tensor
+    text: Tensor
+    at: Tensor
+    counts: list[int]
+
+
 @dataclass(eq=False)
 class _Prefill:
-    """One prefill. I counts the images of the batch, in the order of their placeholders; n their visual tokens."""
+    """One prefill. V counts the visual tokens of the batch, image after image, in the order of their placeholders."""
 
     stages: list[Kept]
     positions: Tensor  # (B or 1, L) position ids at the entry, as the processor's prompt has them
-    image_rows: list[int]  # the prompt that each image belongs to
+    images: list[_Image]
+    counts: list[int]  # visual tokens that each image has left
+    text: Tensor  # (B, L) bool, which tokens of the current sequence are text
+    at: Tensor  # (V,) their slots in the current sequence
+    size: Tensor  # (V,) patches that each stands for
+    place: Tensor  # (V,) whose place in the image each holds, markers not counted
+    entry: _Entry
     changed: bool = False  # any slot has left its place in the prompt (lengths alone do not tell)
-    at: Tensor | None = None  # (I, n) slots of the visual tokens in the current sequence
-    size: Tensor | None = None  # (I, n) patches that each stands for
-    place: Tensor | None = None  # (I, n) patch in whose place each stands
-    entry: tuple[Tensor, Tensor] | None = None  # (B, L, C) the sequence at the entry, and `at` there
     attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
     kwargs: dict[str, Any] | None = None  # what layers get from the last reduction on
 
@@ -129,18 +170,18 @@ class LlmStage:
         """Where nothing is reduced: only note which images a call has, so that the trace can tell their patches."""
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self._remember_inputs(module, args, kwargs)
-            if self._has_pixels and self._input_ids is not None:
-                placeholders = (self._input_ids == self.anatomy.image_token_id).sum(1).tolist()
-                per_row = [count // self.anatomy.patches for count in placeholders]
-                self.trace.start([], per_row, list(range(sum(per_row))))
+            hidden = kwargs.get("inputs_embeds")
+            if self._has_pixels and self._input_ids is not None and hidden is not None:
+                self._start_trace(self._images(self._read_prompt(hidden, kwargs.get("attention_mask"))))
 
-        undo.callback(self.anatomy.base.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for module, hook in ((self.anatomy.base, self._remember_inputs), (self.anatomy.language_model, note)):
+            undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def _remember_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
-        encoded = kwargs.get("mm_encoder_outputs") or {}
-        self._has_pixels = kwargs.get("pixel_values") is not None or any(v is not None for v in encoded.values())
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).values()
+        given = (kwargs.get("pixel_values"), kwargs.get("pixel_values_videos"), *encoded)
+        self._has_pixels = any(value is not None for value in given)
 
     def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         if isinstance(self._call, _Prefill):
@@ -170,61 +211,92 @@ class LlmStage:
 
     def _prefill(self, hidden: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         batch, length = hidden.shape[:2]
-        slots = torch.arange(length, device=hidden.device).expand(batch, -1)
-        valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
         if self._input_ids is None:
             raise LabError("input_ids are needed to find the visual tokens; inputs_embeds alone are not supported")
-        visual = self._input_ids == self.anatomy.image_token_id
-        hole = hidden[..., 0].isnan()
-        # The one host synchronisation of a prefill: these counts decide every later length.
-        placeholders, holes, padding = torch.stack([visual.sum(1), hole.sum(1), (~valid).sum(1)]).tolist()
+        prompt = self._read_prompt(hidden, mask)
+        images = self._images(prompt)
+        alive = ~prompt.hole
+        removed = prompt.hole.sum(1)
+        changed = bool(removed.any())
 
-        stage = Kept(0, slots, slots, valid, not any(padding))
+        slots = torch.arange(length, device=hidden.device).expand(batch, -1)
+        valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
+        text = torch.from_numpy(prompt.text).to(hidden.device)
+        stage = Kept(0, slots, slots, valid, bool(prompt.valid.all()))
         positions = kwargs.get("position_ids")
         positions = slots[:1] if positions is None else positions
-        if any(holes):
-            order, alive = compact(~hole, length - min(holes))
-            full = stage.full and min(holes) == max(holes)
-            stage = Kept(0, slots[:, : order.shape[1]], order, valid.gather(1, order) & alive, full)
-            visual = visual.gather(1, order) & alive
+        if changed:
+            order, there = compact(torch.from_numpy(alive).to(hidden.device), length - int(removed.min()))
+            full = stage.full and removed.min() == removed.max()
+            stage = Kept(0, slots[:, : order.shape[1]], order, valid.gather(1, order) & there, bool(full))
+            text = text.gather(1, order) & there
             positions = gather_sequence(positions, order, -1)
             # Fill slots must be zero, not only masked: 0 * NaN is NaN. An explicit mask keeps transformers from
             # reading gaps in the positions as several packed sequences.
             kwargs = {
                 **kwargs,
-                "inputs_embeds": gather_sequence(hidden, order, 1).masked_fill(~alive[..., None], 0.0),
+                "inputs_embeds": gather_sequence(hidden, order, 1).masked_fill(~there[..., None], 0.0),
                 "attention_mask": stage.valid.long(),
                 "position_ids": self._pack(stage, positions) if self.positions == "packed" else positions,
+                **self._deepstack(kwargs, prompt, order, there),
             }
-        self._call = _Prefill([stage], positions, [], changed=any(holes))
-        self._locate_images(self._call, visual, placeholders)
-        self._call.entry = kwargs["inputs_embeds"], self._call.at
+
+        now = alive.cumsum(1) - 1 + (removed - removed.min())[:, None]  # slots of the shortened sequence
+        left = [~image.visual.layout.marker.numpy() & alive[image.row, image.at] for image in images]
+        at = [now[image.row, image.at[own]] for image, own in zip(images, left, strict=True)]
+        place = [image.visual.layout.place.numpy()[own] for image, own in zip(images, left, strict=True)]
+        sizes = [image.visual.size.to(hidden.device) for image in images]
+        size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *sizes])
+        entry = _Entry(kwargs["inputs_embeds"], text, _upload(at, hidden.device), [len(own) for own in at])
+        self._call = _Prefill(
+            [stage], positions, images, entry.counts, text,
+            at=entry.at, size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
+            place=_upload(place, hidden.device), entry=entry, changed=changed,
+        )  # fmt: skip
+        self._start_trace(images)
         return kwargs
 
-    def _locate_images(self, call: _Prefill, visual: Tensor, placeholders: list[int]) -> None:
-        """Fill in where the visual tokens of every image are, and start the trace."""
-        patches, encoder, device = self.anatomy.patches, self.encoder, visual.device
-        per_row = [count // patches for count in placeholders]
-        images, encoded = sum(per_row), 0 if encoder.position is None else encoder.position.shape[0]
-        if sum(placeholders) != images * patches or (images and (not encoded or images % encoded)):
-            raise LabError(f"the prompts have {sum(placeholders)} visual tokens, which do not fit {encoded} encoded images")
-        # Beams and several returned sequences repeat a prompt, but its images were encoded once.
-        repeats = images // encoded if images else 1
-        encoder_image = [
-            i for first, count in _runs(per_row[::repeats]) for _ in range(repeats) for i in range(first, first + count)
-        ]
-        self.trace.start(encoder.steps if images else [], per_row, encoder_image)
-        if not images:
-            return
-        call.image_rows = [row for row, count in enumerate(per_row) for _ in range(count)]
-        number = [i for count in per_row for i in range(count)]
-        place, size = encoder.survivors()
-        pick = torch.tensor(encoder_image, device=device)
-        call.place, call.size = place[pick], size[pick]
-        left = place.shape[1]  # visual tokens per image
-        slots = visual.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        columns = torch.tensor(number, device=device)[:, None] * left + torch.arange(left, device=device)
-        call.at = slots[torch.tensor(call.image_rows, device=device)[:, None], columns]
+    @staticmethod
+    def _deepstack(kwargs: dict[str, Any], prompt: _Prompt, order: Tensor, there: Tensor) -> dict[str, Any]:
+        """What the first layers add to visual tokens (Qwen3-VL), for those that are left."""
+        features = kwargs.get("deepstack_visual_embeds")
+        if features is None:
+            return {}
+        visual = np.any(list(prompt.media.values()), axis=0)
+        left = _upload(np.flatnonzero(~prompt.hole[visual]), order.device)
+        mask = torch.from_numpy(visual).to(order.device).gather(1, order) & there
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[left] for layer in features]}
+
+    def _read_prompt(self, hidden: Tensor, mask: Tensor | None) -> _Prompt:
+        """What lies in every slot. The one host synchronisation of a prefill: it decides every later length."""
+        ids, hole = self._input_ids, hidden[..., 0].isnan()
+        valid = torch.ones_like(hole) if mask is None else mask[:, : hidden.shape[1]].bool()
+        media = [ids == token for token in self.anatomy.placeholders.values()]
+        valid, hole, *media = torch.stack([valid, hole, *media]).cpu().numpy()
+        return _Prompt(valid, hole, dict(zip(self.anatomy.placeholders, media, strict=True)))
+
+    def _images(self, prompt: _Prompt) -> list[_Image]:
+        """The images and videos of the batch in the order of their placeholders."""
+        out = []
+        for medium, holds in prompt.media.items():
+            visuals, (batch, needed) = self.encoder.visuals.get(medium, []), (len(holds), int(holds.sum()))
+            ends = np.cumsum([0, *(visual.layout.slots for visual in visuals)])
+            # Beams and several returned sequences repeat a prompt, but its images were encoded once.
+            repeats = needed // int(ends[-1]) if ends[-1] else 1
+            bounds = np.cumsum([0, *holds.sum(1)[:: max(1, repeats)]])
+            if needed and (needed != repeats * ends[-1] or batch % repeats or not np.isin(bounds, ends).all()):
+                lengths = np.diff(ends).tolist()
+                raise LabError(f"the prompts have {needed} places for {medium}s, the encoded ones need {lengths}")
+            for row in range(batch if needed else 0):
+                own, slots = np.searchsorted(ends, bounds[row // repeats :][:2]), np.flatnonzero(holds[row])
+                for i in range(*own):
+                    at = slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]]
+                    out.append(_Image(row, visuals[i], at, int(prompt.text[row, at[-1] :].sum())))
+        return sorted(out, key=lambda image: (image.row, image.at[0]))
+
+    def _start_trace(self, images: list[_Image]) -> None:
+        rows = [image.row for image in images]
+        self.trace.start([image.visual for image in images], [rows.count(row) for row in range(len(self._input_ids))])
 
     def _pack(self, stage: Kept, positions: Tensor) -> Tensor:
         """(B, L) position ids without gaps; notes on the stage how far the last token moved."""
@@ -286,58 +358,96 @@ class LlmStage:
 
     def _reduce(self, call: _Prefill, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Ask the strategy for every image, and shorten the sequence."""
-        last = call.stages[-1]
-        if not call.image_rows:
+        last, where = call.stages[-1], f"llm layer {index}"
+        batch, length = last.valid.shape
+        rows = np.array([image.row for image in call.images], dtype=np.int64)
+        first = np.cumsum([0, *call.counts])
+        groups: dict[Any, list[int]] = {}
+        for i, (image, *counts) in enumerate(zip(call.images, call.counts, call.entry.counts, strict=True)):
+            if counts[0]:
+                groups.setdefault((*counts, image.visual.layout.grid), []).append(i)
+        layer = self.anatomy.llm_layers[index]
+        ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), rotary))
+        keep = torch.ones(batch * length, dtype=torch.bool, device=hidden.device)
+        flat = _upload(np.repeat(rows, call.counts) * length, hidden.device) + call.at
+        keep[flat] = False
+
+        at, place, size, merged, after = [], [], [], [], np.zeros(len(rows), dtype=np.int64)
+        done: list[int] = []
+        pending = list(groups.values())
+        while pending:
+            group = pending.pop(0)
+            before = call.counts[group[0]]
+            pick = _upload(first[group][:, None] + np.arange(before), hidden.device)
+            try:
+                tokens = self._tokens(call, index, hidden, group, pick, ahead)
+                reduction = ask(self.strategy, tokens, kept(self.plan[index], before, where))
+            except UnequalText:
+                pending = [*_split(group, [call.images[i].text_after for i in group]), *pending]
+                continue
+            self.trace.steps.append(Step("llm", index, group, reduction, before, reduction.slots))
+            # Whatever order a strategy gives its slots, the LLM keeps them in the order of their places.
+            anchor, order = reduction.anchor.sort(dim=1)
+            at.append(call.at[pick].gather(1, anchor).flatten())
+            place.append(call.place[pick].gather(1, anchor).flatten())
+            size.append(reduction.sizes(call.size[pick]).gather(1, order).flatten())
+            keep[flat[pick].gather(1, anchor)] = True
+            if reduction.weight is not None:
+                merged.append((flat[pick].gather(1, anchor), gather_sequence(reduction.apply(tokens.hidden), order, 1)))
+            after[group] = reduction.slots
+            done += group
+        for target, states in merged:
+            hidden = hidden.flatten(0, 1).index_copy(0, target.flatten(), states.flatten(0, 1)).view_as(hidden)
+        call.attention = None
+        if not done:
             call.stages.append(replace(last, layer=index))
             return hidden
-        batch, length = last.valid.shape
-        rows = torch.tensor(call.image_rows, device=hidden.device)
-        tokens = self._tokens(call, index, hidden, rows, rotary)
-        before = tokens.count
-        reduction = ask(self.strategy, tokens, kept(self.plan[index], before, f"llm layer {index}"))
-        self.trace.steps.append(Step("llm", index, len(rows), reduction, before, reduction.slots))
-        call.attention, call.changed = None, True
 
-        # Whatever order a strategy gives its slots, the LLM keeps them in the order of their places.
-        anchor, order = reduction.anchor.sort(dim=1)
-        survivors = call.at.gather(1, anchor)
-        flat = (rows[:, None] * length + survivors).flatten()
-        if reduction.weight is not None:
-            merged = gather_sequence(reduction.apply(tokens.hidden), order, 1)
-            hidden = hidden.flatten(0, 1).index_copy(0, flat, merged.flatten(0, 1)).view_as(hidden)
-        keep = torch.ones(batch * length, dtype=torch.bool, device=hidden.device)
-        keep[(rows[:, None] * length + call.at).flatten()] = False
-        keep[flat] = True
+        call.changed = True
+        call.at, call.place, call.size = (_in_order(parts, done, after) for parts in (at, place, size))
+        removed = np.bincount(rows, np.array(call.counts) - after, minlength=batch).astype(np.int64)
+        fewest = int(removed.min())
         keep = keep.view(batch, length)
-
-        images = [call.image_rows.count(row) for row in range(batch)]
-        removed = [count * (before - reduction.slots) for count in images]
-        origin, alive = compact(keep, length - min(removed))
-        full = last.full and min(removed) == max(removed)
-        call.stages.append(
-            Kept(index, last.entry.gather(1, origin), last.prompt.gather(1, origin), last.valid.gather(1, origin) & alive, full)
-        )
-        fill = torch.tensor([count - min(removed) for count in removed], device=hidden.device)
-        call.at = (keep.cumsum(1) - 1 + fill[:, None])[rows].gather(1, survivors)
-        call.place = call.place.gather(1, anchor)
-        call.size = reduction.sizes(call.size).gather(1, order)
+        origin, alive = compact(keep, length - fewest)
+        full = last.full and fewest == removed.max()
+        entry, prompt, valid = (x.gather(1, origin) for x in (last.entry, last.prompt, last.valid))
+        call.stages.append(Kept(index, entry, prompt, valid & alive, bool(full)))
+        row = _upload(np.repeat(rows, after), hidden.device)
+        call.at = (keep.cumsum(1) - 1 + _upload(removed - fewest, hidden.device)[:, None])[row, call.at]
+        call.text = call.text.gather(1, origin) & alive
+        call.counts = after.tolist()
         return gather_sequence(hidden, origin, 1)
 
     def _tokens(
-        self, call: _Prefill, index: int, hidden: Tensor, rows: Tensor, rotary: tuple[Tensor, Tensor]
+        self,
+        call: _Prefill,
+        index: int,
+        hidden: Tensor,
+        group: list[int],
+        pick: Tensor,
+        ahead: Callable[[], tuple[Tensor, Tensor]],
     ) -> Tokens:
-        layer, sequence = self.anatomy.llm_layers[index], hidden
+        """The tokens of a group of images that have equally many.
 
-        def ahead() -> tuple[Tensor, Tensor]:
-            query, key = peek(layer.self_attn, layer.input_layernorm(sequence), rotary)
-            return query[rows], key[rows]
-
+        Args:
+            pick: (I, n) where they are in the flat list; ahead: queries and keys of the layer to come.
+        """
         query, key, mask, scaling = call.attention
-        stage, valid = call.stages[-1], call.stages[-1].valid
+        stage, valid, text, at = call.stages[-1], call.stages[-1].valid, call.text, call.at[pick]
         last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values
-        if call.image_rows != list(range(hidden.shape[0])):  # not one image for each prompt
-            query, key, hidden, valid, last = (x[rows] for x in (query, key, hidden, valid, last))
+        images = [call.images[i] for i in group]
+        rows = _upload(np.array([image.row for image in images]), hidden.device)
+        if [image.row for image in images] != list(range(hidden.shape[0])):  # not one image for each prompt
+            query, key, hidden, valid, text, last = (x[rows] for x in (query, key, hidden, valid, text, last))
             mask = mask[rows] if mask is not None and mask.shape[0] > 1 else mask
+        behind = {image.text_after for image in images}
+        after = behind.pop() if len(behind) == 1 else None
+
+        def entry() -> tuple[Tensor, Tensor, Tensor | None]:
+            first, count = np.cumsum([0, *call.entry.counts]), call.entry.counts[group[0]]
+            visual = call.entry.at[_upload(first[group][:, None] + np.arange(count), rows.device)]
+            return call.entry.hidden[rows], visual, None if after is None else compact(call.entry.text[rows], after)[0]
+
         site = AttentionSite(
             query,
             key,
@@ -345,20 +455,21 @@ class LlmStage:
             mask,
             None if stage.full else valid,
             causal=mask is None or mask.dim() == 2,
-            visual=call.at,
+            visual=at,
             hidden=hidden,
             last=last,
-            ahead=ahead,
-            entry=lambda: (call.entry[0][rows], call.entry[1]),
+            text=None if after is None else compact(text, after)[0],
+            ahead=lambda: tuple(x[rows] for x in ahead()),
+            entry=entry,
             norm=self.anatomy.language_model.norm,
         )
         return Tokens(
             "llm",
-            gather_sequence(hidden, call.at, 1),
+            gather_sequence(hidden, at, 1),
             layer=index,
-            size=call.size,
-            position=call.place,
-            grid=self.anatomy.grid,
+            size=call.size[pick],
+            position=call.place[pick],
+            grid=images[0].visual.layout.grid,
             site=site,
         )
 
@@ -473,6 +584,22 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.expand(before).gather(dim, index.view(view).expand(after))
 
 
-def _runs(counts: list[int]) -> list[tuple[int, int]]:
-    """(first, count) of consecutive runs: [2, 1] -> [(0, 2), (2, 1)]."""
-    return [(sum(counts[:i]), count) for i, count in enumerate(counts)]
+def _upload(values: Any, device: torch.device) -> Tensor:
+    """Whole numbers known on the host, as one long tensor; a list of arrays is joined."""
+    if isinstance(values, list):
+        values = np.concatenate([[], *values])
+    return torch.from_numpy(values.astype(np.int64)).to(device)
+
+
+def _split(group: list[int], by: list[int]) -> list[list[int]]:
+    """Parts of a group whose members have the same value."""
+    return [[i for i, value in zip(group, by, strict=True) if value == wanted] for wanted in sorted(set(by))]
+
+
+def _in_order(parts: list[Tensor], images: list[int], counts: np.ndarray) -> Tensor:
+    """Join what several groups have for each of their images, image after image; `images` says in whose order."""
+    joined = torch.cat(parts)
+    if images == sorted(images):
+        return joined
+    first = dict(zip(images, np.cumsum([0, *counts[images]]), strict=False))
+    return joined[_upload([np.arange(first[i], first[i] + counts[i]) for i in sorted(images)], joined.device)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.attach import attach
 from illava_lab.families import describe
+from illava_lab.packing import Layout
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy
 
 Inputs = dict[str, Tensor]
-Configuration = tuple[Strategy, Schedule]
+Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
+STAGES = ("encoder", "projector", "llm", "rest")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedul
     Args:
         inputs: of one prompt, as `Lab.inputs` makes them.
     """
-    with attach(model, strategy, schedule):
-        cache, peak = _peak(model, inputs)
-        return Cost(**mean_tokens(model, schedule), prefill_flops=prefill_flops(model, inputs),
-                    cache_bytes=cache_bytes(cache), peak_bytes=peak)  # fmt: skip
+    with attach(model, strategy, schedule) as trace:
+        cache_bytes, peak_bytes = memory(model, inputs)
+        return Cost(**mean_tokens(model, schedule, trace.layout()), prefill_flops=prefill_flops(model, inputs),
+                    cache_bytes=cache_bytes, peak_bytes=peak_bytes)  # fmt: skip
 
 
 @torch.inference_mode()
@@ -71,30 +74,38 @@ def prefill_flops(model: nn.Module, inputs: Inputs) -> int:
     return counter.get_total_flops()
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a transformers cache holds."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+def memory(model: nn.Module, inputs: Inputs) -> tuple[int, float]:
+    """What one prefill needs: bytes of the keys and values that it leaves, and bytes above weights and inputs at its
+    peak (on a CUDA device; NaN elsewhere, where torch does not count them)."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    cache = prefill(model, inputs).past_key_values
+    peak = float("nan")
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        peak = float(torch.cuda.max_memory_allocated(device) - before)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), peak
 
 
-def mean_tokens(model: nn.Module, schedule: Schedule) -> dict[str, float]:
-    """Mean visual tokens that enter a layer, for one image: `tokens`, `tokens_encoder`, `tokens_llm`."""
-    counts = schedule.tokens(describe(model))
+def text_tokens(model: nn.Module, inputs: Inputs) -> int:
+    """Tokens of the first prompt that are not visual."""
+    visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)
+    return int((~torch.isin(inputs["input_ids"][0], visual)).sum())
+
+
+def mean_tokens(model: nn.Module, schedule: Schedule, layout: Layout | None = None) -> dict[str, float]:
+    """Mean visual tokens that enter a layer, for one image: `tokens`, `tokens_encoder`, `tokens_llm`.
+
+    Args:
+        layout: what the image is made of, where models differ in that; see `Schedule.tokens`.
+    """
+    counts = schedule.tokens(describe(model), layout)
     encoder, llm = counts["encoder"][:-1], counts["llm"][:-1]  # the last entry is what leaves the stage
     means = {"tokens": encoder + llm, "tokens_encoder": encoder, "tokens_llm": llm}
     return {name: float(np.mean(row)) for name, row in means.items()}
-
-
-def _peak(model: nn.Module, inputs: Inputs) -> tuple[Any, float]:
-    """The cache after one prefill, and the bytes that the prefill needed at its peak (CUDA only)."""
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return prefill(model, inputs).past_key_values, float("nan")
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    cache = prefill(model, inputs).past_key_values
-    torch.cuda.synchronize(device)
-    return cache, float(torch.cuda.max_memory_allocated(device) - before)
 
 
 # ---------------------------------------------------------------------------------------------- time
@@ -136,6 +147,8 @@ def speeds(
 ) -> list[Speed | Exception]:
     """Time configurations side by side: in each round every one runs once, after one round of warm-up.
 
+    Rounds go forth and back, so that none of them always comes after the same other.
+
     Args:
         inputs: of a batch; a whole one, because a single small prompt measures mostly the overhead of calls.
         new_tokens: decoding steps per round.
@@ -146,13 +159,14 @@ def speeds(
     """
     out: list[Speed | Exception] = [Speed() for _ in configurations]
     for round_number in range(rounds + 1):
-        for index, (strategy, schedule) in enumerate(configurations):
+        order = range(len(configurations))
+        for index in order if round_number % 2 else reversed(order):
             speed = out[index]
             if isinstance(speed, Speed):
                 try:
-                    seconds = _run(model, inputs, strategy, schedule, new_tokens)
+                    seconds = _run(model, inputs, configurations[index], new_tokens)
                 except Exception as error:  # a stranger's strategy may fail in any way; the others go on
-                    out[index] = error
+                    out[index] = _released(error)
                 else:
                     if round_number > 0:
                         speed.prefill.append(seconds[0])
@@ -162,13 +176,16 @@ def speeds(
     return out
 
 
+def attached(model: nn.Module, configuration: Configuration) -> AbstractContextManager:
+    """`attach`, or nothing where the bare model is meant."""
+    return nullcontext() if configuration is None else attach(model, *configuration)
+
+
 @torch.inference_mode()
-def _run(
-    model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedule, new_tokens: int
-) -> tuple[float, float]:
+def _run(model: nn.Module, inputs: Inputs, configuration: Configuration, new_tokens: int) -> tuple[float, float]:
     """Seconds of one prefill, and of one decoding step after it."""
     mask = inputs["attention_mask"]
-    with attach(model, strategy, schedule):
+    with attached(model, configuration):
         start = timer()  # waits for the accelerator before it reads the clock
         output = prefill(model, inputs)
         middle = timer()
@@ -182,3 +199,44 @@ def _run(
             )
         end = timer()
     return middle - start, (end - middle) / new_tokens
+
+
+def _released(error: Exception) -> Exception:
+    """The same, without the frames where it was raised: they would keep the tensors of a run that was out of memory."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
+
+def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 3) -> dict[str, float]:
+    """How the time of one prefill splits, under the attached strategy if there is one: median seconds of `STAGES`.
+
+    "encoder" is the vision tower, "llm" the layers of the language model, each with the reductions inside it; "rest" is
+    what is between them and the logits. Reading the clock at every border waits for the accelerator there, so the sum
+    can be more than the prefill takes undisturbed (`speeds`).
+    """
+    anatomy = describe(model)
+    parts = {"encoder": anatomy.tower, "projector": anatomy.projector, "llm": anatomy.language_model}
+    seen: dict[str, float] = {}
+
+    def clock(name: str, sign: int) -> Callable[..., None]:
+        def read(*_: Any) -> None:
+            seen[name] = seen.get(name, 0.0) + sign * timer()
+
+        return read
+
+    taken = []
+    with ExitStack() as undo:
+        for name, part in parts.items():
+            # Around the hooks of an attachment, whose work belongs to the part.
+            undo.callback(part.register_forward_pre_hook(clock(name, -1), prepend=True).remove)
+            undo.callback(part.register_forward_hook(clock(name, 1)).remove)
+        for _ in range(rounds + 1):
+            seen.clear()
+            start = timer()
+            prefill(model, inputs)
+            total = timer() - start
+            if anatomy.projector in anatomy.tower.modules():
+                seen["encoder"] -= seen["projector"]
+            seen["rest"] = total - sum(seen.values())
+            taken.append(dict(seen))
+    return {name: float(np.median([run.get(name, 0.0) for run in taken[1:]])) for name in STAGES}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -21,9 +22,22 @@ from illava_lab.trace import Sources, Trace
 from illava_lab.widgets import PanelView, show_widget
 
 
+def grid_of(trace: Trace) -> tuple[int, int]:
+    """(height, width) in patches of the one image.
+
+    Raises:
+        LabError: the image was cut into crops, or the trace is of a video.
+    """
+    crops, height, width = trace.layout(0).patches
+    if crops != 1:
+        raise LabError(f"the explorer shows an image that is one grid of patches, this one is {crops}")
+    return height, width
+
+
 def step_names(trace: Trace) -> list[str]:
     """What the positions of the explorer's slider are called: the start, and every reduction."""
-    start = f"start: {trace.grid[0] * trace.grid[1]} tokens"
+    height, width = grid_of(trace)
+    start = f"start: {height * width} tokens"
     return [start, *(f"{step.stage} layer {step.layer}: {step.before} → {step.after}" for step in trace.steps)]
 
 
@@ -39,16 +53,17 @@ def merge_panels(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> 
     Raises:
         LabError: no such step or patch.
     """
-    patches = trace.grid[0] * trace.grid[1]
+    grid = grid_of(trace)
+    patches = grid[0] * grid[1]
     if not 0 <= step <= len(trace.steps):
         raise LabError(f"step must be between 0 and {len(trace.steps)}, got {step!r}")
     if not 0 <= patch < patches:
         raise LabError(f"patch must be between 0 and {patches - 1}, got {patch!r}")
     sources = trace.sources(0, step)
-    hover = np.array(_patch_texts(sources)).reshape(trace.grid)
+    hover = np.array(_patch_texts(sources)).reshape(grid)
     tokens = Panel(
         f"{len(sources.anchor)} tokens after this step" if step else f"{patches} tokens, one a patch",
-        trace.grid, token_picture(seen, sources), hover=hover, frames=[patch],
+        grid, token_picture(seen, sources), hover=hover, frames=[patch],
     )  # fmt: skip
     return [_scores(seen, trace, step), tokens, _provenance(seen, sources, patch)]
 
@@ -81,22 +96,23 @@ def places_before(trace: Trace, step: int) -> Tensor:
     this = trace.steps[step - 1]
     if this.stage == "llm":
         return trace.sources(0, step - 1).anchor
-    place = trace.sources(0, 0).anchor.new_tensor(range(-trace.cls_tokens, trace.grid[0] * trace.grid[1]))
+    height, width = grid_of(trace)
+    place = torch.arange(-trace.cls_tokens, height * width)
     for earlier in trace.steps[: step - 1]:
         place = place[earlier.map.anchor[0].cpu()]
     return place
 
 
 def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
-    title = "score that this step ranked by"
+    title, grid = "score that this step ranked by", grid_of(trace)
     if step == 0:
-        return Panel("no reduction yet", trace.grid, seen, note="move the slider")
+        return Panel("no reduction yet", grid, seen, note="move the slider")
     scores = trace.steps[step - 1].scores
     if scores is None:
-        return Panel(title, trace.grid, seen, note="this method does not<br>rank single tokens")
+        return Panel(title, grid, seen, note="this method does not<br>rank single tokens")
     place, row = places_before(trace, step), scores[0].float().cpu()
     row, place = row[place >= 0].numpy(), place[place >= 0].numpy()
-    values = np.full(trace.grid[0] * trace.grid[1], np.nan)
+    values = np.full(grid[0] * grid[1], np.nan)
     values[place] = row
     order = np.empty(len(row), int)
     order[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
@@ -104,8 +120,7 @@ def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
     for where, score, rank in zip(place, row, order, strict=True):
         hover[where] = f"token at patch {where}:<br>score {score:.4g}, rank {rank} of {len(row)}"
     return Panel(
-        title, trace.grid, seen, values.reshape(trace.grid), (float(row.min()), float(row.max())), "score",
-        hover=hover.reshape(trace.grid),
+        title, grid, seen, values.reshape(grid), (float(row.min()), float(row.max())), "score", hover=hover.reshape(grid),
     )  # fmt: skip
 
 
@@ -162,7 +177,7 @@ class MergeExplorer:
             label: lab.ask(image, question, strategy, keep) for label, strategy in chosen.items()
         }
         first = next(iter(self.answers))
-        grid = self.answers[first].trace.grid
+        grid = grid_of(self.answers[first].trace)
         self._start = {"strategy": first, "step": 0, "patch": patch}
         wide = ipywidgets.Layout(width="300px")
         self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=wide)
@@ -172,6 +187,7 @@ class MergeExplorer:
         self.text = ipywidgets.HTML()
         self.view = PanelView(self._panels(**self._start), self._pick)
         self._controls = {name: getattr(self, name) for name in self._start}
+        self._quiet = False
         self.strategy.observe(self._change_strategy, names="value")
         for control in self._controls.values():
             control.observe(self._draw, names="value")
@@ -199,8 +215,11 @@ class MergeExplorer:
         if "step" not in settings:  # as the slider does: another strategy may have fewer steps
             after["step"] = min(after["step"], len(self.answers[after["strategy"]].trace.steps))
         self._panels(**after)  # refuses what is not there before anything moves
+        self._quiet = True  # one drawing at the end, not one for each control
         for name in self._start:  # the strategy before its step, whose range depends on it
             self._controls[name].value = after[name]
+        self._quiet = False
+        self._draw()
 
     def show(self, **settings: object) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
@@ -234,5 +253,7 @@ class MergeExplorer:
         )
 
     def _draw(self, change: dict | None = None) -> None:
+        if self._quiet:
+            return
         self.view.update(self._panels(**self.settings))
         self.text.value = self._describe()

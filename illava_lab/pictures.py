@@ -21,8 +21,9 @@ CELL = 24  # pixels per patch in a picture
 
 
 def seen_image(lab: Lab, image: ImageLike) -> Image.Image:
-    """The picture as the model sees it: resized and cropped by its processor."""
+    """The picture as the model sees it: resized and cropped by its processor. Of an image in crops, the whole one."""
     pixels = lab.inputs([image], ["What is it?"])["pixel_values"][0].float().cpu()
+    pixels = pixels if pixels.dim() == 3 else pixels[0]
     processor = lab.processor.image_processor
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     return Image.fromarray(((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
@@ -36,7 +37,7 @@ def token_picture(image: Image.Image, sources: Sources) -> Image.Image:
 
     Args:
         image: as the model sees it (`seen_image`).
-        sources: of that image, from `Trace.sources`.
+        sources: of that image, from `Trace.sources`; of one in crops, `Sources.crop`.
     """
     rows, columns = sources.grid
     picture = np.asarray(image.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.NEAREST)).astype(float)
@@ -76,7 +77,7 @@ def reduction_figure(lab: Lab, image: ImageLike, answer: Answer, title: str = ""
     panels: list[tuple[str, Image.Image]] = [("what the model sees", seen)]
     for stage, name in (("encoder", "after the image encoder"), ("llm", "in the last LLM layer")):
         sources = after_stage(answer.trace, stage)
-        panels.append((f"{name}: {len(sources.anchor)} tokens", token_picture(seen, sources)))
+        panels.append((f"{name}: {len(sources.anchor)} tokens", token_picture(seen, sources.crop(0))))
     return side_by_side(panels, title)
 
 

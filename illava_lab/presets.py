@@ -60,11 +60,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "illava-2026-67": Preset(
         "illava-2026", _all(range(5, 9), 0.85), _all(range(19, 26, 2), 0.90), QWEN3_VL,
-        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B",
+        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B (score='lse')",
     ),
     "illava-2026-89": Preset(
         "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
-        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B",
+        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B (score='lse')",
     ),
     # 577 tokens with CLS become 209 by merging 16 in each of 23 layers.
     "tome-16": Preset(
@@ -103,7 +103,8 @@ def preset(name: str, model: nn.Module) -> Schedule:
         raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     published, anatomy = PRESETS[name], describe(model)
     here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
-    if published.model._replace(patches=published.model.patches or here.patches) == here:
+    fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
+    if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
         return Schedule(encoder=published.encoder, llm=published.llm)
     count, fractions = published.model.patches, []
     for keep in (*published.encoder.values(), *published.llm.values()):
@@ -111,7 +112,7 @@ def preset(name: str, model: nn.Module) -> Schedule:
         count = keep if isinstance(keep, int) else round((count or 0) * keep)
     layers = len(published.encoder)
     encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=1)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
     return Schedule(
         encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
     )

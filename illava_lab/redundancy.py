@@ -53,6 +53,8 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
     if is_attached(lab.model):
         raise LabError("redundancy is measured on the bare model; leave the attach block first")
     inputs = lab.inputs([image], [question])
+    if not anatomy.fixed:
+        raise LabError("redundancy is recorded of models whose images are one grid of patches each, such as LLaVA-1.5")
     visual = (inputs["input_ids"] == anatomy.image_token_id).nonzero()[:, 1][None]
     if visual.shape[1] != anatomy.patches:
         raise LabError(f"one image of {anatomy.patches} patches can be recorded, this one has {visual.shape[1]}")

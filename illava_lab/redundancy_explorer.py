@@ -72,7 +72,9 @@ def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: flo
     label = clusters(x, least)
     member = one_hot(label).T.double()
     size, grid = member.sum(1), recording.grid
-    sources = Sources(member / size[:, None], member.argmax(1), grid)
+    place = torch.cartesian_prod(*(torch.arange(side) / side for side in grid)).flip(1)
+    boxes = torch.cat([place, place + torch.tensor([1 / grid[1], 1 / grid[0]])], dim=1)
+    sources = Sources(member / size[:, None], member.argmax(1), grid, boxes)
     hover = [f"patch {i}: in a group of {int(size[group])}" for i, group in enumerate(label)]
     picture = token_picture(seen, sources)
     return Panel(f"{len(size)} groups with cosine ≥ {least:g}", grid, picture, hover=np.array(hover).reshape(grid))
@@ -121,11 +123,14 @@ class RedundancyExplorer:
         self.layer = ipywidgets.IntSlider(max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="340px"))
         self.patch = ipywidgets.BoundedIntText(patch, 0, patches - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
         self.centred = ipywidgets.Checkbox(description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px"))
-        self.third = ipywidgets.Dropdown(options=[(v, k) for k, v in THIRD.items()], description="right", layout=narrow)
+        self.third = ipywidgets.Dropdown(
+            options=[(v, k) for k, v in THIRD.items()], description="right", layout=ipywidgets.Layout(width="300px")
+        )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
         self.view = PanelView(self._panels(**self._start), self._pick)
         self._controls = {name: getattr(self, name) for name in self._start}
+        self._quiet = False
         self.stage.observe(self._change_stage, names="value")
         for control in self._controls.values():
             control.observe(self._draw, names="value")
@@ -157,8 +162,11 @@ class RedundancyExplorer:
         if "layer" not in settings:  # as the slider does: the other stage may have fewer layers
             after["layer"] = min(after["layer"], self._depth(after["stage"]))
         self._panels(**after)  # refuses what is not there before anything moves
+        self._quiet = True  # one drawing at the end, not one for each control
         for name in self._start:  # the stage before its layer, whose range depends on it
             self._controls[name].value = after[name]
+        self._quiet = False
+        self._draw()
 
     def show(self, **settings: object) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
@@ -191,5 +199,7 @@ class RedundancyExplorer:
         )
 
     def _draw(self, change: dict | None = None) -> None:
+        if self._quiet:
+            return
         self.view.update(self._panels(**self.settings))
         self.text.value = self._describe()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy
+from illava_lab.packing import Layout
 from illava_lab.strategy import STAGES, Stage, Strategy
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Schedule:
     """Layer -> how much to keep, for the image encoder and for the LLM; and how much of the picture goes in at all.
 
     A float in (0, 1] is the fraction kept of the visual tokens that enter the layer, an int is the number kept
-    (always per image; CLS and text do not count). Encoder layer i reduces inside layer i, after its attention. LLM
+    (in the LLM of each image or video, in the encoder of each of its crops or frames; CLS, text and newlines do not
+    count). Encoder layer i reduces inside layer i, after its attention. LLM
     layer K reduces before layer K, scored by the attention of layer K-1. `image` is the same for the patches of the
     picture, before the encoder (strategy "downsample"); None leaves the picture as it is.
 
@@ -59,7 +61,7 @@ class Schedule:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": 1}
+        first = {"encoder": 0, "llm": anatomy.first_llm_layer}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
@@ -71,27 +73,39 @@ class Schedule:
             for layer in plan:
                 if not first[stage] <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
-        wanted = self.tokens(anatomy)["image"][-1]
+        if self.image is not None and anatomy.cells is not None:
+            raise LabError("this model takes images of any size: to down-sample, let its processor make fewer pixels")
+        # How many tokens an image has may depend on the image; a count is then checked when it gets there.
+        known = self if anatomy.fixed else replace(self, llm={}, encoder={} if anatomy.cells else self.encoder)
+        wanted = known.tokens(anatomy)["image"][-1]
         nearest = strategy.reachable_keep(wanted, anatomy.grid)
         if self.image is not None and nearest != wanted:
             raise LabError(f"{strategy.name} cannot make {wanted} of {anatomy.patches} patches; the nearest is {nearest}")
 
-    def tokens(self, anatomy: Anatomy) -> dict[Stage, list[int]]:
+    def tokens(self, anatomy: Anatomy, layout: Layout | None = None) -> dict[Stage, list[int]]:
         """Visual tokens of one image that enter each layer of a stage; the count that leaves the stage comes last.
+
+        Args:
+            layout: what the image is made of (`Trace.layout`); None for one of as many tokens as a crop has patches.
+                Where padding is cut off, tokens that survive in it are lost to the LLM; they are expected to be as
+                many there as elsewhere.
 
         Raises:
             LabError: a count above what is there.
         """
-        count, out = anatomy.patches, {}
+        rows, height, width = (1, *anatomy.grid) if layout is None else layout.patches
+        count, per_row, out = height * width, height * width, {}
         for stage in STAGES:
             plan, row = self.plan(stage), []
+            if stage == "llm" and layout is not None:
+                count = round(layout.tokens * count / per_row)
             for layer in range(1 if stage == "image" else anatomy.depth(stage)):
                 if stage == "llm" and layer in plan:
                     count = kept(plan[layer], count, f"llm layer {layer}")
                 row.append(count)
                 if stage != "llm" and layer in plan:
                     count = kept(plan[layer], count, f"{stage} layer {layer}")
-            out[stage] = [*row, count]
+            out[stage] = [*row, count] if stage == "llm" else [n * rows for n in (*row, count)]
         return out
 
     @staticmethod

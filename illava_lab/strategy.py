@@ -60,9 +60,10 @@ class Tokens:
         layer: 0-based index of the layer at which the reduction happens.
         hidden: (B, N, C) hidden states of B images.
         size: (B, N) float, how many image patches each token stands for.
-        position: (B, N) long, the patch index (raster order) whose place each token holds; -1 for CLS.
-        protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere).
-        grid: (height, width) of the patch grid, or None when there is none.
+        position: (B, N) long, whose place each token holds: in raster order, crop after crop; -1 for CLS.
+        protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
+            attached models keep those without showing them).
+        grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
 
     The statistics (`STATISTICS` lists them) are computed when first read, and only then. A statistic passed as a
     keyword is used as it is, so a strategy can be tried on plain tensors, without a model.

@@ -24,8 +24,10 @@ from illava_lab.compare import summary_by_category
 RESULTS = Path(__file__).parent
 RUNS: dict[str, dict[str, Any]] = {
     "embedded": {"strategies": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]},
-    "equal_flops": {"strategies": list(il.strategies()), "flops": [0.7, 0.5, 0.35]},
-}
+    "equal_flops": {
+        "strategies": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")], "flops": [0.7, 0.5, 0.35], "timing": False
+    },
+}  # fmt: skip
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
 
 

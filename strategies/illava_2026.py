@@ -23,7 +23,7 @@ class ILLaVA2026(Strategy):
             product with x_c, ``alpha = softmax(<x_c, x_j> / sqrt C)``. A token of D may feed several c, or none.
             "nearest" is ours, a natural reading of clustering: each token of D joins the kept token of highest
             cosine, averages weighted by the patches each stands for.
-        score: "lse" is what the code computes (see `illava`); "attention" is what the paper documents.
+        score: "attention" is what the paper documents, its equation 3; "lse" is what the code computes (see `illava`).
         recycling: fraction of the kept tokens that recycle in mode "cluster" (`illava_pc_ratio` in the code).
         groups: in the encoder, keep whole 2x2 groups of the grid, those with the highest-scored members. The code
             does it by expanding its choice to every group that a kept token touches, because the patch merger of
@@ -40,7 +40,7 @@ class ILLaVA2026(Strategy):
     )
 
     mode: str = "cluster"
-    score: str = "lse"
+    score: str = "attention"
     recycling: float = 0.05
     groups: bool = False
 
@@ -48,7 +48,7 @@ class ILLaVA2026(Strategy):
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, ("drop", "shift", "cluster", "nearest"))
-        one_of("score", self.score, ("lse", "attention"))
+        one_of("score", self.score, ("attention", "lse"))
         one_of("groups", self.groups, (True, False))
         if type(self.recycling) not in (int, float) or not 0 <= self.recycling <= 1:
             raise LabError(f"recycling must be a fraction from 0 to 1, got {self.recycling!r}")

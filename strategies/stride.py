@@ -16,11 +16,14 @@ class Stride(Strategy):
     Args:
         pattern: "raster" strides along the order of the tokens. "grid" strides over ``h = round(sqrt(M H/W))`` rows of
             the H x W patches, then along each: h x w tokens where h divides M, else rows of w or w + 1. It needs the
-            whole grid, so it reduces once. Both are ours.
+            whole grid. Both are ours.
+
+    A stride over what an earlier stride left leaves clumps and gaps, so it reduces once, early in the encoder.
     """
 
     name = "stride"
     kind = "prune"
+    home = ("encoder",)
 
     pattern: str = "raster"
 
@@ -46,8 +49,7 @@ class Stride(Strategy):
         return [row * width + column for row, n in in_rows for column in _centred(width, n)]
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
-        layers = super().layers(stage, depth)
-        return layers[:1] if self.pattern == "grid" else layers
+        return super().layers(stage, depth)[:1]
 
 
 def _centred(count: int, wanted: int) -> list[int]:

@@ -2,10 +2,13 @@
 
 `logits` runs a whole LLaVA by hand on one prompt: every attention as a full matrix, every reduction as a dense matrix
 built by a naive rule, no cache, no hooks. Only the weights of the linear layers and norms are the model's.
+
+What a placeholder stands for is a "cell": a dictionary from patches (crop after crop) to weights, empty for a newline.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,6 +72,106 @@ def tome_matrix(keys: Tensor, sizes: list[float], keep: int, protected: int = 0)
     return matrix
 
 
+# ---------------------------------------------------------------------------------------------- from patches to cells
+Cells = list[dict[int, float]]
+
+
+def anyres_cells(
+    size: tuple[int, int], resolutions: list[list[int]], pixels: int, side: int, most: int | None = None
+) -> tuple[int, Cells]:
+    """(crops, cells) of an image of (height, width): section 1.2 of the method notes, point 3.
+
+    Args:
+        pixels, side: edge of a crop, in pixels and in patches.
+        most: of anyres_max: with clearly more patches than this many crops have, the stitched grid is shrunk.
+    """
+    height, width = size
+
+    def fit(resolution: list[int]) -> tuple[int, int]:
+        scale = min(resolution[1] / width, resolution[0] / height)
+        used = min(int(width * scale) * int(height * scale), width * height)
+        return used, -(resolution[0] * resolution[1] - used)
+
+    best = max(resolutions, key=fit)
+    down, across = best[0] // pixels, best[1] // pixels
+    grid = [
+        [{(1 + r // side * across + c // side) * side**2 + r % side * side + c % side: 1.0} for c in range(across * side)]
+        for r in range(down * side)
+    ]
+    if width / height > across / down:
+        cut = (len(grid) - int(round(height * len(grid[0]) / width, 7))) // 2
+        grid = grid[cut : len(grid) - cut]
+    else:
+        cut = (len(grid[0]) - int(round(width * len(grid) / height, 7))) // 2
+        grid = [row[cut : len(row) - cut] for row in grid]
+    times = math.sqrt(len(grid) * len(grid[0]) / (most * side**2)) if most and grid else 0
+    if times > 1.1:
+        grid = bilinear(grid, int(len(grid) // times), int(len(grid[0]) // times))
+    stitched = [cell for row in grid for cell in [*row, {}]]
+    return 1 + down * across, [{patch: 1.0} for patch in range(side**2)] + stitched
+
+
+def pooled_cells(side: int) -> Cells:
+    """Of one video frame of side x side patches: half the side, rounded up."""
+    grid = [[{r * side + c: 1.0} for c in range(side)] for r in range(side)]
+    return [cell for row in bilinear(grid, -(-side // 2), -(-side // 2)) for cell in row]
+
+
+def bilinear(grid: list[Cells], height: int, width: int) -> list[Cells]:
+    """Resize by the two nearest rows and columns of (u + 1/2) H/h - 1/2, clamped to the grid."""
+
+    def nearest(u: int, old: int, new: int) -> list[tuple[int, float]]:
+        at = max(0.0, (u + 0.5) * old / new - 0.5)
+        low = int(at)
+        return [(low, 1 - (at - low)), (min(low + 1, old - 1), at - low)]
+
+    out = []
+    for u in range(height):
+        row = []
+        for v in range(width):
+            cell: dict[int, float] = {}
+            for r, a in nearest(u, len(grid), height):
+                for c, b in nearest(v, len(grid[0]), width):
+                    for patch, weight in grid[r][c].items():
+                        cell[patch] = cell.get(patch, 0.0) + a * b * weight
+            row.append({patch: weight for patch, weight in cell.items() if weight > 1e-6})
+        out.append(row)
+    return out
+
+
+def surviving_cells(cells: Cells, alive: set[int], kept: float) -> list[dict[int, float] | None]:
+    """Weights over the patches that are there; None where a cell is gone. Interpolated cells compete by coverage."""
+    left = [{patch: weight for patch, weight in cell.items() if patch in alive} for cell in cells]
+    coverage = [sum(cell.values()) for cell in left]
+    visual = [i for i, cell in enumerate(cells) if cell]
+    chosen = [i for i in visual if left[i]]
+    if kept < 1 and any(len(cell) > 1 for cell in cells):
+        best = sorted(visual, key=lambda i: (-round(coverage[i], 3), i))[: max(1, round(len(visual) * kept))]
+        chosen = [i for i in best if left[i]]
+    out: list[dict[int, float] | None] = [None if cell else {} for cell in cells]
+    for i in chosen:
+        out[i] = {patch: weight / coverage[i] for patch, weight in left[i].items()}
+    return out
+
+
+def visuals(inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]], config) -> list[list[tuple[Tensor, Cells]]]:
+    """Of one prompt, each video and image in order: parts with their own (crops, 3, H, W) pixels and cells.
+
+    Args:
+        picture: (size, several) -> (crops, cells) of an image of the family; see conftest.
+    """
+    out: list[list[tuple[Tensor, Cells]]] = []
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    for video in inputs.get("pixel_values_videos", []):
+        out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
+    pixels = inputs.get("pixel_values", [])
+    sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [None] * len(pixels)
+    for image, size in zip(pixels, sizes, strict=True):
+        crops, cells = picture(size, len(pixels) > 1)
+        out.append([(image.view(-1, *image.shape[-3:])[:crops], cells)])
+    return out
+
+
 # ---------------------------------------------------------------------------------------------- the whole model
 def _heads(x: Tensor, heads: int) -> Tensor:
     return x.view(x.shape[0], heads, -1).transpose(0, 1)  # (H, N, d)
@@ -125,37 +228,63 @@ def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
     return out
 
 
+def placeholders(model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str) -> list[tuple[Tensor | None, bool]]:
+    """(features, is it a marker) of every placeholder of one image or video; no features where it is gone."""
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    out: list[tuple[Tensor | None, bool]] = []
+    for crops, cells in parts:
+        features: dict[int, Tensor] = {}
+        for number, crop in enumerate(crops):
+            encoded, places = encode(model, crop, plan, rule)
+            features |= {number * side**2 + place: x for place, x in zip(places, encoded, strict=True)}
+        kept = min(plan.values(), default=side**2) / side**2
+        for cell in surviving_cells(cells, set(features), kept):
+            if cell == {}:
+                out.append((model.model.image_newline, True))
+            else:
+                out.append((sum(weight * features[patch] for patch, weight in cell.items()) if cell else None, False))
+    return out
+
+
 @torch.no_grad()
 def logits(
     model,
     ids: list[int],
-    images: Tensor,
+    images: Tensor | list[list[tuple[Tensor, Cells]]],
     *,
     prompt: int,
     image_token: int,
     encoder: dict[int, int],
-    llm: dict[int, int],
+    llm: dict[int, int | float],
     rule: str,
     packed: bool = False,
 ) -> Tensor:
-    """(V,) logits after the last token of `ids`, of which the first `prompt` are the prompt."""
+    """(V,) logits after the last token of `ids`, of which the first `prompt` are the prompt.
+
+    Args:
+        images: pixels of images whose patches are their tokens, or `visuals`.
+        llm: counts or fractions kept, of every image or video on its own.
+    """
     text = model.config.text_config
-    features, places = zip(*[encode(model, image, encoder, rule) for image in images], strict=True)
     patches = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
-    x, position, visual = [], [], []
-    seen = 0
+    if isinstance(images, Tensor):
+        images = [[(image[None], [{patch: 1.0} for patch in range(patches)])] for image in images]
+    waiting = [(*cell, number) for number, parts in enumerate(images) for cell in placeholders(model, parts, encoder, rule)]
+    tokens = {image_token, getattr(model.config, "video_token_id", image_token)}
+    x, position, image = [], [], []  # image: which one a visual token belongs to, -1 for text and markers
     for slot, token in enumerate(ids):
-        if token == image_token and slot < prompt:
-            image, patch = divmod(seen, patches)
-            seen += 1
-            if patch not in places[image]:
+        if token in tokens and slot < prompt:
+            features, marker, number = waiting.pop(0)
+            if features is None:
                 continue
-            x.append(features[image][places[image].index(patch)])
+            x.append(features)
+            image.append(-1 if marker else number)
         else:
             x.append(model.model.language_model.embed_tokens.weight[token])
+            image.append(-1)
         position.append(slot)
-        visual.append(token == image_token and slot < prompt)
-    x, position, visual = torch.stack(x), torch.tensor(position), torch.tensor(visual)
+    assert not waiting
+    x, position, image = torch.stack(x), torch.tensor(position), torch.tensor(image)
     last = int((position < prompt).sum()) - 1
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     theta = text.rope_parameters["rope_theta"]
@@ -174,16 +303,18 @@ def logits(
         position = torch.arange(len(x))
     for index, layer in enumerate(model.model.language_model.layers):
         if index in llm:
-            at = torch.nonzero(visual)[:, 0]
+            keep, before = image < 0, x
             if rule == "pyramiddrop":
                 row = attend(layer, x, position)[0][:, last].mean(0)
-            score = row[at].tolist()
-            matrix = illava_matrix(score, llm[index]) if rule == "illava" else fastv_matrix(score, llm[index])
-            own = torch.tensor(_anchors(matrix, at.tolist(), "illava"))
-            x = x.index_copy(0, own, matrix.to(x.dtype) @ x[at])
-            keep = ~visual
-            keep[own] = True
-            x, position, visual = x[keep], position[keep], visual[keep]
+            for number in range(len(images)):
+                at = torch.nonzero(image == number)[:, 0]
+                score, count = row[at].tolist(), llm[index]
+                count = len(at) - round(len(at) * (1 - count)) if isinstance(count, float) else count
+                matrix = illava_matrix(score, count) if rule == "illava" else fastv_matrix(score, count)
+                own = torch.tensor(_anchors(matrix, at.tolist(), "illava"))
+                x = x.index_copy(0, own, matrix.to(x.dtype) @ before[at])
+                keep[own] = True
+            x, position, image = x[keep], position[keep], image[keep]
             last = int(torch.nonzero(keep)[:, 0].tolist().index(last))
             if packed:
                 position = torch.arange(len(x))

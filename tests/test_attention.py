@@ -30,7 +30,7 @@ def sites(draw):
     mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[kind]
     visual = torch.arange(3, length - 2).expand(batch, -1)
     site = AttentionSite(query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
-                         last=torch.full((batch,), length - 1))  # fmt: skip
+                         last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1))  # fmt: skip
     return site, logits, valid
 
 
@@ -58,7 +58,7 @@ def test_column_sums_come_in_blocks(monkeypatch):
     largest = []
     original = AttentionSite._logits
     monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "BLOCK_ROWS", 16)
     torch.testing.assert_close(site.statistic("attention_received"), whole)
     assert max(block.shape[2] for block in largest) == 16
 

@@ -59,6 +59,17 @@ def test_compare_prints_and_writes(tmp_path: Path) -> None:
     assert list(pd.read_csv(folder / "table.csv")["strategy"]) == ["none", "illava", "random"]
 
 
+def test_bench_prints_and_writes(tmp_path: Path) -> None:
+    words = "bench --strategies illava --keep 0.5 --presets fastv --batch-sizes 2 --rounds 1 --new-tokens 1 --out fast"
+    code, out, err = finish(start(tmp_path, *words.split()))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("Lab('embedded'") and max(map(len, lines)) <= 120
+    assert [line.split()[0] for line in lines[4:8]] == ["bare", "none", "illava", "fastv"]
+    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == ["bench.json", "run.jsonl", "table.csv"]
+    assert "--presets fastv" in json.loads((tmp_path / "fast" / "bench.json").read_text())["about"]["command"]
+
+
 def test_compare_without_out_writes_nothing(tmp_path: Path) -> None:
     code, out, err = finish(start(tmp_path, "compare", "--strategies", "none", "--limit", "8", "--no-timing"))
     assert (code, err) == (0, "") and "none" in out
@@ -149,6 +160,10 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (("compare", "--model", "no/such/folder"), "no/such/folder is neither a folder nor a hub id"),
         (("compare", "--dtype", "int8"), "dtype must be one of"),
         (("compare", "--out", __file__, "--limit", "8"), "cannot write to"),
+        (("bench", "--strategies", "ilava"), "unknown strategy 'ilava'"),
+        (("bench", "--presets", "fasttv"), "unknown preset 'fasttv'"),
+        (("bench", "--batch-sizes", "1,x"), "argument --batch-sizes: '1,x' is no list of whole numbers"),
+        (("bench", "--image", "nowhere.png"), "no image file at 'nowhere.png'"),
         (("ask", "nowhere.png", "What?"), "no image file at 'nowhere.png'"),
         (("ask", __file__, "What?"), "is not a picture"),
         (("ask", "{picture}", " "), "question must be a sentence"),

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import illava_lab as il
+from illava_lab import runlog
 from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary, summary_by_category
 from illava_lab.evaluate import load_task
+from illava_lab.sweep import named_strategies
 
 module = importlib.import_module("illava_lab.compare")  # `illava_lab.compare` is the function
 
@@ -123,10 +125,10 @@ def test_accuracy_is_that_of_the_answers(lab: il.Lab, tmp_path: Path) -> None:
 
 
 def test_the_seed_reaches_strategies_that_are_named(lab: il.Lab) -> None:
-    named = module._named_all(["random", "illava"], seed=7)
-    assert [getattr(strategy, "seed", None) for _, strategy in named] == [None, 7, None]
-    named = module._named_all([il.get_strategy("random")(seed=s) for s in (0, 1)], seed=7)
-    assert [(name, strategy.seed) for name, strategy in named[1:]] == [("random", 0), ("random(seed=1)", 1)]
+    named = named_strategies(["none", "random", "illava"], seed=7)
+    assert {name: getattr(strategy, "seed", None) for name, strategy in named.items()} == {"random": 7, "illava": None}
+    named = named_strategies([il.get_strategy("random")(seed=s) for s in (0, 1)], seed=7)
+    assert {name: strategy.seed for name, strategy in named.items()} == {"random": 0, "random(seed=1)": 1}
 
 
 def test_budgets_by_flops_are_equal_and_those_out_of_reach_say_so(lab: il.Lab) -> None:
@@ -210,7 +212,7 @@ def test_other_settings_are_refused_and_edited_strategies_measured_again(
             run(lab, ["random"], [0.5], out=out, **change)
     assert (out / "run.jsonl").read_text() == before
 
-    monkeypatch.setattr(module, "_code", lambda cls: "edited" if cls.name == "random" else "")
+    monkeypatch.setattr(runlog, "_code", lambda cls: "edited" if cls.name == "random" else "")
     seen, original = [], module._measure
     monkeypatch.setattr(module, "_measure", lambda *given: seen.append(given[2].label) or original(*given))
     run(lab, ["random"], [0.5], out=out)

@@ -198,7 +198,7 @@ def test_towers_and_decoders_that_the_hooks_do_not_know_are_refused():
 
 
 def test_device_and_dtype_are_checked_first():
-    with pytest.raises(il.LabError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+    with pytest.raises(il.LabError, match="dtype must be one of float32, bfloat16, float16, auto, got 'int8'"):
         il.load(dtype="int8")
     with pytest.raises(il.LabError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
         il.load(device="gpu")
@@ -212,5 +212,6 @@ def test_a_hub_id_without_network_is_one_sentence():
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"}
     )
-    assert run.stdout.startswith("llava-hf/llava-1.5-7b-hf cannot be loaded:"), run.stderr
+    wanted = "llava-hf/llava-1.5-7b-hf cannot be loaded: it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
+    assert run.stdout.startswith(wanted), run.stderr
     assert len(run.stdout.strip().splitlines()) == 1

@@ -339,7 +339,7 @@ def test_illava_2026_equals_its_restatement(case, mode, recycling, score):
 @settings(max_examples=200, deadline=None)
 def test_illava_2026_nearest_equals_its_restatement(case):
     def restate(tokens: il.Tokens, row: int, keep: int, cls: int) -> Rows:
-        kept = sorted(by_score(tokens.lse[row].tolist(), cls)[:keep])
+        kept = sorted(by_score(tokens.attention_received[row].tolist(), cls)[:keep])
         x, size = tokens.hidden[row], tokens.size[row].tolist()
         members = {i: [i] for i in kept}
         for j in range(tokens.count):
@@ -363,7 +363,7 @@ def test_illava_2026_groups_keep_what_an_expansion_keeps(case, chosen):
     tokens, _, cls = case
     strategy = il.get_strategy("illava-2026")(mode="drop", groups=True)
     for row in range(tokens.batch):
-        score, place = tokens.lse[row].tolist(), tokens.position[row].tolist()
+        score, place = tokens.attention_received[row].tolist(), tokens.position[row].tolist()
         group = lambda j: (place[j] // tokens.grid[1] // 2, place[j] % tokens.grid[1] // 2)  # noqa: B023, E731
         touched = {group(j) for j in by_score(score, cls)[cls : cls + chosen]}
         best = [max(score[j] for j in range(cls, tokens.count) if group(j) == g) for g in touched]
@@ -593,7 +593,7 @@ def test_the_repr_is_the_configuration(name, configured):
 
 
 def test_groups_need_a_grid():
-    tokens = one_image(features(8, 0.0), lse=torch.rand(8))
+    tokens = one_image(features(8, 0.0), attention_received=torch.rand(8))
     with pytest.raises(il.LabError, match="groups=True needs the grid"):
         il.get_strategy("illava-2026")(groups=True).map(tokens, 4)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import Prompt, make_inputs
+from conftest import Prompt, make_inputs, random_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -75,6 +75,8 @@ def test_what_cannot_be_recorded_is_said(lab: Lab) -> None:
     lab_of_two = type("Two", (RandomLab,), {"inputs": lambda self, *_: make_inputs([Prompt(images=2)])})
     with pytest.raises(il.LabError, match="one image of 36 patches"):
         redundancy.record(lab_of_two(lab.model, None, "random"), IMAGE)
+    with pytest.raises(il.LabError, match="one grid of patches each"):
+        redundancy.record(RandomLab(random_llava("next"), None, "random"), IMAGE)
 
 
 # --------------------------------------------------------------------------------------------- measures

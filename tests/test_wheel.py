@@ -61,6 +61,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
     wanted |= {f"illava_lab/_data/model/{path.name}" for path in (CLONE / "data" / "model").iterdir() if path.is_file()}
     wanted |= {f"illava_lab/_data/{path.name}" for path in (CLONE / "data").glob("*.parquet")}
     wanted |= {f"illava_lab/_data/{path.name}" for path in (CLONE / "data").glob("*.csv")}
+    wanted |= {f"illava_lab/_data/configs/{path.name}" for path in (CLONE / "data" / "configs").iterdir()}
     wanted |= {f"illava_lab/_notebooks/{path.name}" for path in (CLONE / "notebooks").glob("*.ipynb")}
     assert not wanted - names
     for essential in (

@@ -1,0 +1,181 @@
+"""Processors that need no torchvision: images and video frames both go through the PIL-backed image processors.
+
+transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` cannot even be built. Here a
+stand-in takes the place of its video processor. Pixels are the same whether torchvision is installed or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Resampling
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedConfig,
+    ProcessorMixin,
+    Qwen2VLImageProcessorPil,
+    SiglipImageProcessorPil,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+# In 5.6 and 5.17 the name at the top of transformers stands for a class that asks for torchvision; this one does not.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.hub import cached_file
+from transformers.video_utils import VideoMetadata
+
+from illava_lab.errors import LabError
+
+
+class _Frames:
+    """Prepares videos with the settings of a checkpoint's video processor, frame by frame, through an image processor.
+
+    The second base class is a PIL-backed image processor. Frames are taken as they come: sampling is `read_video`'s work.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        known = self.valid_kwargs.__annotations__
+        super().__init__(**{name: value for name, value in settings.items() if name in known and value is not None})
+
+    def __call__(
+        self,
+        videos: Sequence[np.ndarray],
+        video_metadata: Sequence[VideoMetadata] | None = None,
+        return_metadata: bool = False,
+        **_: Any,
+    ) -> BatchFeature:
+        """Model inputs of several videos, each (frames, height, width, 3) in 8 bits."""
+        data = self.prepare([list(video) for video in videos])
+        if return_metadata:
+            data["video_metadata"] = video_metadata or [VideoMetadata(len(video)) for video in videos]
+        return BatchFeature(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as the checkpoint had them, so that transformers' own class can read what is saved."""
+        return dict(self.settings)
+
+
+class OnevisionFrames(_Frames, SiglipImageProcessorPil):
+    """LLaVA-OneVision: every frame is one square picture, without crops."""
+
+    model_input_names = ["pixel_values_videos"]
+    resample = Resampling.BICUBIC
+    image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    size = {"height": 384, "width": 384}
+    do_convert_rgb = True
+
+    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        """pixel_values_videos (videos, frames, 3, height, width).
+
+        Raises:
+            LabError: videos with different numbers of frames, which the model cannot take in one batch.
+        """
+        lengths = {len(frames) for frames in videos}
+        if len(lengths) > 1:
+            raise LabError(f"videos of one batch need equally many frames, got {sorted(lengths)}")
+        pixels = [np.stack(self.preprocess(frames)["pixel_values"]) for frames in videos]
+        return {"pixel_values_videos": torch.from_numpy(np.stack(pixels).astype(np.float32))}
+
+
+class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
+    """Qwen2-VL and Qwen2.5-VL: consecutive frames share a patch, `temporal_patch_size` (2) of them."""
+
+    model_input_names = ["pixel_values_videos", "video_grid_thw"]
+    size = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+
+    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        """pixel_values_videos (patches of all videos, 3 * frames a patch * patch * patch) and video_grid_thw (videos, 3)."""
+        patches, grids = zip(*(self._patches(frames) for frames in videos), strict=True)
+        return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
+
+    def _patches(self, frames: list[np.ndarray]) -> tuple[Tensor, list[int]]:
+        together = self.temporal_patch_size
+        frames = frames + frames[-1:] * (-len(frames) % together)
+        single = self.preprocess(frames, temporal_patch_size=1, return_tensors="pt")
+        _, rows, columns = single["image_grid_thw"][0].tolist()
+        times = len(frames) // together
+        # (time, frame, patch, channel, pixel) -> the frames of a patch go between its channel and its pixels
+        split = single["pixel_values"].view(times, together, rows * columns, 3, -1)
+        return split.permute(0, 2, 3, 1, 4).reshape(times * rows * columns, -1), [times, rows, columns]
+
+
+# transformers model_type -> what prepares its videos. A family that is not here takes no videos.
+FRAMES: dict[str, type[_Frames]] = {
+    "llava_onevision": OnevisionFrames,
+    "qwen2_vl": QwenFrames,
+    "qwen2_5_vl": QwenFrames,
+}
+
+
+def load_processor(where: str, config: PreTrainedConfig, revision: str | None = None) -> ProcessorMixin:
+    """The processor of a checkpoint (folder or hub id), with PIL-backed image processors."""
+    if config.model_type not in FRAMES:
+        return AutoProcessor.from_pretrained(where, backend="pil", revision=revision)
+    return _without_torchvision(config).from_pretrained(where, revision=revision)
+
+
+def build_processor(config: PreTrainedConfig, settings: dict[str, Any], tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    """A processor from the contents of its processor_config.json, without any file.
+
+    Args:
+        settings: as saved by transformers, with `image_processor` and, where the family takes videos, `video_processor`.
+    """
+    settings = {name: value for name, value in settings.items() if name != "processor_class"}
+    image = dict(settings.pop("image_processor"))
+    parts = {"image_processor": _pil_class(image.pop("image_processor_type"))(**image), "tokenizer": tokenizer}
+    if config.model_type in FRAMES:
+        cls = _without_torchvision(config)
+        parts["video_processor"] = FRAMES[config.model_type](**settings.pop("video_processor"))
+    else:
+        cls = PROCESSOR_MAPPING[type(config)]
+    return cls(**parts, **settings, chat_template=chat_template)
+
+
+def _pil_class(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, f"{name}Pil")
+
+
+def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
+    """The family's processor class with our frames in the place of its video processor, under its own name."""
+    upstream = PROCESSOR_MAPPING[type(config)]
+    frames = FRAMES[config.model_type]
+
+    def arguments(cls: Any, where: str, *args: Any, revision: str | None = None, **kwargs: Any) -> list[Any]:
+        parts = {
+            "image_processor": lambda: AutoImageProcessor.from_pretrained(where, backend="pil", revision=revision),
+            "tokenizer": lambda: AutoTokenizer.from_pretrained(where, revision=revision),
+            "video_processor": lambda: frames(**_video_settings(where, revision)),
+        }
+        return [parts[name]() for name in cls.get_attributes()]
+
+    replaced = {
+        # transformers looks for its own video class here, which is missing without torchvision.
+        "check_argument_for_proper_class": lambda self, name, argument: type(argument),
+        "_get_arguments_from_pretrained": classmethod(arguments),
+    }
+    return type(upstream.__name__, (upstream,), replaced)
+
+
+def _video_settings(where: str, revision: str | None) -> dict[str, Any]:
+    """What a checkpoint says about its video processor, in the order in which transformers looks for it."""
+    for name in ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"):
+        path = cached_file(where, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            continue
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)
+        if name != "processor_config.json":
+            return settings
+        if "video_processor" in settings:
+            return settings["video_processor"]
+    raise LabError(f"{where} has no settings for its video processor")
