@@ -38,7 +38,10 @@ def test_parts_add_up_to_the_whole(lab: il.Lab) -> None:
     plan = forecast(lab.model, BOTH, text_tokens=TEXT)
     bare = prefill_flops(lab.model, text_tokens=TEXT)
     assert sum(plan.flops.values()) == pytest.approx(prefill_flops(lab.model, None, BOTH, text_tokens=TEXT) / bare)
-    assert plan.tokens == {"encoder": [196, 196, 196, 157, 157, 157, 100, 100], "llm": [100, 100, 50, 50, 50, 50]} and plan.time == {}
+    assert (
+        plan.tokens == {"encoder": [196, 196, 196, 157, 157, 157, 100, 100], "llm": [100, 100, 50, 50, 50, 50]}
+        and plan.time == {}
+    )
 
 
 def test_a_stage_that_is_not_touched_keeps_its_share(lab: il.Lab) -> None:
@@ -99,9 +102,15 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     drawn.set("illava-image")
     assert drawn.preset.value == "illava-image"
     exact = forecast(lab.model, il.Schedule.preset("illava-image", lab.model), text_tokens=TEXT)
-    assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), "whole percents are near enough"
+    assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), (
+        "whole percents are near enough"
+    )
     drawn.reset.click()
-    assert drawn.preset.value == designer.NOTHING and drawn.schedule == il.Schedule() and sum(drawn.forecast.flops.values()) == pytest.approx(1)
+    assert (
+        drawn.preset.value == designer.NOTHING
+        and drawn.schedule == il.Schedule()
+        and sum(drawn.forecast.flops.values()) == pytest.approx(1)
+    )
     with pytest.raises(il.LabError, match="preset must be one of"):
         drawn.set("mine")
     with pytest.raises(il.LabError, match="no slider for llm layer 9"):
@@ -111,7 +120,9 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     assert drawn.schedule == il.Schedule(), "a refused schedule moves nothing"
 
 
-def test_a_move_is_fast_and_the_static_picture_follows(drawn: ScheduleDesigner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_is_fast_and_the_static_picture_follows(
+    drawn: ScheduleDesigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times, pictures = [], []
     for value in range(40, 46):
         start = time.perf_counter()
@@ -125,7 +136,9 @@ def test_a_move_is_fast_and_the_static_picture_follows(drawn: ScheduleDesigner, 
 
 
 # --------------------------------------------------------------------------------------------- exercises
-def counts(plan: dict, patches: int, depth: int, *, before: bool = False, original: bool = False, end: bool = False) -> list[int]:
+def counts(
+    plan: dict, patches: int, depth: int, *, before: bool = False, original: bool = False, end: bool = False
+) -> list[int]:
     out, count = [], patches
     for layer in range(depth):
         after = count
@@ -162,7 +175,9 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, answer, fault: str | None, lab: il.Lab) -> None:
     said = check(answer, lab.model) if check is check_schedule else check(answer)
     assert said.startswith("Right: ") if fault is None else said.startswith("Not yet: ") and fault in said, said
