@@ -291,7 +291,8 @@ class LlmStage:
                 own, slots = np.searchsorted(ends, bounds[row // repeats :][:2]), np.flatnonzero(holds[row])
                 at = [slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]] for i in range(*own)]
                 for tiles in _runs(at, self.anatomy.media[medium].tiled):
-                    visual, place = join_tiles([visuals[own[0] + i] for i in tiles]), np.concatenate([at[i] for i in tiles])
+                    visual = join_tiles([visuals[own[0] + i] for i in tiles])
+                    place = np.concatenate([at[i] for i in tiles])
                     out.append(_Image(row, visual, place, int(prompt.text[row, place[-1] :].sum())))
         return sorted(out, key=lambda image: (image.row, image.at[0]))
 

@@ -57,7 +57,8 @@ def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tenso
         grid: (height, width) in cells, side: patches along the side of a cell. Patches of a cell in raster order, which
             is the order of channels that the pixel shuffle makes.
     """
-    row, column, down, across = torch.meshgrid(*(torch.arange(n, device=device) for n in (*grid, side, side)), indexing="ij")
+    lengths = (torch.arange(n, device=device) for n in (*grid, side, side))
+    row, column, down, across = torch.meshgrid(*lengths, indexing="ij")
     place = 1 + (row * side + down) * grid[1] * side + column * side + across
     return torch.cat([place.new_zeros(1, side**2), place.view(-1, side**2)])
 
@@ -70,16 +71,21 @@ class ShuffledEncoderStage(EncoderStage):
 
     def install(self, undo: ExitStack) -> None:
         """Hook the tower; `undo` takes everything back."""
-        if self.plan and self.strategy.proportional_attention and "flash" in str(self.anatomy.tower.config._attn_implementation):
-            raise LabError(f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the tower")
+        kernel = str(self.anatomy.tower.config._attn_implementation)
+        if self.plan and self.strategy.proportional_attention and "flash" in kernel:
+            name = self.strategy.name
+            raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
         super().install(undo)
 
     # ---- one call of the tower
-    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _start(
+        self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         pixels, (across, cell) = kwargs.get("pixel_values", args[0] if args else None), self.anatomy.side
         if pixels.shape[-2:] != (across, across):
             height, width = pixels.shape[-2:]
-            raise LabError(f"tiles of {height} x {width} pixels do not match the model's, which have {across} x {across}")
+            wanted = f"{across} x {across}"
+            raise LabError(f"tiles of {height} x {width} pixels do not match the model's, which have {wanted}")
         changed = super()._start(tower, args, kwargs)
         if changed is not None:
             args, kwargs = changed
@@ -113,13 +119,15 @@ class ShuffledEncoderStage(EncoderStage):
         if not self.strategy.proportional_attention or all(step.after == step.before for step in self.steps):
             return mask
         log_size = self.size.log()[..., None].expand(self._at.shape)
-        out = torch.zeros(key.shape[0], key.shape[2], device=key.device).scatter(1, self._at.flatten(1), log_size.flatten(1))
+        out = torch.zeros(key.shape[0], key.shape[2], device=key.device)
+        out = out.scatter(1, self._at.flatten(1), log_size.flatten(1))
         return out[:, None, None].to(key.dtype)
 
     # ---- holes
     def _with_holes(self, hidden: Tensor | None, position: Tensor | None) -> Tensor | None:
         if hidden is None or position is None:
             return hidden
-        place = self._places(position).flatten(1).sort(dim=1).values[:, self.anatomy.shuffle**2 - 1 :]
-        full = hidden.new_full((len(hidden), 1 + self.anatomy.patches * self.anatomy.shuffle**2, hidden.shape[2]), torch.nan)
+        per_cell = self.anatomy.shuffle**2
+        place = self._places(position).flatten(1).sort(dim=1).values[:, per_cell - 1 :]
+        full = hidden.new_full((len(hidden), 1 + self.anatomy.patches * per_cell, hidden.shape[2]), torch.nan)
         return full.scatter(1, place[..., None].expand_as(hidden), hidden)

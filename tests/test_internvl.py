@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, PATCH, PATCHES, Prompt, make_inputs, shared_llava
+from conftest import IMAGE_SIZE, IMAGE_TOKEN, PATCH, PATCHES, TEXT, VISION, Prompt, make_inputs, shared_llava
 from PIL import Image
 from test_loading import trained_tokenizer
 from torch.nn.functional import interpolate
-from transformers import InternVLConfig, PreTrainedTokenizerFast
+from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 import illava_lab as il
 from illava_lab import measure
@@ -52,6 +52,27 @@ def test_flops_are_what_torch_counts(name):
         counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
         text = inputs["input_ids"].shape[1] - PATCHES
         assert prefill_flops(model, strategy, schedule, text_tokens=text) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("text", [LlamaConfig(**TEXT), Qwen3Config(**TEXT, head_dim=8)], ids=lambda text: text.model_type)
+@pytest.mark.parametrize("tower", [dict(use_qk_norm=True, norm_type="rms_norm"), dict(use_mean_pooling=False)], ids=["6B", "norm"])
+@pytest.mark.parametrize("layer", [-1, -2])
+@torch.no_grad()
+def test_other_decoders_towers_and_feature_layers(text, tower, layer):
+    """Keeping everything is the bare model, what the LLM gets is the share that was asked for, the cache is right."""
+    vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, **tower)
+    config = InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES, vision_feature_layer=layer
+    )
+    model, inputs = random_model(config, "cpu", torch.float32), make_inputs([Prompt(2), Prompt()], "internvl")
+    bare = model(**inputs).logits
+    for name in ("illava", "tome"):
+        with il.attach(model, name, il.Schedule({0: 1.0, 2: 1.0})):
+            assert torch.equal(model(**inputs).logits, bare)
+        with il.attach(model, name, il.Schedule({0: 0.75, 2: 18})) as trace:
+            cached, plain = (model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False))
+        assert torch.equal(cached, plain)
+        assert [len(trace.sources(image).anchor) for image in range(3)] == [36, 18, 36]
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 6)])
