@@ -111,8 +111,8 @@ class Anatomy:
         cells: how patches become visual tokens in a packed tower, or None for other towers.
         first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
             features of their own to their output (deepstack of Qwen3-VL), it comes after these.
-        shuffle: patches along the side of a cell, the block that a pixel shuffle behind the tower makes one visual token
-            of; 1 where there is none.
+        shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
+            token; 1 where there is none.
         fixed: every image has as many visual tokens as a row has patches.
     """
 

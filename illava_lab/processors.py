@@ -1,7 +1,8 @@
 """Processors that need no torchvision: images and video frames both go through the PIL-backed image processors.
 
-transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` and `InternVLProcessor` cannot
-even be built. Here a stand-in takes the place of their video processors. Pixels are the same whether torchvision is installed or not.
+transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` and `InternVLProcessor`
+cannot even be built. Here a stand-in takes the place of their video processors. Pixels are the same whether torchvision
+is installed or not.
 """
 
 from __future__ import annotations
