@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -84,10 +85,16 @@ class Cells(NamedTuple):
     Attributes:
         side: patches along the side of a cell, the block that the patch merger makes one visual token of.
         window: cells along the side of an attention window, or None if there are none.
+        full: where there are windows, the layers that attend over the whole image all the same.
     """
 
     side: int
     window: int | None
+    full: tuple[int, ...] = ()
+
+    def window_at(self, layer: int) -> int | None:
+        """The window of one encoder layer."""
+        return None if layer in self.full else self.window
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +114,7 @@ class Anatomy:
         cells: how patches become visual tokens in a packed tower, or None for other towers.
         first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
             features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        deepstack: encoder layer -> the projector of the features that are taken from its output.
         fixed: every image has as many visual tokens as a row has patches.
     """
 
@@ -125,6 +133,7 @@ class Anatomy:
     placeholders: dict[Medium, int]
     cells: Cells | None = None
     first_llm_layer: int = 1
+    deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
 
     @property
     def fixed(self) -> bool:
@@ -195,6 +204,7 @@ def describe(model: nn.Module) -> Anatomy:
     cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
     patch = vision.patch_size * (cells.side if cells else 1)
     pixels = TYPICAL_CELLS * patch if cells else vision.image_size
+    deepstack = getattr(vision, "deepstack_visual_indexes", ())
     return Anatomy(
         base=base,
         tower=tower,
@@ -210,13 +220,15 @@ def describe(model: nn.Module) -> Anatomy:
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
-        first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
+        first_llm_layer=max(1, len(deepstack)),
+        deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
     )
 
 
 def _cells(vision: Any) -> Cells:
     window = getattr(vision, "window_size", None)  # in pixels
-    return Cells(vision.spatial_merge_size, window and window // vision.patch_size // vision.spatial_merge_size)
+    cells = window and window // vision.patch_size // vision.spatial_merge_size
+    return Cells(vision.spatial_merge_size, cells, tuple(getattr(vision, "fullatt_block_indexes", ())))
 
 
 def _encoder_layers(tower: nn.Module) -> nn.ModuleList:

@@ -90,6 +90,28 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, float]:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), peak
 
 
+class _Encoded(Exception):
+    """The prompt has come to the language model, and that is enough."""
+
+
+@torch.inference_mode()
+def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
+    """What the first prompt shows: its images and videos in their order. Runs the encoder, but not the language model."""
+
+    def stop(*_: Any) -> None:
+        raise _Encoded
+
+    with attach(model, "none") as trace:
+        handle = describe(model).language_model.register_forward_pre_hook(stop)
+        try:
+            prefill(model, inputs)
+        except _Encoded:
+            pass
+        finally:
+            handle.remove()
+    return [trace.layout(image) for image in range(trace.images_per_row[0])] if trace.images_per_row else []
+
+
 def text_tokens(model: nn.Module, inputs: Inputs) -> int:
     """Tokens of the first prompt that are not visual."""
     visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)

@@ -124,11 +124,14 @@ class Schedule:
         flops: float | None = None,
         stages: Sequence[Stage] | None = None,
         text_tokens: int = 64,
+        layouts: Sequence[Layout] | None = None,
     ) -> Schedule:
         """The schedule by which a strategy, at the layers it stands for, reaches a budget; see `illava_lab.budget`."""
         from illava_lab.budget import for_budget
 
-        return for_budget(strategy, model, keep=keep, flops=flops, stages=stages, text_tokens=text_tokens)
+        return for_budget(
+            strategy, model, keep=keep, flops=flops, stages=stages, text_tokens=text_tokens, layouts=layouts
+        )
 
 
 def check_keep(keep: Any, what: str) -> None:
