@@ -98,7 +98,7 @@ class Schedule:
         for stage in STAGES:
             plan, row = self.plan(stage), []
             if stage == "llm" and layout is not None:
-                count = round(layout.tokens * count / per_row)
+                count = layout.left(count / per_row)
             for layer in range(1 if stage == "image" else anatomy.depth(stage)):
                 if stage == "llm" and layer in plan:
                     count = kept(plan[layer], count, f"llm layer {layer}")
