@@ -211,13 +211,17 @@ def _run(model: nn.Module, inputs: Inputs, configuration: Configuration, new_tok
         start = timer()  # waits for the accelerator before it reads the clock
         output = prefill(model, inputs)
         middle = timer()
+        # Qwen-VL makes positions for the whole mask, not for the new token; these are what `generate` gives.
+        moved = getattr(model.model, "rope_deltas", None)
         for _ in range(new_tokens):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) - 1 + moved}
             output = model(
                 input_ids=output.logits[:, -1:].argmax(-1),
                 attention_mask=mask,
                 past_key_values=output.past_key_values,
                 use_cache=True,
+                **positions,
             )
         end = timer()
     return middle - start, (end - middle) / new_tokens
