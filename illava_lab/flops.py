@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from illava_lab.families import Anatomy, describe
 from illava_lab.packed_encoder_stage import CellSite, PackedAttention, window_of_cells
 from illava_lab.packing import Layout
 from illava_lab.schedule import Schedule
+from illava_lab.shuffled_encoder_stage import ShuffledSite, cell_places
 from illava_lab.strategy import Stage, Strategy, Tokens
 
 
@@ -120,7 +121,7 @@ def _prompt(
 # ---------------------------------------------------------------------------------------------- the closed form
 def _by_layer(model: nn.Module, prompt: _Prompt) -> dict[str, list[float]]:
     anatomy = prompt.anatomy
-    tower, patches_of_cell = anatomy.tower, anatomy.cells.side**2 if anatomy.cells else 1
+    tower, patches = anatomy.tower, anatomy.patches_of_token
     out: dict[str, list[float]] = {
         "patches": [0.0],
         "encoder": [0.0] * len(anatomy.encoder_layers),
@@ -132,10 +133,10 @@ def _by_layer(model: nn.Module, prompt: _Prompt) -> dict[str, list[float]]:
     embedding = sum(2.0 * m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
     for visual in prompt.visuals:
         rows, left = visual.rows, visual.encoder[-1]
-        out["patches"][0] += embedding * rows * visual.encoder[0] * patches_of_cell
+        out["patches"][0] += embedding * rows * visual.encoder[0] * patches
         for index, layer in enumerate(anatomy.encoder_layers):
             attention, _, mlp = (getattr(layer, name) for name in anatomy.layer_parts)
-            before, after = (n * patches_of_cell + anatomy.cls_tokens for n in visual.encoder[index : index + 2])
+            before, after = (n * patches + anatomy.cls_tokens for n in visual.encoder[index : index + 2])
             pairs = _pairs(anatomy, index, visual)
             out["encoder"][index] += rows * (_attention(attention, before, pairs) + _linear(mlp) * after)
         out["pooling"][0] += rows * sum(_pooling_head(m, left) for m in tower.modules() if hasattr(m, "probe"))
@@ -153,16 +154,14 @@ def _pairs(anatomy: Anatomy, index: int, visual: _Visual) -> float:
 
     Within windows, two survivors share one as often as any two cells did.
     """
-    left, cells = visual.encoder[index], anatomy.cells
-    if cells is None:
-        return float(left + anatomy.cls_tokens) ** 2
-    window = cells.window_at(index)
+    left, patches = visual.encoder[index], anatomy.patches_of_token
+    window = anatomy.cells.window_at(index) if anatomy.cells else None
     if window is None:
-        return float(left * cells.side**2) ** 2
+        return float(left * patches + anatomy.cls_tokens) ** 2
     whole = visual.grid[0] * visual.grid[1]
     together = int(window_of_cells(visual.grid, window, "cpu").flatten().bincount().square().sum())
     chance = (together - whole) / max(1, whole * (whole - 1))
-    return (left + left * (left - 1) * chance) * cells.side**4
+    return (left + left * (left - 1) * chance) * patches**2
 
 
 def _linears(module: nn.Module) -> list[nn.Linear]:
@@ -235,15 +234,17 @@ def _in_encoder(model: nn.Module, prompt: _Prompt, layer: int) -> Iterator[_Aske
             yield _cells(anatomy, layer, random, grid, before, after, times, heads, width)
             continue
         extra = anatomy.cls_tokens
-        count = before + extra
-        hidden, position = random(1, count, width), torch.arange(-extra, before, device=random.device)[None]
-        query, key = (random(1, heads, count, width // heads) for _ in range(2))
-        site = AttentionSite(query, key, (width // heads) ** -0.5, has_cls=bool(extra), hidden=hidden)
+        sequence = random(1, before * anatomy.patches_of_token + extra, width)
+        query, key = (random(1, heads, sequence.shape[1], width // heads) for _ in range(2))
+        site: Any = AttentionSite(query, key, (width // heads) ** -0.5, has_cls=bool(extra), hidden=sequence)
+        hidden = states = sequence
+        if anatomy.shuffle > 1:
+            at = cell_places((1, before), anatomy.shuffle, random.device)[None]
+            site, hidden, states = ShuffledSite(site, at), sequence[:, at[0]].mean(2), sequence[:, at[0]].flatten(2)
+        position = torch.arange(-extra, before, device=random.device)[None]
         protected = position < 0 if extra else None
-        tokens = Tokens(
-            "encoder", hidden, layer=layer, position=position, protected=protected, grid=grid, site=site
-        )  # fmt: skip
-        yield _Asked(times, tokens, hidden, after + extra)
+        tokens = Tokens("encoder", hidden, layer=layer, position=position, protected=protected, grid=grid, site=site)
+        yield _Asked(times, tokens, states, after + extra)
 
 
 def _cells(
@@ -251,8 +252,7 @@ def _cells(
     heads: int, width: int,
 ) -> _Asked:  # fmt: skip
     """A row of a packed tower: a strategy sees the means over cells, its map is applied to their patches."""
-    side, window = anatomy.cells.side, anatomy.cells.window_at(layer)
-    patches = side**2
+    window, patches = anatomy.cells.window_at(layer), anatomy.patches_of_token
     whole = grid[0] * grid[1]
     windows = window_of_cells(grid, window or max(grid), random.device).flatten()
     lengths = windows[random.some(before, whole)].bincount()

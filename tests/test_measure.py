@@ -98,7 +98,7 @@ def test_speeds_come_per_round_and_failures_stay_alone() -> None:
 def test_decoding_of_the_timing_is_that_of_generate(kind: str) -> None:
     model, inputs = random_llava(kind), make_inputs([Prompt(), Prompt(text_after=3, seed=1)], kind)
     with il.attach(model, RANDOM, SCHEDULE), torch.inference_mode():
-        expected = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[:, -4:]
+        expected = model.generate(**inputs, max_new_tokens=4, eos_token_id=None, do_sample=False)[:, -4:]
     seen: list[torch.Tensor] = []
     handle = model.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["input_ids"]), with_kwargs=True)
     try:
