@@ -96,7 +96,7 @@ class _Encoded(Exception):
 
 @torch.inference_mode()
 def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
-    """What the first prompt shows: its images and videos in their order. Runs the encoder, but not the language model."""
+    """What the first prompt shows: its images and videos in order. Runs the encoder, but not the language model."""
 
     def stop(*_: Any) -> None:
         raise _Encoded
