@@ -24,7 +24,6 @@ from illava_lab import measure
 from illava_lab.compare import aligned
 from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
-from illava_lab.families import describe
 from illava_lab.flops import prefill_flops
 from illava_lab.lab import Lab
 from illava_lab.runlog import RunLog, model_settings, write_whole
@@ -116,8 +115,7 @@ def bench(
         `images_per_second` counts the images (or frames) of the batch, over one prefill and `new_tokens` steps; reading
         and resizing them is not in it. `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill; see
         `measure.stage_seconds`. `prefill_flops` is what torch counts for one prompt, `prefill_flops_formula` the closed
-        form, NaN for models whose images differ in their number of tokens. `cache_bytes` and `peak_bytes` (CUDA only,
-        above weights and inputs) are of the batch.
+        form. `cache_bytes` and `peak_bytes` (CUDA only, above weights and inputs) are of the batch.
 
     Raises:
         LabError: bad arguments, before any work.
@@ -138,9 +136,10 @@ def bench(
     lengths = text_tokens or [measure.text_tokens(lab.model, lab.inputs([shown], [QUESTION]))]
     cases = []
     for length in lengths:
-        _inputs(lab, shown, 1, length)  # a length that cannot be is refused before any work
+        single = _inputs(lab, shown, 1, length)  # a length that cannot be is refused before any work
+        layouts = measure.layouts(lab.model, single) if "flops" in dict(shares) else None
         plan = [replace(baseline(), name=BARE), baseline()]
-        plan += [*rows(lab.model, named, shares, length), *preset_rows(lab.model, presets)]
+        plan += [*rows(lab.model, named, shares, length, layouts), *preset_rows(lab.model, presets)]
         cases += [(batch, length, row) for batch in batch_sizes for row in plan]
 
     settings = {"seed": seed, "new_tokens": new_tokens, "rounds": rounds, "threads": torch.get_num_threads()}
@@ -250,12 +249,9 @@ class _Case:
         return out
 
     def _formula(self, single: dict[str, Tensor]) -> float:
-        """FLOPs of one prompt by the closed form, which knows prompts with one image of a fixed number of tokens."""
-        model, row = self.lab.model, self.row
-        anatomy, visual = describe(model), single["input_ids"].shape[1] - self.length
-        if not anatomy.fixed or visual != anatomy.patches:
-            return math.nan
-        return prefill_flops(model, row.strategy, row.schedule, text_tokens=self.length)
+        """FLOPs of one prompt by the closed form."""
+        model, layouts = self.lab.model, measure.layouts(self.lab.model, single)
+        return prefill_flops(model, self.row.strategy, self.row.schedule, text_tokens=self.length, layouts=layouts)
 
 
 def _with_spread(name: str, found: measure.Ratio) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, isnan
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy, describe
 from illava_lab.flops import prefill_flops
+from illava_lab.packing import Layout
 from illava_lab.registry import make_strategy
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import STAGES, Stage, Strategy
@@ -28,6 +30,7 @@ def for_budget(
     flops: float | None = None,
     stages: Sequence[Stage] | None = None,
     text_tokens: int = 64,
+    layouts: Sequence[Layout] | None = None,
 ) -> Schedule:
     """The schedule by which a strategy, at the layers it stands for, reaches a budget.
 
@@ -39,7 +42,8 @@ def for_budget(
         keep: fraction of an image's visual tokens that the last LLM layer sees.
         flops: instead of `keep`, the fraction of the bare model's prefill FLOPs, scoring and merging included.
         stages: where to reduce; None for the strategy's `home`.
-        text_tokens: tokens of the prompt beside the visual ones, for `flops`.
+        text_tokens: tokens of the prompt beside the placeholders of images and videos, for `flops`.
+        layouts: what the prompt shows (`measure.layouts`), for `flops`; None for one typical image.
 
     Returns:
         The schedule that comes nearest. FLOPs agree within 1 %, but where single tokens are coarser than that, or the
@@ -62,11 +66,12 @@ def for_budget(
         raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {tuple(wanted)}")
     if not serves or share == 1:
         return Schedule()
+    if serves == ["image"]:
+        Schedule(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
     if keep is not None:
-        schedule = _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
-    else:
-        schedule = _for_flops(share, strategy, model, anatomy, serves, text_tokens)
-    return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
+        return _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
+    count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
+    return _for_flops(share, strategy, anatomy, serves, count)
 
 
 def budget_label(row: Any) -> str:
@@ -75,7 +80,7 @@ def budget_label(row: Any) -> str:
 
 
 def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Schedule:
-    """The schedule that leaves `final` visual tokens of an image.
+    """The schedule that leaves `final` visual tokens of an image; in fractions where images differ in their number.
 
     Raises:
         LabError: the strategy cannot.
@@ -87,7 +92,8 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
     if len(serves) == 2:
         between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
     ends = {"encoder": (patches, between), "llm": (between, final)}
-    return Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
+    schedule = Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
+    return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
 
 
 def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
@@ -120,14 +126,17 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
 
 
 def _for_flops(
-    share: float, strategy: Strategy, model: nn.Module, anatomy: Anatomy, serves: list[Stage], text_tokens: int
+    share: float, strategy: Strategy, anatomy: Anatomy, serves: list[Stage], count: Callable[..., float]
 ) -> Schedule:
     """Bisection over the number of tokens left: more of them never cost less.
+
+    Args:
+        count: FLOPs with a strategy and a schedule, or of the bare model.
 
     Raises:
         LabError: even the fewest tokens cost more.
     """
-    bare = prefill_flops(model, text_tokens=text_tokens)
+    bare = count()
     tried: dict[int, tuple[float, Schedule]] = {}
 
     def cost(final: int) -> float:
@@ -137,7 +146,7 @@ def _for_flops(
                 schedule = _ending_with(final, strategy, anatomy, serves)
             except LabError:
                 return 0.0
-            tried[final] = prefill_flops(model, strategy, schedule, text_tokens=text_tokens) / bare, schedule
+            tried[final] = count(strategy, schedule) / bare, schedule
         return tried[final][0]
 
     low, high = 1, anatomy.patches

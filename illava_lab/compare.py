@@ -20,6 +20,7 @@ from illava_lab.budget import budget_label
 from illava_lab.errors import LabError
 from illava_lab.evaluate import Task, by_category, correct, load_task, paired_difference, predict
 from illava_lab.lab import Lab
+from illava_lab.packing import Layout
 from illava_lab.runlog import RunLog, model_settings
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy
@@ -83,8 +84,8 @@ def compare(
     check_count("batch_size", batch_size)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
-    text = _text_tokens(lab, task) if "flops" in dict(shares) else 0
-    plan = [baseline(), *rows(lab.model, named, shares, text)]
+    prompt = _prompt(lab, task) if "flops" in dict(shares) else (0, None)
+    plan = [baseline(), *rows(lab.model, named, shares, *prompt)]
     log, done = None, {}
     if out is not None and distributed.is_first():
         given = {"task": task.name, "limit": limit, "seed": seed, "batch_size": batch_size, "timing": timing}
@@ -129,9 +130,10 @@ def _first(lab: Lab, task: Task, times: int = 1) -> dict[str, torch.Tensor]:
     return lab.inputs([task.image(sample["image_id"])] * times, [sample["question"]] * times)
 
 
-def _text_tokens(lab: Lab, task: Task) -> int:
-    """Tokens of the first prompt that are not visual."""
-    return measure.text_tokens(lab.model, _first(lab, task))
+def _prompt(lab: Lab, task: Task) -> tuple[int, list[Layout]]:
+    """Text tokens of the first prompt, and what it shows."""
+    inputs = _first(lab, task)
+    return measure.text_tokens(lab.model, inputs), measure.layouts(lab.model, inputs)
 
 
 def _speeds(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -88,10 +89,16 @@ class Cells(NamedTuple):
     Attributes:
         side: patches along the side of a cell, the block that the patch merger makes one visual token of.
         window: cells along the side of an attention window, or None if there are none.
+        full: where there are windows, the layers that attend over the whole image all the same.
     """
 
     side: int
     window: int | None
+    full: tuple[int, ...] = ()
+
+    def window_at(self, layer: int) -> int | None:
+        """The window of one encoder layer."""
+        return None if layer in self.full else self.window
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +118,7 @@ class Anatomy:
         cells: how patches become visual tokens in a packed tower, or None for other towers.
         first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
             features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        deepstack: encoder layer -> the projector of the features that are taken from its output.
         shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
             token; 1 where there is none.
         fixed: every image has as many visual tokens as a row has patches.
@@ -131,6 +139,7 @@ class Anatomy:
     placeholders: dict[Medium, int]
     cells: Cells | None = None
     first_llm_layer: int = 1
+    deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
     shuffle: int = 1
 
     @property
@@ -145,6 +154,11 @@ class Anatomy:
     def patches(self) -> int:
         """Patches (or cells, as in `grid`) in one row of the encoder (an image, a crop or a frame), unreduced."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def patches_of_token(self) -> int:
+        """Patches in what `grid` counts: 1, or those of a cell."""
+        return (self.cells.side if self.cells else self.shuffle) ** 2
 
     def depth(self, stage: Stage) -> int:
         """Layers of a stage that a reduction can act on."""
@@ -203,6 +217,7 @@ def describe(model: nn.Module) -> Anatomy:
     shuffle = round(1 / getattr(config, "downsample_ratio", 1))
     patch = _edge(vision.patch_size) * (cells.side if cells else shuffle)
     pixels = TYPICAL_CELLS * patch if cells else _edge(vision.image_size)
+    deepstack = getattr(vision, "deepstack_visual_indexes", ())
     return Anatomy(
         base=base,
         tower=tower,
@@ -218,7 +233,8 @@ def describe(model: nn.Module) -> Anatomy:
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
-        first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
+        first_llm_layer=max(1, len(deepstack)),
+        deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
         shuffle=shuffle,
     )
 
@@ -229,7 +245,8 @@ def _edge(size: int | list[int] | tuple[int, int]) -> int:
 
 def _cells(vision: Any) -> Cells:
     window = getattr(vision, "window_size", None)  # in pixels
-    return Cells(vision.spatial_merge_size, window and window // vision.patch_size // vision.spatial_merge_size)
+    cells = window and window // vision.patch_size // vision.spatial_merge_size
+    return Cells(vision.spatial_merge_size, cells, tuple(getattr(vision, "fullatt_block_indexes", ())))
 
 
 def _encoder_layers(tower: nn.Module) -> nn.ModuleList:

@@ -90,6 +90,28 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, float]:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), peak
 
 
+class _Encoded(Exception):
+    """The prompt has come to the language model, and that is enough."""
+
+
+@torch.inference_mode()
+def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
+    """What the first prompt shows: its images and videos in order. Runs the encoder, but not the language model."""
+
+    def stop(*_: Any) -> None:
+        raise _Encoded
+
+    with attach(model, "none") as trace:
+        handle = describe(model).language_model.register_forward_pre_hook(stop)
+        try:
+            prefill(model, inputs)
+        except _Encoded:
+            pass
+        finally:
+            handle.remove()
+    return [trace.layout(image) for image in range(trace.images_per_row[0])] if trace.images_per_row else []
+
+
 def text_tokens(model: nn.Module, inputs: Inputs) -> int:
     """Tokens of the first prompt that are not visual."""
     visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)
@@ -189,13 +211,17 @@ def _run(model: nn.Module, inputs: Inputs, configuration: Configuration, new_tok
         start = timer()  # waits for the accelerator before it reads the clock
         output = prefill(model, inputs)
         middle = timer()
+        # Qwen-VL makes positions for the whole mask, not for the new token; these are what `generate` gives.
+        moved = getattr(model.model, "rope_deltas", None)
         for _ in range(new_tokens):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) - 1 + moved}
             output = model(
                 input_ids=output.logits[:, -1:].argmax(-1),
                 attention_mask=mask,
                 past_key_values=output.past_key_values,
                 use_cache=True,
+                **positions,
             )
         end = timer()
     return middle - start, (end - middle) / new_tokens

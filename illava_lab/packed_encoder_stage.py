@@ -76,17 +76,18 @@ def packed_frames(grids: list[list[int]], merge: int, window: int | None, device
     out = []
     for grid, frames in members.items():
         first = torch.tensor([start for _, start in frames], device=device)[:, None]
-        at = first + _window_order(grid, window or max(grid), device).argsort()
+        # Window by window: windows, and the cells within each, in raster order.
+        at = first + window_of_cells(grid, window or max(grid), device).flatten().argsort(stable=True).argsort()
         place = torch.arange(at.shape[1], device=device).expand(at.shape)
         out.append(Frames([row for row, _ in frames], grid, first, at, place, torch.ones(at.shape, device=device)))
     return out
 
 
-def _window_order(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
-    """The cells of a frame, window by window: windows and the cells within each in raster order."""
+def window_of_cells(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
+    """(height, width) long, a number for the window that each cell of a frame lies in: they rise in raster order."""
     row = torch.arange(grid[0], device=device)[:, None] // window
     column = torch.arange(grid[1], device=device) // window
-    return (row * grid[1] + column).flatten().argsort(stable=True)
+    return row * grid[1] + column
 
 
 def cell_layout(grid: list[int], merge: int) -> Layout:
@@ -229,8 +230,8 @@ class PackedEncoderStage(EncoderStage):
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         grids = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
-        self._grids = grids.tolist()
-        self.frames = packed_frames(self._grids, *self.anatomy.cells, grids.device)
+        self._grids, cells = grids.tolist(), self.anatomy.cells
+        self.frames = packed_frames(self._grids, cells.side, cells.window, grids.device)
         self._total = sum(frames.at.numel() for frames in self.frames)
         self._cells = torch.arange(self._total, device=grids.device)
         self.steps, self._shortened = [], {}

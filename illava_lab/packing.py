@@ -37,6 +37,7 @@ class Layout:
         grid: (height, width) if the visual tokens are one grid in raster order, else None.
         boxes: (P, 4) float32, left, top, right and bottom of each patch as fractions of the picture; an empty
             rectangle for a patch of padding.
+        parts: stretches of equally many visual tokens that are reduced each on its own (pooled frames of a video).
     """
 
     patches: tuple[int, int, int]
@@ -44,6 +45,7 @@ class Layout:
     weight: Tensor
     grid: tuple[int, int] | None
     boxes: Tensor
+    parts: int = 1
     _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -65,6 +67,10 @@ class Layout:
     def tokens(self) -> int:
         """Visual tokens before any reduction: placeholders without markers."""
         return int((~self.marker).sum())
+
+    def left(self, kept: float) -> int:
+        """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""
+        return self.parts * max(1, round(self.tokens / self.parts * kept))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`source` and `weight` on a device, copied there once."""
@@ -161,7 +167,7 @@ def joined_layout(frame: Layout, frames: int) -> Layout:
     per_frame = frame.patches[1] * frame.patches[2]
     source = torch.cat([frame.source + i * per_frame for i in range(frames)] + [frame.source[:1] * 0])
     weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0])
-    return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1))
+    return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1), parts=frames)
 
 
 def join_tiles(tiles: list[Visual]) -> Visual:

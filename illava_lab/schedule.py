@@ -98,7 +98,7 @@ class Schedule:
         for stage in STAGES:
             plan, row = self.plan(stage), []
             if stage == "llm" and layout is not None:
-                count = round(layout.tokens * count / per_row)
+                count = layout.left(count / per_row)
             for layer in range(1 if stage == "image" else anatomy.depth(stage)):
                 if stage == "llm" and layer in plan:
                     count = kept(plan[layer], count, f"llm layer {layer}")
@@ -124,11 +124,14 @@ class Schedule:
         flops: float | None = None,
         stages: Sequence[Stage] | None = None,
         text_tokens: int = 64,
+        layouts: Sequence[Layout] | None = None,
     ) -> Schedule:
         """The schedule by which a strategy, at the layers it stands for, reaches a budget; see `illava_lab.budget`."""
         from illava_lab.budget import for_budget
 
-        return for_budget(strategy, model, keep=keep, flops=flops, stages=stages, text_tokens=text_tokens)
+        return for_budget(
+            strategy, model, keep=keep, flops=flops, stages=stages, text_tokens=text_tokens, layouts=layouts
+        )
 
 
 def check_keep(keep: Any, what: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from illava_lab.errors import LabError
+from illava_lab.packing import Layout
 from illava_lab.presets import PRESETS
 from illava_lab.registry import get_strategy, make_strategy
 from illava_lab.schedule import Schedule
@@ -47,14 +48,20 @@ def baseline() -> Row:
     return Row(BASELINE, "keep", 1.0, get_strategy(BASELINE)(), Schedule())
 
 
-def rows(model: nn.Module, named: dict[str, Strategy], budgets: Sequence[Budget], text_tokens: int) -> list[Row]:
-    """Every strategy at every budget, without the baseline."""
+def rows(
+    model: nn.Module,
+    named: dict[str, Strategy],
+    budgets: Sequence[Budget],
+    text_tokens: int,
+    layouts: Sequence[Layout] | None = None,
+) -> list[Row]:
+    """Every strategy at every budget, without the baseline; text and layouts as in `Schedule.for_budget`."""
     out = []
     for name, strategy in named.items():
         for kind, share in budgets:
             try:
                 schedule: Schedule | Exception = Schedule.for_budget(
-                    strategy, model, text_tokens=text_tokens, **{kind: share}
+                    strategy, model, text_tokens=text_tokens, layouts=layouts, **{kind: share}
                 )
             except Exception as error:  # not every method reaches every budget on every model
                 schedule = error

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import KINDS, QWENS, Prompt, make_inputs, shared_llava
+from PIL import Image
+from test_loading import scaled_down
 
 import illava_lab as il
 from illava_lab import measure
@@ -180,3 +182,16 @@ def test_a_failed_run_keeps_no_tensors(model) -> None:
     (failed,) = measure.speeds(model, make_inputs([Prompt()]), [(Holds(), il.Schedule(llm={2: 10}))], rounds=1)
     assert str(failed) == "then"
     assert failed.__traceback__ is failed.__context__ is None  # through these, frames with their tensors stay alive
+
+
+def test_prompts_of_several_pictures_and_films_have_a_closed_form(tmp_path: Path) -> None:
+    """And the budget by FLOPs is exact for what is shown."""
+    (tmp_path / "small.json").write_text(json.dumps(scaled_down("qwen2-vl-7b")))
+    small, draw = il.load(f"random:{tmp_path / 'small.json'}", dtype="float32"), np.random.default_rng(0)
+    picture = Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    film = il.read_video(draw.integers(0, 256, (4, 280, 280, 3), dtype=np.uint8), frames=4)
+    table = bench(small, ["illava"], flops=0.9, shown=[picture, film], **QUICK)
+    assert (table["status"] == "ok").all()
+    assert np.allclose(table["prefill_flops"], table["prefill_flops_formula"], rtol=0.01)
+    bare, _, illava = table["prefill_flops"]
+    assert illava / bare == pytest.approx(0.9, rel=0.01)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PATCHES, Prompt, make_inputs, random_llava
+from conftest import IMAGE_TOKEN, KINDS, PATCHES, QWENS, Prompt, make_inputs, random_llava, shared_llava
+from qwen import qwen_inputs
 
 import illava_lab as il
 from illava_lab import measure
@@ -30,6 +31,51 @@ def test_the_closed_form_is_what_torch_counts(name: str, model) -> None:
         schedule = il.Schedule.for_budget(strategy, model, keep=keep)
         counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
         assert prefill_flops(model, strategy, schedule, text_tokens=text_tokens(inputs)) == pytest.approx(counted, rel=0.01)
+
+
+# What is shown, and how near the count comes: of these few patches, strategies lose unlike shares with padding.
+CONTENTS = {
+    "an image": (Prompt(), 0.01),
+    "a padded image": (Prompt(seed=4), 0.02),
+    "two images": (Prompt(images=2), 0.01),
+    "a video": (Prompt(images=0, videos=1), 0.01),
+    "an image and a video": (Prompt(videos=1), 0.01),
+}
+
+
+@pytest.mark.parametrize("contents", CONTENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: str) -> None:
+    model, (prompt, near) = shared_llava(kind), CONTENTS[contents]
+    if prompt.videos and "video" not in describe(model).media:
+        pytest.skip("takes no video")
+    inputs = make_inputs([prompt], kind)
+    shown = {"text_tokens": measure.text_tokens(model, inputs), "layouts": measure.layouts(model, inputs)}
+    assert len(shown["layouts"]) == prompt.images + prompt.videos
+    assert prefill_flops(model, **shown) == measure.prefill_flops(model, inputs)  # nothing is left to chance
+    for name in ("illava", "pyramiddrop", "sparsevlm", "tome"):
+        strategy = il.get_strategy(name)()
+        schedule = il.Schedule.for_budget(strategy, model, keep=0.5)
+        counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
+        rel = near if schedule.encoder else 0.003
+        assert prefill_flops(model, strategy, schedule, **shown) == pytest.approx(counted, rel=rel), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
+    """The share that half of the tokens take, asked for by its value."""
+    model = shared_llava(kind)
+    inputs = qwen_inputs(kind, [[2, (IMAGE_TOKEN, 1, 10, 12), 5]], [0]) if kind in QWENS else make_inputs([Prompt()], kind)
+    shown = {"text_tokens": measure.text_tokens(model, inputs), "layouts": measure.layouts(model, inputs)}
+    bare = measure.prefill_flops(model, inputs)
+    for name in ("illava", "random"):
+        strategy = il.get_strategy(name)()
+        half = il.Schedule.for_budget(strategy, model, keep=0.5)
+        share = measure.cost(model, inputs, strategy, half).prefill_flops / bare
+        schedule = il.Schedule.for_budget(strategy, model, flops=share, **shown)
+        reached = measure.cost(model, inputs, strategy, schedule).prefill_flops / bare
+        assert reached == pytest.approx(share, rel=0.01)
+        assert describe(model).fixed or all(isinstance(keep, float) for keep in (schedule.encoder | schedule.llm).values())
 
 
 @pytest.mark.parametrize("name", REDUCING)

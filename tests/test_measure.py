@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import PATCH, PATCHES, TEXT, VISION, Prompt, make_inputs, random_llava
+from conftest import PATCH, PATCHES, QWENS, TEXT, VISION, Prompt, make_inputs, random_llava
 
 import illava_lab as il
 from illava_lab import measure
@@ -94,10 +94,11 @@ def test_speeds_come_per_round_and_failures_stay_alone() -> None:
     assert sum(ticks) == 3 * 4
 
 
-def test_decoding_of_the_timing_is_that_of_generate() -> None:
-    model, inputs = random_llava("clip-llama"), make_inputs([Prompt(), Prompt(text_after=3, seed=1)])
+@pytest.mark.parametrize("kind", ["clip-llama", *QWENS])
+def test_decoding_of_the_timing_is_that_of_generate(kind: str) -> None:
+    model, inputs = random_llava(kind), make_inputs([Prompt(), Prompt(text_after=3, seed=1)], kind)
     with il.attach(model, RANDOM, SCHEDULE), torch.inference_mode():
-        expected = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[:, -4:]
+        expected = model.generate(**inputs, max_new_tokens=4, eos_token_id=None, do_sample=False)[:, -4:]
     seen: list[torch.Tensor] = []
     handle = model.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["input_ids"]), with_kwargs=True)
     try:
