@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import textwrap
 from collections.abc import Collection, Sequence
 from io import BytesIO
 from os import PathLike
@@ -118,7 +119,8 @@ def lost_picture(task: Task, questions: pd.DataFrame, title: str) -> Figure:
         axes.set_axis_off()
         if row is not None:
             axes.imshow(task.image(row.image_id))
-            axes.set_title(f"{row.question}\n{row.answer}, said: {row.said}", fontsize=6.5, wrap=True)
+            question = textwrap.fill(row.question, 22)
+            axes.set_title(f"{question}\nright: {row.answer}\nsaid: {row.said}", fontsize=6.5)
     figure.suptitle(title + (f", {len(first)} shown" if len(questions) > len(first) else ""), fontsize=10)
     return figure
 
