@@ -12,7 +12,7 @@ LEDGER = {
     "loses 0.2 to 0.5 %": (NOT_SUPPORTED, "the table of section 1 has 1.6 points at 0.7 of the FLOPs, with an interval from 0.9 to 2.3"),
     "recycling keeps what dropping loses": (NOT_SUPPORTED, "in section 2 no ramp can be told from dropping"),
     "the 2026 code ranks by attention": (NOT_SUPPORTED, "section 3: it computes a log-sum-exp, and ranks other tokens first"),
-    "one stage alone cannot halve this model's work": (SUPPORTED, "section 4: LLM only stays above 0.7 whatever it keeps"),
+    "without the encoder this model's work cannot be halved": (SUPPORTED, "section 4: LLM only, from its layer 2 on, stays at 0.71 or more whatever it keeps"),
     "twice the throughput of a 7B model": (NOT_CHECKED, "no section ran a 7B model or a GPU; FLOPs are a bound, not a measurement"),
 }
 
