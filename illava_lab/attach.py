@@ -14,6 +14,7 @@ from illava_lab.llm_stage import LlmStage, Positions
 from illava_lab.packed_encoder_stage import PackedEncoderStage
 from illava_lab.registry import make_strategy
 from illava_lab.schedule import Schedule
+from illava_lab.shuffled_encoder_stage import ShuffledEncoderStage
 from illava_lab.strategy import Strategy, one_of
 from illava_lab.trace import Trace
 
@@ -65,7 +66,7 @@ def attach(
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
-        stage = EncoderStage if anatomy.cells is None else PackedEncoderStage
+        stage = PackedEncoderStage if anatomy.cells else ShuffledEncoderStage if anatomy.shuffle > 1 else EncoderStage
         encoder = stage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
         llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
         encoder.watch(undo)

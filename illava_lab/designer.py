@@ -49,7 +49,11 @@ class Forecast:
 
     def __str__(self) -> str:
         text = f"{self.tokens['llm'][-1]} of {self.patches} visual tokens enter the last LLM layer; FLOPs {sum(self.flops.values()):.2f}"
-        return text + (f", predicted prefill time {sum(self.time.values()):.2f} of the bare model's" if self.time else " of the bare model's")
+        return text + (
+            f", predicted prefill time {sum(self.time.values()):.2f} of the bare model's"
+            if self.time
+            else " of the bare model's"
+        )
 
 
 def forecast(
@@ -63,7 +67,9 @@ def forecast(
         seconds: of the bare model, from `stage_seconds`. Each part is predicted to take time in proportion to its FLOPs;
             what a part costs however few tokens there are (calls, hooks) makes real savings smaller.
     """
-    bare, now = (_parts(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule()))
+    bare, now = (
+        _parts(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule())
+    )
     anatomy = describe(model)
     counts = (schedule or Schedule()).tokens(anatomy)
     time = {}
@@ -115,14 +121,18 @@ def schedule_figure(plan: Forecast) -> go.Figure:
     """Tokens that enter every layer, and what is left of FLOPs and time: the plain-function twin of the designer."""
     names, columns = _bars(plan)
     figure = make_subplots(1, 2, column_widths=[0.7, 0.3], horizontal_spacing=0.12)
-    figure.add_bar(row=1, col=1, x=names, y=[plan.patches] * len(names), marker_color=BARE, name="bare model", hoverinfo="skip")
+    figure.add_bar(
+        row=1, col=1, x=names, y=[plan.patches] * len(names), marker_color=BARE, name="bare model", hoverinfo="skip"
+    )
     for stage, counts in plan.tokens.items():
         own = [name for name in names if name[0] == stage[0].upper()]
         figure.add_bar(
             row=1, col=1, x=own, y=counts, marker_color=COLORS[stage], name=PARTS[stage],
             hovertemplate="%{y} visual tokens enter %{x}<extra></extra>",
         )  # fmt: skip
-    figure.add_bar(row=1, col=2, x=list(columns), y=[100] * len(columns), marker_color=BARE, showlegend=False, hoverinfo="skip")
+    figure.add_bar(
+        row=1, col=2, x=list(columns), y=[100] * len(columns), marker_color=BARE, showlegend=False, hoverinfo="skip"
+    )
     base = dict.fromkeys(columns, 0.0)
     for part, name in PARTS.items():
         heights = [parts[part] for parts in columns.values()]
@@ -149,7 +159,9 @@ def schedule_picture(plan: Forecast, title: str = "") -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=[0.7, 0.3])
     left.bar(names, plan.patches, color=BARE, label="bare model")
     for stage, counts in plan.tokens.items():
-        left.bar([name for name in names if name[0] == stage[0].upper()], counts, color=COLORS[stage], label=PARTS[stage])
+        left.bar(
+            [name for name in names if name[0] == stage[0].upper()], counts, color=COLORS[stage], label=PARTS[stage]
+        )
     right.bar(list(columns), 100, color=BARE, width=0.6)
     for number, (column, parts) in enumerate(columns.items()):
         base = 0.0
@@ -190,15 +202,24 @@ class ScheduleDesigner:
         anatomy = describe(model)
         self._anatomy = anatomy
         self.presets = {NOTHING: Schedule(), **_presets(model)}
-        places = [(stage, layer) for stage, first in (("encoder", 0), ("llm", 1)) for layer in range(first, anatomy.depth(stage))]
+        places = [
+            (stage, layer)
+            for stage, first in (("encoder", 0), ("llm", 1))
+            for layer in range(first, anatomy.depth(stage))
+        ]
         self.sliders = {
             (stage, layer): ipywidgets.IntSlider(
-                100, 5, 100, 1, description=f"{stage[0].upper()}{layer}", orientation="vertical",
-                layout=ipywidgets.Layout(width="44px", height="140px", margin="0"), style={"handle_color": COLORS[stage]},
+                100, 5, 100, 1, orientation="vertical", readout=False,
+                layout=ipywidgets.Layout(width="40px", height="130px"), style={"handle_color": COLORS[stage]},
             )
             for stage, layer in places
         }  # fmt: skip
-        self.preset = ipywidgets.Dropdown(options=list(self.presets), description="start from", layout=ipywidgets.Layout(width="300px"))
+        self._labels = {
+            place: ipywidgets.HTML(layout=ipywidgets.Layout(width="40px")) for place in places
+        }  # a vertical slider cuts off labels of its own
+        self.preset = ipywidgets.Dropdown(
+            options=list(self.presets), description="start from", layout=ipywidgets.Layout(width="300px")
+        )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
         self.widget = go.FigureWidget(schedule_figure(self.forecast))
@@ -206,12 +227,15 @@ class ScheduleDesigner:
         for slider in self.sliders.values():
             slider.observe(self._draw, names="value")
         self.preset.observe(lambda change: self.set(self.presets[change["new"]]), names="value")
-        self.reset.on_click(lambda _: self._start())
-        row = ipywidgets.Layout(flex_flow="row wrap", width="800px")
+        self.reset.on_click(lambda _: self.set(NOTHING))
+        row, narrow = (
+            ipywidgets.Layout(flex_flow="row wrap", width="800px"),
+            ipywidgets.Layout(width="46px", align_items="center"),
+        )
         self.box = ipywidgets.VBox([
             ipywidgets.HBox([self.preset, self.reset]),
-            ipywidgets.HTML("% kept at each layer (E: image encoder, L: LLM)"),
-            ipywidgets.HBox(list(self.sliders.values()), layout=row),
+            ipywidgets.HTML("Percent kept at each layer (E: image encoder, L: LLM); scoring and merging are left out"),
+            ipywidgets.HBox([ipywidgets.VBox([self._labels[place], slider], layout=narrow) for place, slider in self.sliders.items()], layout=row),
             self.text,
             self.widget,
         ])  # fmt: skip
@@ -239,16 +263,17 @@ class ScheduleDesigner:
         """
         if isinstance(schedule, str):
             one_of("preset", schedule, tuple(self.presets))
-            schedule = self.presets[schedule]
+            self.preset.value, schedule = schedule, self.presets[schedule]
         if schedule.image is not None:
             raise LabError(f"the designer has no slider for the image stage, got image={schedule.image!r}")
         values, counts = dict.fromkeys(self.sliders, 100), schedule.tokens(self._anatomy)
         for stage in ("encoder", "llm"):
-            for layer in schedule.plan(stage):
+            for layer, keep in schedule.plan(stage).items():
                 if (stage, layer) not in values:
                     raise LabError(f"the designer has no slider for {stage} layer {layer}")
-                before, after = counts[stage][layer : layer + 2] if stage == "encoder" else counts[stage][layer - 1 : layer + 1]
-                values[stage, layer] = max(5, round(100 * after / before))
+                if isinstance(keep, int):
+                    keep /= counts[stage][layer if stage == "encoder" else layer - 1]  # of what the reduction finds
+                values[stage, layer] = max(5, round(100 * keep))
         self._moving = True
         for place, value in values.items():
             self.sliders[place].value = value
@@ -260,10 +285,6 @@ class ScheduleDesigner:
         self.set(schedule)
         show_widget(self.box, to_png(schedule_picture(self.forecast)), str(self.forecast))
 
-    def _start(self) -> None:
-        self.preset.value = NOTHING
-        self.set(NOTHING)
-
     def _draw(self, change: dict | None = None) -> None:
         if self._moving:  # several sliders move as one
             return
@@ -273,7 +294,9 @@ class ScheduleDesigner:
             for old, trace in zip(self.widget.data, new.data, strict=True):
                 old.update(trace.to_plotly_json(), overwrite=True)
         sync(self.widget)
-        self.text.value = f"{plan} (scoring and merging left out)<br><code>{self.schedule}</code>"
+        self.text.value = f"{plan}<br><code>{self.schedule}</code>"
+        for (stage, layer), label in self._labels.items():
+            label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
 
 
 def _presets(model: nn.Module) -> dict[str, Schedule]:

@@ -84,8 +84,8 @@ class EncoderStage:
         for index in self.plan:
             self._install_layer(undo, index)
         if self.plan and self.strategy.proportional_attention:
-            for layer in list(layers)[min(self.plan) + 1 :]:
-                undo.callback(layer.register_forward_pre_hook(self._add_log_size, with_kwargs=True, prepend=True).remove)
+            for index in range(min(self.plan) + 1, len(layers)):
+                self._weigh_keys(undo, index)
         undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
         projector = self.anatomy.projector
         undo.callback(projector.register_forward_pre_hook(self._drop_holes, prepend=True).remove)
@@ -94,6 +94,7 @@ class EncoderStage:
     def _install_layer(self, undo: ExitStack, index: int) -> None:
         layer = self.anatomy.encoder_layers[index]
         attention, norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
+        scale = getattr(layer, "lambda_2", None)  # LayerScale of InternVL
         short: dict[str, Tensor] = {}
 
         def before_norm(module: nn.Module, args: tuple) -> tuple:
@@ -107,13 +108,17 @@ class EncoderStage:
         # Not a forward hook: transformers records hidden states with one, and must see the short result.
         def forward(original: Callable, *args: Any, **kwargs: Any) -> Any:
             out = original(*args, **kwargs)
-            new = short.pop("residual") + short.pop("mlp")
+            new = short.pop("residual") + (short.pop("mlp") if scale is None else scale * short.pop("mlp"))
             return (new, *out[1:]) if isinstance(out, tuple) else new
 
         undo.enter_context(tap(attention, self._observe, self._mask))
         undo.callback(norm.register_forward_pre_hook(before_norm, prepend=True).remove)
         undo.callback(mlp.register_forward_hook(after_mlp, prepend=True).remove)
         replace_method(undo, layer, "forward", forward)
+
+    def _weigh_keys(self, undo: ExitStack, index: int) -> None:
+        layer = self.anatomy.encoder_layers[index]
+        undo.callback(layer.register_forward_pre_hook(self._add_log_size, with_kwargs=True, prepend=True).remove)
 
     def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         self._attention = (query, key, mask, scaling)
@@ -153,10 +158,16 @@ class EncoderStage:
         return functional.interpolate(pixels, size, mode="bicubic", antialias=True)
 
     def _reduce(self, index: int, hidden: Tensor) -> Tensor:
-        cls_tokens = self.anatomy.cls_tokens
+        return self._ask(index, hidden, self._site(hidden)).apply(hidden)
+
+    def _site(self, hidden: Tensor) -> AttentionSite:
         query, key, mask, scaling = self._attention
         self._attention = None
-        site = AttentionSite(query, key, scaling, mask, has_cls=bool(cls_tokens), hidden=hidden)
+        return AttentionSite(query, key, scaling, mask, has_cls=bool(self.anatomy.cls_tokens), hidden=hidden)
+
+    def _ask(self, index: int, hidden: Tensor, site: Any) -> TokenMap:
+        """The strategy's map for the tokens (rows, N, C) inside a layer, noted as done."""
+        cls_tokens = self.anatomy.cls_tokens
         tokens = Tokens(
             "encoder",
             hidden,
@@ -175,7 +186,7 @@ class EncoderStage:
         self.size = reduction.sizes(self.size)
         self._positions_after[index] = self.position
         self.steps.append(Step("encoder", index, range(hidden.shape[0]), reduction, before, reduction.slots - cls_tokens))
-        return reduction.apply(hidden)
+        return reduction
 
     def _add_log_size(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Proportional attention (ToMe, equation 1): a key that stands for s patches gets log s on its logits."""

@@ -137,13 +137,15 @@ def _example_site(
     if stage == "llm":
         came, ahead = sequence(entered), heads(states)
         places = [torch.arange(before, before + n, device=device).expand(batch, -1) for n in (count, entered)]
+        text = [torch.arange(before + n, before + n + after, device=device).expand(batch, -1) for n in (count, entered)]
         site = replace(
             site,
             causal=True,
             visual=places[0],
             last=torch.full((batch,), before + count + after - 1, device=device),
             ahead=lambda: ahead,
-            entry=lambda: (came, places[1]),
+            text=text[0],
+            entry=lambda: (came, places[1], text[1]),
             norm=torch.nn.RMSNorm(CHANNELS, elementwise_affine=False),
         )
     return site, hidden.clone()

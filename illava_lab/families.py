@@ -19,11 +19,13 @@ class Media(NamedTuple):
         token: name of the placeholder's id in the configuration.
         encode: method of `model.model` that turns pixels into features for the placeholders.
         pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
+        tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
     """
 
     token: str
     encode: str
     pack: str | None = None
+    tiled: bool = False
 
 
 class Family(NamedTuple):
@@ -58,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         "LLaVA-OneVision", *_LLAVA,
         {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
     ),
+    "internvl": Family("InternVL", *_LLAVA, {"image": Media(*_IMAGES, tiled=True)}),
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
@@ -67,12 +70,13 @@ FAMILIES: dict[str, Family] = {
 TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
     "clip_vision_model": (("self_attn", "layer_norm2", "mlp"), True),
     "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
+    "internvl_vision": (("attention", "layernorm_after", "mlp"), True),
     "qwen2_vl_vision": (("attn", "norm2", "mlp"), False),
     "qwen2_5_vl_vision": (("attn", "norm2", "mlp"), False),
     "qwen3_vl_vision": (("attn", "norm2", "mlp"), False),
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 
 
 TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
@@ -100,13 +104,15 @@ class Anatomy:
         layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
         grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
-            size, that of a typical one in cells, for which budgets are computed.
-        side: (pixels of such a row, pixels of a patch), along one edge.
+            size, that of a typical one in cells, for which budgets are computed; where there is a `shuffle`, in cells.
+        side: (pixels of such a row, pixels of a patch, or of a cell where `grid` counts these), along one edge.
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
         cells: how patches become visual tokens in a packed tower, or None for other towers.
         first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
             features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        shuffle: patches along the side of a cell, the block that a pixel shuffle behind the tower makes one visual token
+            of; 1 where there is none.
         fixed: every image has as many visual tokens as a row has patches.
     """
 
@@ -125,10 +131,11 @@ class Anatomy:
     placeholders: dict[Medium, int]
     cells: Cells | None = None
     first_llm_layer: int = 1
+    shuffle: int = 1
 
     @property
     def fixed(self) -> bool:
-        return self.cells is None and all(media.pack is None for media in self.media.values())
+        return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
 
     @property
     def image_token_id(self) -> int:
@@ -136,7 +143,7 @@ class Anatomy:
 
     @property
     def patches(self) -> int:
-        """Patches in one row of the encoder (an image, a crop or a frame) before any reduction."""
+        """Patches (or cells, as in `grid`) in one row of the encoder (an image, a crop or a frame), unreduced."""
         return self.grid[0] * self.grid[1]
 
     def depth(self, stage: Stage) -> int:
@@ -193,8 +200,9 @@ def describe(model: nn.Module) -> Anatomy:
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
     cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
-    patch = vision.patch_size * (cells.side if cells else 1)
-    pixels = TYPICAL_CELLS * patch if cells else vision.image_size
+    shuffle = round(1 / getattr(config, "downsample_ratio", 1))
+    patch = _edge(vision.patch_size) * (cells.side if cells else shuffle)
+    pixels = TYPICAL_CELLS * patch if cells else _edge(vision.image_size)
     return Anatomy(
         base=base,
         tower=tower,
@@ -211,7 +219,12 @@ def describe(model: nn.Module) -> Anatomy:
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
         first_llm_layer=max(1, len(getattr(vision, "deepstack_visual_indexes", ()))),
+        shuffle=shuffle,
     )
+
+
+def _edge(size: int | list[int] | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
 
 
 def _cells(vision: Any) -> Cells:
@@ -223,7 +236,8 @@ def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
     if hasattr(tower, "blocks"):
         return tower.blocks
     # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.
-    return getattr(tower, "vision_model", tower).encoder.layers
+    encoder = getattr(tower, "vision_model", tower).encoder
+    return encoder.layer if hasattr(encoder, "layer") else encoder.layers
 
 
 def _layers_used(feature_layer: int | list[int], depth: int) -> int:

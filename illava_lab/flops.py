@@ -12,13 +12,14 @@ from illava_lab.attention import AttentionSite
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy, describe
 from illava_lab.schedule import Schedule
+from illava_lab.shuffled_encoder_stage import ShuffledSite, cell_places
 from illava_lab.strategy import Strategy, Tokens
 
 
 def prefill_flops(
     model: nn.Module, strategy: Strategy | None = None, schedule: Schedule | None = None, *, text_tokens: int
 ) -> float:
-    """Floating-point operations of the prefill of a prompt with one image; a multiply-add counts two.
+    """Floating-point operations of the prefill of a prompt with one image (one tile); a multiply-add counts two.
 
     A token costs ``2 x weights`` in every linear layer, and n tokens cost ``4 n^2 x (heads x head size)`` in an attention,
     masked places included. That is what torch's counter finds for the plain kernel (`measure.prefill_flops`). What the
@@ -55,7 +56,8 @@ def flops_by_layer(model: nn.Module, schedule: Schedule | None = None, *, text_t
         raise LabError("FLOPs are not known for models that take images of any size; give the budget as keep")
     tokens = schedule.tokens(anatomy)
     config, cls_tokens = model.config, anatomy.cls_tokens
-    seen = tokens["image"][-1]
+    per_token = anatomy.shuffle**2  # patches
+    seen = tokens["image"][-1] * per_token
     patches = sum(2.0 * m.weight.numel() * seen for m in anatomy.tower.modules() if isinstance(m, nn.Conv2d))
 
     width = config.vision_config.hidden_size
@@ -63,7 +65,8 @@ def flops_by_layer(model: nn.Module, schedule: Schedule | None = None, *, text_t
     encoder = []
     for layer, before, after in zip(anatomy.encoder_layers, counts, counts[1:], strict=False):
         attention, _, mlp = (getattr(layer, name) for name in anatomy.layer_parts)
-        encoder.append(_attention(attention, before + cls_tokens, width) + _linear(mlp) * (after + cls_tokens))
+        before, after = (count * per_token + cls_tokens for count in (before, after))
+        encoder.append(_attention(attention, before, width) + _linear(mlp) * after)
     pooling = sum(_pooling_head(m, counts[-1]) for m in anatomy.tower.modules() if hasattr(m, "probe"))
 
     text, llm = config.text_config, []
@@ -112,7 +115,9 @@ def _reduction(
         first, extra = text // 2, 0
         before, after = tokens[stage][layer - 1], tokens[stage][layer]
     count = before + extra
-    length = count if stage == "encoder" else count + text
+    shuffled = stage == "encoder" and anatomy.shuffle > 1
+    cells = cell_places((1, before), anatomy.shuffle, torch.device("cpu"))[None] if shuffled else None
+    length = int(cells.max()) + 1 if shuffled else count if stage == "encoder" else count + text
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -138,14 +143,15 @@ def _reduction(
             return site.query, site.key
 
         site.ahead = ahead
+    hidden = sequence[:, cells[0]].mean(2) if shuffled else sequence[:, visual[0]]
     reduced = Tokens(
         stage,
-        sequence[:, visual[0]],
+        hidden,
         layer=layer,
         position=torch.arange(-extra, before)[None],
         protected=torch.arange(count)[None] < extra if extra else None,
         grid=anatomy.grid,
-        site=site,
+        site=ShuffledSite(site, cells) if shuffled else site,
     )
     with FlopCounterMode(display=False) as counter:
         strategy.map(reduced, after + extra).apply(reduced.hidden)

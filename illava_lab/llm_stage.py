@@ -26,7 +26,7 @@ from illava_lab.compat import causal_mask
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
 from illava_lab.families import Anatomy
-from illava_lab.packing import Medium, Visual
+from illava_lab.packing import Medium, Visual, join_tiles
 from illava_lab.schedule import Keep, kept
 from illava_lab.strategy import Strategy, Tokens
 from illava_lab.trace import Step, Trace
@@ -289,9 +289,10 @@ class LlmStage:
                 raise LabError(f"the prompts have {needed} places for {medium}s, the encoded ones need {lengths}")
             for row in range(batch if needed else 0):
                 own, slots = np.searchsorted(ends, bounds[row // repeats :][:2]), np.flatnonzero(holds[row])
-                for i in range(*own):
-                    at = slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]]
-                    out.append(_Image(row, visuals[i], at, int(prompt.text[row, at[-1] :].sum())))
+                at = [slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]] for i in range(*own)]
+                for tiles in _runs(at, self.anatomy.media[medium].tiled):
+                    visual, place = join_tiles([visuals[own[0] + i] for i in tiles]), np.concatenate([at[i] for i in tiles])
+                    out.append(_Image(row, visual, place, int(prompt.text[row, place[-1] :].sum())))
         return sorted(out, key=lambda image: (image.row, image.at[0]))
 
     def _start_trace(self, images: list[_Image]) -> None:
@@ -589,6 +590,17 @@ def _upload(values: Any, device: torch.device) -> Tensor:
     if isinstance(values, list):
         values = np.concatenate([[], *values])
     return torch.from_numpy(values.astype(np.int64)).to(device)
+
+
+def _runs(at: list[np.ndarray], tiled: bool) -> list[list[int]]:
+    """Which slots belong to one image: where images have tiles, all that follow each other without a gap."""
+    out: list[list[int]] = []
+    for i, slots in enumerate(at):
+        if tiled and i and slots[0] == at[i - 1][-1] + 1:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
 
 
 def _split(group: list[int], by: list[int]) -> list[list[int]]:

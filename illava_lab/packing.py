@@ -164,6 +164,19 @@ def joined_layout(frame: Layout, frames: int) -> Layout:
     return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1))
 
 
+def join_tiles(tiles: list[Visual]) -> Visual:
+    """One image of several tiles, which lie tile after tile in the prompt. Boxes are those in the tiles: a model is not
+    told where in the picture a tile was cut out."""
+    count, (rows, *grid) = len(tiles), tiles[0].layout.patches
+    if count == 1:
+        return tiles[0]
+    layout = tiles[0].layout
+    source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
+    joined = Layout((count * rows, *grid), source, layout.weight.repeat(count, 1), None, layout.boxes.repeat(count, 1))
+    weight, size = torch.cat([tile.weight for tile in tiles]), torch.cat([tile.size for tile in tiles])
+    return Visual(joined, weight, size, range(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].steps)
+
+
 def _axes(*lengths: int) -> tuple[Tensor, ...]:
     return torch.meshgrid(*map(torch.arange, lengths), indexing="ij")
 

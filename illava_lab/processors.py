@@ -1,7 +1,7 @@
 """Processors that need no torchvision: images and video frames both go through the PIL-backed image processors.
 
-transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` cannot even be built. Here a
-stand-in takes the place of its video processor. Pixels are the same whether torchvision is installed or not.
+transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` and `InternVLProcessor` cannot
+even be built. Here a stand-in takes the place of their video processors. Pixels are the same whether torchvision is installed or not.
 """
 
 from __future__ import annotations
@@ -114,10 +114,13 @@ FRAMES: dict[str, type[_Frames]] = {
     "qwen2_5_vl": QwenFrames,
 }
 
+# Processors that need a stand-in to be built. To InternVL, frames are images; the lab takes no videos for it.
+STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames}
+
 
 def load_processor(where: str, config: PreTrainedConfig, revision: str | None = None) -> ProcessorMixin:
     """The processor of a checkpoint (folder or hub id), with PIL-backed image processors."""
-    if config.model_type not in FRAMES:
+    if config.model_type not in STAND_INS:
         return AutoProcessor.from_pretrained(where, backend="pil", revision=revision)
     return _without_torchvision(config).from_pretrained(where, revision=revision)
 
@@ -131,9 +134,9 @@ def build_processor(config: PreTrainedConfig, settings: dict[str, Any], tokenize
     settings = {name: value for name, value in settings.items() if name != "processor_class"}
     image = dict(settings.pop("image_processor"))
     parts = {"image_processor": _pil_class(image.pop("image_processor_type"))(**image), "tokenizer": tokenizer}
-    if config.model_type in FRAMES:
+    if config.model_type in STAND_INS:
         cls = _without_torchvision(config)
-        parts["video_processor"] = FRAMES[config.model_type](**settings.pop("video_processor"))
+        parts["video_processor"] = STAND_INS[config.model_type](**settings.pop("video_processor"))
     else:
         cls = PROCESSOR_MAPPING[type(config)]
     return cls(**parts, **settings, chat_template=chat_template)
@@ -148,7 +151,7 @@ def _pil_class(name: str) -> Any:
 def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
     """The family's processor class with our frames in the place of its video processor, under its own name."""
     upstream = PROCESSOR_MAPPING[type(config)]
-    frames = FRAMES[config.model_type]
+    frames = STAND_INS[config.model_type]
 
     def arguments(cls: Any, where: str, *args: Any, revision: str | None = None, **kwargs: Any) -> list[Any]:
         parts = {

@@ -38,7 +38,10 @@ def check_centre(function: Callable[[Tokens], Tensor]) -> str:
         f"patches 11 and 7 are both one step from the centre, to the left and up, but score {first[11]:.3g} and {first[7]:.3g}: "
         "a place has a row (position // width) and a column (position % width)",
     )
-    _need(first[12] > first[11] > first[6] > first[0], "scores must fall with the distance: patches 12, then 11 and 7, then 6, then 0")
+    _need(
+        first[12] > first[11] > first[6] > first[0],
+        "scores must fall with the distance: patches 12, then 11 and 7, then 6, then 0",
+    )
     return "the score follows the place of a token, not its number."
 
 
@@ -46,10 +49,15 @@ def check_centre(function: Callable[[Tokens], Tensor]) -> str:
 def check_mended(cls: type[Strategy]) -> str:
     """A scorer that keeps the largest deviations from the image's mean, and keeps every promise."""
     _keeps_promises(cls)
-    x = torch.tensor([[[1.0, 0.0], [9.0, 9.0], [1.0, 0.2], [1.0, 0.1]], [[0.0, 5.0], [0.0, 5.1], [0.0, 4.9], [-7.0, 0.0]]])
+    x = torch.tensor(
+        [[[1.0, 0.0], [9.0, 9.0], [1.0, 0.2], [1.0, 0.1]], [[0.0, 5.0], [0.0, 5.1], [0.0, 4.9], [-7.0, 0.0]]]
+    )
     for stage in ("encoder", "llm"):
         kept = cls().map(Tokens(stage, x), keep=1).anchor[:, 0].tolist()
-        _need(kept == [1, 3], f"tokens 1 and 3 stand out of their images by far and must be kept first; yours keeps {kept}")
+        _need(
+            kept == [1, 3],
+            f"tokens 1 and 3 stand out of their images by far and must be kept first; yours keeps {kept}",
+        )
     return "every row counts alone, NaN comes last, and what stands out is kept."
 
 
@@ -63,12 +71,24 @@ def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     if isinstance(answer, Tensor):
         _need(not answer.is_floating_point(), f"a slot is a whole number (torch.long), got {answer.dtype}")
     slots = _tensor(answer, (2, 3)).long()
-    _need(0 <= slots.min() and slots.max() < 3, f"{int(slots.max())} is the number of a token; there are slots 0, 1 and 2, one for each anchor")
+    _need(
+        0 <= slots.min() and slots.max() < 3,
+        f"{int(slots.max())} is the number of a token; there are slots 0, 1 and 2, one for each anchor",
+    )
     got = slots.tolist()
-    _need(got[0][0] != 2, "token 0 joined slot 2, whose anchor is long, not alike: use the cosine, which does not depend on length")
-    _need(got[0][2] == 2, f"token 4 points the same way as the anchor of slot 2, but joined slot {got[0][2]}: the *most* similar one is asked for")
+    _need(
+        got[0][0] != 2,
+        "token 0 joined slot 2, whose anchor is long, not alike: use the cosine, which does not depend on length",
+    )
+    _need(
+        got[0][2] == 2,
+        f"token 4 points the same way as the anchor of slot 2, but joined slot {got[0][2]}: the *most* similar one is asked for",
+    )
     _need(got[0] == [0, 1, 2], f"in the first image tokens 0, 2 and 4 belong to slots 0, 1 and 2, yours go to {got[0]}")
-    _need(got[1] == [1, 0, 2], f"in the second image they belong to slots 1, 0 and 2, yours go to {got[1]}: each row has tokens of its own")
+    _need(
+        got[1] == [1, 0, 2],
+        f"in the second image they belong to slots 1, 0 and 2, yours go to {got[1]}: each row has tokens of its own",
+    )
     return "every dropped token finds the survivor that it resembles most."
 
 
@@ -85,9 +105,17 @@ def check_own(cls: type[Strategy], table: pd.DataFrame | None) -> str:
     failed = rows[rows["status"] != "ok"]
     _need(failed.empty, f"it fails on the model: {failed['status'].iloc[0] if len(failed) else ''}")
     budgets = set(table.loc[table["strategy"] == "random", "flops"])
-    _need(set(rows["flops"]) == budgets, f"random was measured at {_listed(budgets)} of the FLOPs, yours at {_listed(set(rows['flops']))}")
-    against = (rows.set_index("flops")["accuracy"] - table[table["strategy"] == "random"].set_index("flops")["accuracy"]) * 100
-    told = ", ".join(f"{points:+.1f} points against random at {flops:g} of the FLOPs" for flops, points in against.sort_index().items())
+    _need(
+        set(rows["flops"]) == budgets,
+        f"random was measured at {_listed(budgets)} of the FLOPs, yours at {_listed(set(rows['flops']))}",
+    )
+    against = (
+        rows.set_index("flops")["accuracy"] - table[table["strategy"] == "random"].set_index("flops")["accuracy"]
+    ) * 100
+    told = ", ".join(
+        f"{points:+.1f} points against random at {flops:g} of the FLOPs"
+        for flops, points in against.sort_index().items()
+    )
     return f"{cls.name} keeps every promise in {lines} lines. Measured: {told}."
 
 
@@ -104,7 +132,10 @@ def code_lines(cls: type) -> int:
 
 
 def _keeps_promises(cls: type[Strategy]) -> None:
-    _need(isinstance(cls, type) and issubclass(cls, Strategy), f"a class like `class Mine(il.Scorer)` is expected, got {cls!r}")
+    _need(
+        isinstance(cls, type) and issubclass(cls, Strategy),
+        f"a class like `class Mine(il.Scorer)` is expected, got {cls!r}",
+    )
     for result in check_strategy(cls, raises=False).broken:
         _need(False, f"{result.promise} is broken: {result.message}")
 

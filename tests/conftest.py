@@ -18,6 +18,9 @@ from reference import anyres_cells, pooled_cells  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -45,12 +48,13 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", *QWENS)
+KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", "internvl", *QWENS)
 
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     """A small float32 model in eval mode: "clip-llama" is as LLaVA-1.5 (CLS, second-last layer), "siglip-qwen2" has no
-    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision, others see `qwen`."""
+    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision, "internvl" has patches of half the
+    side, which make as many visual tokens; others see `qwen`."""
     if kind in QWENS:
         return random_qwen(kind, attention)
     torch.manual_seed(0)
@@ -66,6 +70,10 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
         text = MistralConfig(**TEXT, sliding_window=None)
         config = LlavaNextConfig(**clip, text_config=text, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=NEXT_SIZES)
         model = LlavaNextForConditionalGeneration
+    elif kind == "internvl":
+        vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, attention_bias=True)
+        config = InternVLConfig(vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES)
+        model = InternVLForConditionalGeneration
     else:
         config = LlavaOnevisionConfig(**siglip, text_config=Qwen2Config(**TEXT), image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
                                       image_grid_pinpoints=ONEVISION_SIZES, vision_aspect_ratio="anyres_max_2")  # fmt: skip
@@ -77,6 +85,8 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head", "image_newline")):
                 parameter.normal_(0.0, 0.3)
+            if any(part in name for part in ("position_embeddings", "cls_token", "lambda_")):  # constants in InternVL
+                parameter.normal_(0.3, 0.3)
     return model
 
 
@@ -118,7 +128,7 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
     inputs = {"input_ids": ids, "attention_mask": mask}
     if videos:
         inputs["pixel_values_videos"] = torch.stack(videos)
-    if pixels and kind in ("clip-llama", "siglip-qwen2"):
+    if pixels and kind in ("clip-llama", "siglip-qwen2", "internvl"):
         inputs["pixel_values"] = torch.cat(pixels)
     elif pixels:
         inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
@@ -142,6 +152,9 @@ def picture(kind: str, size: tuple[int, int], several: bool) -> tuple[int, list[
         return anyres_cells(size, NEXT_SIZES, IMAGE_SIZE, side)
     if kind == "onevision":
         return (1, [*plain, {}]) if several else anyres_cells(size, ONEVISION_SIZES, IMAGE_SIZE, side, most=2)
+    if kind == "internvl":  # two tiles but for a square; its patches are counted in cells
+        tiles = 1 + (size[0] != size[1])
+        return tiles, [{cell: 1.0} for cell in range(tiles * PATCHES)]
     return 1, plain
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -161,6 +162,10 @@ def visuals(inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]]
         picture: (size, several) -> (crops, cells) of an image of the family; see conftest.
     """
     out: list[list[tuple[Tensor, Cells]]] = []
+    if config.model_type == "internvl":  # an image is a run of placeholders, as many tiles as fit into it
+        runs = [len(list(run)) for token, run in groupby(inputs["input_ids"][0].tolist()) if token == config.image_token_id]
+        tiles = inputs["pixel_values"].split([run // config.image_seq_length for run in runs])
+        return [[(own, [{cell: 1.0} for cell in range(len(own) * config.image_seq_length)])] for own in tiles]
     side = config.vision_config.image_size // config.vision_config.patch_size
     for video in inputs.get("pixel_values_videos", []):
         out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
@@ -189,6 +194,8 @@ def _rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
 def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
     """(M, C) projected features of one image in raster order, and the patches in whose places they stand."""
     tower, vision = model.model.vision_tower, model.config.vision_config
+    if vision.model_type == "internvl_vision":
+        return encode_cells(model, pixels, plan, rule)
     cls = int(vision.model_type == "clip_vision_model")
     x = tower.embeddings(pixels[None])[0]
     x = tower.pre_layrnorm(x) if cls else x
@@ -216,6 +223,41 @@ def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tens
     return features, [anchor[m] - cls for m in order]
 
 
+def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
+    """The same of one tile of InternVL, in cells of 2 x 2 patches: CLS apart, a list of four patches for each cell."""
+    tower, vision = model.model.vision_tower, model.config.vision_config
+    heads, edge = vision.num_attention_heads, vision.image_size[0] // vision.patch_size[0]
+    embedded = tower.embeddings(pixels[None])[0]
+    grid = embedded[1:].view(edge, edge, -1)
+    corners = [(row, column) for row in range(0, edge, 2) for column in range(0, edge, 2)]
+    x = torch.cat([embedded[:1], *(grid[r : r + 2, c : c + 2].flatten(0, 1) for r, c in corners)])  # CLS, cell by cell
+    anchor, sizes = list(range(1 + len(corners))), [1.0] * (1 + len(corners))
+
+    def per_cell(values: Tensor) -> Tensor:
+        return torch.cat([values[:1], values[1:].view(-1, 4, *values.shape[1:]).mean(1)])
+
+    for index, layer in enumerate(tower.encoder.layer):
+        attention, normed = layer.attention, layer.layernorm_before(x)
+        query, key, value = (_heads(p(normed), heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        logits = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+        if rule == "tome":
+            logits = logits + torch.tensor(sizes[:1] + [size for size in sizes[1:] for _ in range(4)]).log()
+        weights = logits.softmax(-1)
+        x = x + layer.lambda_1 * attention.projection_layer((weights @ value).transpose(0, 1).flatten(1))
+        if index in plan:
+            if rule == "tome":
+                matrix = tome_matrix(per_cell(key.mean(0)), sizes, plan[index] + 1, 1)
+            else:
+                matrix = illava_matrix(per_cell(weights.mean((0, 1))).tolist(), plan[index] + 1, 1)
+            anchor = _anchors(matrix, anchor, rule)
+            cells = matrix[1:, 1:].to(x.dtype) @ x[1:].view(-1, 4 * x.shape[1])
+            x, sizes = torch.cat([x[:1], cells.view(-1, x.shape[1])]), ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
+        x = x + layer.lambda_2 * layer.mlp(layer.layernorm_after(x))
+    cells = tower.layernorm(x)[1:].view(-1, 4 * x.shape[1])
+    order = sorted(range(len(cells)), key=lambda m: anchor[m + 1])
+    return model.model.multi_modal_projector(cells[order]), [anchor[m + 1] - 1 for m in order]
+
+
 def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
     """The place of each slot: its own token. A merged slot of ToMe stands at its B token, of iLLaVA at its target."""
     out = []
@@ -228,16 +270,23 @@ def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
     return out
 
 
+def patches_of(config) -> int:
+    """Patches of one crop; of a tile of InternVL, cells."""
+    if config.model_type == "internvl":
+        return config.image_seq_length
+    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+
 def placeholders(model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str) -> list[tuple[Tensor | None, bool]]:
     """(features, is it a marker) of every placeholder of one image or video; no features where it is gone."""
-    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    per_crop = patches_of(model.config)
     out: list[tuple[Tensor | None, bool]] = []
     for crops, cells in parts:
         features: dict[int, Tensor] = {}
         for number, crop in enumerate(crops):
             encoded, places = encode(model, crop, plan, rule)
-            features |= {number * side**2 + place: x for place, x in zip(places, encoded, strict=True)}
-        kept = min(plan.values(), default=side**2) / side**2
+            features |= {number * per_crop + place: x for place, x in zip(places, encoded, strict=True)}
+        kept = min(plan.values(), default=per_crop) / per_crop
         for cell in surviving_cells(cells, set(features), kept):
             if cell == {}:
                 out.append((model.model.image_newline, True))
@@ -266,7 +315,7 @@ def logits(
         llm: counts or fractions kept, of every image or video on its own.
     """
     text = model.config.text_config
-    patches = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    patches = patches_of(model.config)
     if isinstance(images, Tensor):
         images = [[(image[None], [{patch: 1.0} for patch in range(patches)])] for image in images]
     waiting = [(*cell, number) for number, parts in enumerate(images) for cell in placeholders(model, parts, encoder, rule)]

@@ -38,7 +38,10 @@ def test_parts_add_up_to_the_whole(lab: il.Lab) -> None:
     plan = forecast(lab.model, BOTH, text_tokens=TEXT)
     bare = prefill_flops(lab.model, text_tokens=TEXT)
     assert sum(plan.flops.values()) == pytest.approx(prefill_flops(lab.model, None, BOTH, text_tokens=TEXT) / bare)
-    assert plan.tokens == {"encoder": [196, 196, 196, 157, 157, 157, 100, 100], "llm": [100, 100, 50, 50, 50, 50]} and plan.time == {}
+    assert (
+        plan.tokens == {"encoder": [196, 196, 196, 157, 157, 157, 100, 100], "llm": [100, 100, 50, 50, 50, 50]}
+        and plan.time == {}
+    )
 
 
 def test_a_stage_that_is_not_touched_keeps_its_share(lab: il.Lab) -> None:
@@ -87,7 +90,8 @@ def test_the_widget_draws_what_the_function_draws(drawn: ScheduleDesigner, lab: 
         assert np.array_equal(sent["y"], trace.y), "a page that attaches later gets the figure as it is now"
     heights = {round(patch.get_height(), 6) for axes in schedule_picture(drawn.forecast).axes for patch in axes.patches}
     assert {98.0, 24.0} <= heights and {round(100 * share, 6) for share in drawn.forecast.time.values()} <= heights
-    assert "24 of 196 visual tokens" in drawn.text.value and "left out" in drawn.text.value
+    assert "24 of 196 visual tokens" in drawn.text.value and "llm={3: 0.25}" in drawn.text.value
+    assert "<b>L3</b><br>25<" in drawn._labels["llm", 3].value
 
 
 def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None:
@@ -96,10 +100,17 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     drawn.sliders["encoder", 7].value = 50
     assert drawn.schedule == il.Schedule(encoder={7: 0.5}, llm={1: 0.5})
     drawn.set("illava-image")
+    assert drawn.preset.value == "illava-image"
     exact = forecast(lab.model, il.Schedule.preset("illava-image", lab.model), text_tokens=TEXT)
-    assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), "whole percents are near enough"
+    assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), (
+        "whole percents are near enough"
+    )
     drawn.reset.click()
-    assert drawn.schedule == il.Schedule() and sum(drawn.forecast.flops.values()) == pytest.approx(1)
+    assert (
+        drawn.preset.value == designer.NOTHING
+        and drawn.schedule == il.Schedule()
+        and sum(drawn.forecast.flops.values()) == pytest.approx(1)
+    )
     with pytest.raises(il.LabError, match="preset must be one of"):
         drawn.set("mine")
     with pytest.raises(il.LabError, match="no slider for llm layer 9"):
@@ -109,7 +120,9 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     assert drawn.schedule == il.Schedule(), "a refused schedule moves nothing"
 
 
-def test_a_move_is_fast_and_the_static_picture_follows(drawn: ScheduleDesigner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_is_fast_and_the_static_picture_follows(
+    drawn: ScheduleDesigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times, pictures = [], []
     for value in range(40, 46):
         start = time.perf_counter()
@@ -123,7 +136,9 @@ def test_a_move_is_fast_and_the_static_picture_follows(drawn: ScheduleDesigner, 
 
 
 # --------------------------------------------------------------------------------------------- exercises
-def counts(plan: dict, patches: int, depth: int, *, before: bool = False, original: bool = False, end: bool = False) -> list[int]:
+def counts(
+    plan: dict, patches: int, depth: int, *, before: bool = False, original: bool = False, end: bool = False
+) -> list[int]:
     out, count = [], patches
     for layer in range(depth):
         after = count
@@ -160,7 +175,9 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, answer, fault: str | None, lab: il.Lab) -> None:
     said = check(answer, lab.model) if check is check_schedule else check(answer)
     assert said.startswith("Right: ") if fault is None else said.startswith("Not yet: ") and fault in said, said

@@ -140,3 +140,12 @@ def test_a_task_made_elsewhere_loads(tmp_path: Path) -> None:
     assert list(own.samples["question"]) == list(table.samples["question"])
     assert own.image("0").size == table.image(table.samples["image_id"][0]).size
     assert own.digest() != table.digest()
+
+
+@pytest.mark.parametrize("strategy", ["none", "illava", "fastv"])
+def test_answers_do_not_depend_on_the_batch(lab: il.Lab, strategy: str) -> None:
+    """Question by question, whatever stands beside it and however much it is padded."""
+    task = load_task("test").limited(96)
+    with il.attach(lab.model, strategy, il.Schedule.for_budget(strategy, lab.model, keep=0.5)):
+        alone, four, sixteen = (predict(lab, task, batch_size) for batch_size in (1, 4, 16))
+    assert alone == four == sixteen

@@ -86,7 +86,7 @@ class Look(il.Strategy):
         return il.TokenMap.keep(torch.arange(keep).expand(tokens.batch, -1), tokens.count)
 
 
-@pytest.mark.parametrize(("kind", "prompt"), [(kind, Prompt(seed=3)) for kind in KINDS] + [("onevision", Prompt(0, videos=1))])
+@pytest.mark.parametrize(("kind", "prompt"), [(kind, Prompt(seed=3)) for kind in (*KINDS, "internvl")] + [("onevision", Prompt(0, videos=1))])
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 @torch.no_grad()
 def test_the_llm_gets_the_fraction_that_was_asked_for(kind, prompt, keep):
@@ -117,7 +117,7 @@ def test_a_budget_holds_for_images_of_any_size():
     assert expected["llm"][-1] == len(trace.sources(1).anchor)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
 @torch.no_grad()
 def test_sizes_places_and_grids(kind):
     """Every patch that is still there is in exactly one size; places count visual tokens, without newlines."""
@@ -279,7 +279,7 @@ def test_the_readme_says_what_is_supported():
     assert families.table() in readme, f"README.md needs this table:\n{families.table()}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
 @torch.no_grad()
 def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
     model, schedule = shared_llava(kind), il.Schedule({0: 0.8, 1: 0.7}, {1: 0.7, 3: 0.6})

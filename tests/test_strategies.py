@@ -215,7 +215,8 @@ def test_strategy_files_are_short_and_know_no_model():
 
 
 def test_every_published_method_is_there_with_its_paper_stages_and_kind():
-    known = il.strategies()
+    # Other tests register theirs.
+    known = {name: cls for name, cls in il.strategies().items() if cls.__module__.startswith("strategies.")}
     assert len(known) >= 17
     for name, cls in known.items():
         assert cls.kind in ("none", "prune", "merge", "pool") and (cls.stages or name == "none")

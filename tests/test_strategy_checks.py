@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 import illava_lab as il
-from illava_lab import strategy_checks
+from illava_lab import registry, strategy_checks
 from illava_lab.strategy_checks import check_centre, check_mended, check_nearest, check_own, code_lines
 
 
@@ -69,7 +69,6 @@ def likeness(hidden: torch.Tensor, anchor: torch.Tensor, source: torch.Tensor, u
 
 
 # --------------------------------------------------------------------------------------------- one's own
-@il.register
 class Largest(il.Scorer):
     """Largest norm."""
 
@@ -91,7 +90,6 @@ class Unregistered(Largest):
     name = "unregistered-for-the-check"
 
 
-@il.register
 class Long(Largest):
     """Sixteen lines and the first."""
 
@@ -113,6 +111,15 @@ class Long(Largest):
         x = x + 0
         x = x + 0
         return x.norm(dim=2)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them are in the registry, for the time of a test."""
+    il.strategies()
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    il.register(Largest)
+    il.register(Long)
 
 
 def table(name: str = Largest.name, flops: tuple[float, ...] = (0.7, 0.5), status: str = "ok") -> pd.DataFrame:
@@ -156,14 +163,18 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, answer: tuple, fault: str | None) -> None:
     said = check(*answer)
     assert said.startswith("Right: ") if fault is None else said.startswith("Not yet: ") and fault in said, said
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    for check in {value for name, value in vars(strategy_checks).items() if name.startswith("check_") and name != "check_strategy"}:
+    for check in {
+        value for name, value in vars(strategy_checks).items() if name.startswith("check_") and name != "check_strategy"
+    }:
         assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__
 
 
