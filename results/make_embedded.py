@@ -1,4 +1,4 @@
-"""Measure the embedded model: `make results` writes results/embedded/ and results/equal_flops/.
+"""Measure the embedded model: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
 
 Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json (machine,
 versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the repository.
@@ -20,6 +20,7 @@ import transformers
 
 import illava_lab as il
 from illava_lab.compare import summary_by_category
+from illava_lab.paths import data_dir
 
 RESULTS = Path(__file__).parent
 RUNS: dict[str, dict[str, Any]] = {
@@ -44,6 +45,8 @@ def measure(name: str, lab: il.Lab) -> None:
     out.mkdir(exist_ok=True)
     table = il.compare(lab, **RUNS[name], task=task, out=RESULTS / ".runs" / name)
     table.to_csv(out / "table.csv", index=False)
+    if name == "equal_flops":
+        table.to_csv(data_dir() / "equal_flops.csv", index=False)  # notebooks read it in an installed package too
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
     (out / "summary.txt").write_text(text, encoding="utf-8")
     il.plots.tradeoff_png(table, out / "tradeoff.png")
