@@ -91,7 +91,7 @@ class Subject:
             return str(error)
         except LabError as error:  # a method may need what an earlier reduction took away
             return str(error) if case.reduced else ""
-        except Exception:
+        except Exception:  # any other failure is what `maps_every_case` reports
             return ""
         return ""
 

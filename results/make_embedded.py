@@ -8,7 +8,6 @@ results/embedded/tokens.png is the picture of the README.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from datetime import date
@@ -19,6 +18,7 @@ import torch
 import transformers
 
 import illava_lab as il
+from illava_lab.bench import environment
 from illava_lab.compare import summary_by_category
 from illava_lab.paths import data_dir
 
@@ -30,13 +30,6 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
-
-
-def machine() -> str:
-    """Name of the processor, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def measure(name: str, lab: il.Lab) -> None:
@@ -52,7 +45,7 @@ def measure(name: str, lab: il.Lab) -> None:
     il.plots.tradeoff_png(table, out / "tradeoff.png")
     about = {
         "command": f"make results RUN={name}",
-        "machine": machine(),
+        "machine": environment(lab)["processor"],
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
