@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from illava_lab import LabError, checks, course
-from illava_lab.course import Prediction, Question, Quiz
+from illava_lab import LabError, course
+from illava_lab.course import Prediction, Question, Quiz, checks_merging, checks_redundancy, session, teaching
 
 
 @pytest.fixture
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What is displayed, by mime type."""
     shown: list[dict] = []
-    monkeypatch.setattr(course, "display", lambda data, raw: shown.append(data))
+    for module in (session, teaching):
+        monkeypatch.setattr(module, "display", lambda data, raw: shown.append(data))
     return shown
 
 
@@ -126,55 +127,55 @@ heavy = lambda a: set((a > 5 * a.mean()).nonzero()[:, 0].tolist())  # noqa: E731
 
 # check, further arguments, answer, what the message must name (None: it is right)
 ANSWERS = [
-    (checks.check_similarity, (), lambda x: normalize(x, dim=1) @ normalize(x, dim=1).T, None),
-    (checks.check_similarity, (), lambda x: x @ x.T, "divided by its own length"),
-    (checks.check_similarity, (), lambda x: normalize(x, dim=0) @ normalize(x, dim=0).T, "diagonal is 1"),
-    (checks.check_similarity, (), lambda x: 1 - normalize(x, dim=1) @ normalize(x, dim=1).T, "not a distance"),
-    (checks.check_similarity, (), lambda x: (normalize(x, dim=1) @ normalize(x, dim=1).T).abs(), "opposite tokens"),
-    (checks.check_similarity, (), lambda x: normalize(x, dim=1), "shape must be (4, 4)"),
-    (checks.check_similarity, (), lambda x: ..., "nothing is returned yet"),
-    (checks.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x)).exp(), None),
-    (checks.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x)), "undoes a logarithm"),
-    (checks.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x) ** 2).exp(), "not their squares"),
-    (checks.check_effective_rank, (), lambda x: torch.linalg.matrix_rank(x), "weak direction counts less"),
-    (checks.check_effective_rank, (), lambda x: torch.linalg.svdvals(x).sum(), "multiplying all tokens by 5"),
-    (checks.check_effective_rank, (), lambda x: ..., "nothing is returned yet"),
-    (checks.check_most_alike, (PROFILE,), ("llm", 1), None),
-    (checks.check_most_alike, (PROFILE,), ("encoder", 1), "the other stage has more"),
-    (checks.check_most_alike, (PROFILE,), ("llm", 0), "another layer has more"),
-    (checks.check_most_alike, (PROFILE,), ("llm", 7), "layers 0 to 1"),
-    (checks.check_most_alike, (PROFILE,), "llm", "a pair such as"),
-    (checks.check_most_alike, (PROFILE,), ..., "a pair such as"),
-    (checks.check_steady, (), lambda a, b: heavy(a) & heavy(b), None),
-    (checks.check_steady, (), lambda a, b: heavy(a) | heavy(b), "evidence, not a sink"),
-    (checks.check_steady, (), lambda a, b: heavy(b), "second question only"),
-    (checks.check_steady, (), lambda a, b: {i for i in range(40) if a[i] > 2 and b[i] > 2}, "token 9"),
-    (checks.check_steady, (), lambda a, b: set(), "must be found"),
-    (checks.check_steady, (), lambda a, b: ..., "nothing is returned yet"),
-    (checks.check_recycle, (), recycled, None),
-    (checks.check_recycle, (), lambda s, k: recycled(s, k, target=0), "lowest score"),
-    (checks.check_recycle, (), lambda s, k: recycled(s, k, sort=False), "order of their places"),
-    (checks.check_recycle, (), lambda s, k: recycled(s, k, largest=False), "highest scores are kept"),
-    (checks.check_recycle, (), lambda s, k: (*recycled(s, k)[:2], s.argsort(descending=True)[k - 1 :]), "both kept and merged"),
-    (checks.check_recycle, (), lambda s, k: ..., "nothing is returned yet"),
-    (checks.check_ramp, (), up, None),
-    (checks.check_ramp, (), lambda count, reverse: up(count, not reverse), "gives it to the target"),
-    (checks.check_ramp, (), lambda count, reverse: torch.arange(1.0, count + 2), "sum to 1"),
-    (checks.check_ramp, (), lambda count, reverse: torch.full((count + 1,), 1 / (count + 1)), "plain mean"),
-    (checks.check_ramp, (), lambda count, reverse: up(count - 1, reverse), "shape must be (4,)"),
-    (checks.check_ramp, (), lambda count, reverse: up(count, False), "opposite order"),
-    (checks.check_ramp, (), lambda count, reverse: ..., "nothing is returned yet"),
-    (checks.check_pairs, (), best_pairs, None),
-    (checks.check_pairs, (), nearest_of_all, "paired with itself"),
-    (checks.check_pairs, (), lambda k, r: best_pairs(k, r, unit=False), "use the cosine"),
-    (checks.check_pairs, (), lambda k, r: [(b, a) for a, b in best_pairs(k, r)], "even token (first)"),
-    (checks.check_pairs, (), lambda k, r: best_pairs(k, r + 1), "asks for 2 pairs"),
-    (checks.check_pairs, (), lambda k, r: ..., "nothing is returned yet"),
-    (checks.check_provenance, (), lambda first, second: second @ first, None),
-    (checks.check_provenance, (), lambda first, second: first @ second, "your code stopped with RuntimeError"),
-    (checks.check_provenance, (), lambda first, second: (second @ first).sign(), "each row must sum to 1"),
-    (checks.check_provenance, (), lambda first, second: normalize((second @ first).sign(), p=1, dim=1), "0.375"),
-    (checks.check_provenance, (), lambda first, second: ..., "nothing is returned yet"),
+    (checks_redundancy.check_similarity, (), lambda x: normalize(x, dim=1) @ normalize(x, dim=1).T, None),
+    (checks_redundancy.check_similarity, (), lambda x: x @ x.T, "divided by its own length"),
+    (checks_redundancy.check_similarity, (), lambda x: normalize(x, dim=0) @ normalize(x, dim=0).T, "diagonal is 1"),
+    (checks_redundancy.check_similarity, (), lambda x: 1 - normalize(x, dim=1) @ normalize(x, dim=1).T, "not a distance"),
+    (checks_redundancy.check_similarity, (), lambda x: (normalize(x, dim=1) @ normalize(x, dim=1).T).abs(), "opposite tokens"),
+    (checks_redundancy.check_similarity, (), lambda x: normalize(x, dim=1), "shape must be (4, 4)"),
+    (checks_redundancy.check_similarity, (), lambda x: ..., "nothing is returned yet"),
+    (checks_redundancy.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x)).exp(), None),
+    (checks_redundancy.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x)), "undoes a logarithm"),
+    (checks_redundancy.check_effective_rank, (), lambda x: entropy_of(torch.linalg.svdvals(x) ** 2).exp(), "not their squares"),
+    (checks_redundancy.check_effective_rank, (), lambda x: torch.linalg.matrix_rank(x), "weak direction counts less"),
+    (checks_redundancy.check_effective_rank, (), lambda x: torch.linalg.svdvals(x).sum(), "multiplying all tokens by 5"),
+    (checks_redundancy.check_effective_rank, (), lambda x: ..., "nothing is returned yet"),
+    (checks_redundancy.check_most_alike, (PROFILE,), ("llm", 1), None),
+    (checks_redundancy.check_most_alike, (PROFILE,), ("encoder", 1), "the other stage has more"),
+    (checks_redundancy.check_most_alike, (PROFILE,), ("llm", 0), "another layer has more"),
+    (checks_redundancy.check_most_alike, (PROFILE,), ("llm", 7), "layers 0 to 1"),
+    (checks_redundancy.check_most_alike, (PROFILE,), "llm", "a pair such as"),
+    (checks_redundancy.check_most_alike, (PROFILE,), ..., "a pair such as"),
+    (checks_redundancy.check_steady, (), lambda a, b: heavy(a) & heavy(b), None),
+    (checks_redundancy.check_steady, (), lambda a, b: heavy(a) | heavy(b), "evidence, not a sink"),
+    (checks_redundancy.check_steady, (), lambda a, b: heavy(b), "second question only"),
+    (checks_redundancy.check_steady, (), lambda a, b: {i for i in range(40) if a[i] > 2 and b[i] > 2}, "token 9"),
+    (checks_redundancy.check_steady, (), lambda a, b: set(), "must be found"),
+    (checks_redundancy.check_steady, (), lambda a, b: ..., "nothing is returned yet"),
+    (checks_merging.check_recycle, (), recycled, None),
+    (checks_merging.check_recycle, (), lambda s, k: recycled(s, k, target=0), "lowest score"),
+    (checks_merging.check_recycle, (), lambda s, k: recycled(s, k, sort=False), "order of their places"),
+    (checks_merging.check_recycle, (), lambda s, k: recycled(s, k, largest=False), "highest scores are kept"),
+    (checks_merging.check_recycle, (), lambda s, k: (*recycled(s, k)[:2], s.argsort(descending=True)[k - 1 :]), "both kept and merged"),
+    (checks_merging.check_recycle, (), lambda s, k: ..., "nothing is returned yet"),
+    (checks_merging.check_ramp, (), up, None),
+    (checks_merging.check_ramp, (), lambda count, reverse: up(count, not reverse), "gives it to the target"),
+    (checks_merging.check_ramp, (), lambda count, reverse: torch.arange(1.0, count + 2), "sum to 1"),
+    (checks_merging.check_ramp, (), lambda count, reverse: torch.full((count + 1,), 1 / (count + 1)), "plain mean"),
+    (checks_merging.check_ramp, (), lambda count, reverse: up(count - 1, reverse), "shape must be (4,)"),
+    (checks_merging.check_ramp, (), lambda count, reverse: up(count, False), "opposite order"),
+    (checks_merging.check_ramp, (), lambda count, reverse: ..., "nothing is returned yet"),
+    (checks_merging.check_pairs, (), best_pairs, None),
+    (checks_merging.check_pairs, (), nearest_of_all, "paired with itself"),
+    (checks_merging.check_pairs, (), lambda k, r: best_pairs(k, r, unit=False), "use the cosine"),
+    (checks_merging.check_pairs, (), lambda k, r: [(b, a) for a, b in best_pairs(k, r)], "even token (first)"),
+    (checks_merging.check_pairs, (), lambda k, r: best_pairs(k, r + 1), "asks for 2 pairs"),
+    (checks_merging.check_pairs, (), lambda k, r: ..., "nothing is returned yet"),
+    (checks_merging.check_provenance, (), lambda first, second: second @ first, None),
+    (checks_merging.check_provenance, (), lambda first, second: first @ second, "your code stopped with RuntimeError"),
+    (checks_merging.check_provenance, (), lambda first, second: (second @ first).sign(), "each row must sum to 1"),
+    (checks_merging.check_provenance, (), lambda first, second: normalize((second @ first).sign(), p=1, dim=1), "0.375"),
+    (checks_merging.check_provenance, (), lambda first, second: ..., "nothing is returned yet"),
 ]  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_checks_name_the_fault(check, more: tuple, answer, fault: str | None) ->
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    every = {value for name, value in vars(checks).items() if name.startswith("check_")}
+    every = {value for module in (checks_redundancy, checks_merging) for name, value in vars(module).items() if name.startswith("check_")}
     for check in every:
         wrong = [fault for tried, _, _, fault in ANSWERS if tried is check and fault]
         assert len(set(wrong)) >= 4, check.__name__

@@ -10,10 +10,11 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import illava_lab as il
-from illava_lab import designer, stage_checks
-from illava_lab.designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture, stage_seconds
+from illava_lab.course import checks_stages
+from illava_lab.course.checks_stages import check_amdahl, check_counts, check_schedule
 from illava_lab.flops import flops_by_layer, prefill_flops
-from illava_lab.stage_checks import check_amdahl, check_counts, check_schedule
+from illava_lab.widgets import schedule_designer
+from illava_lab.widgets.schedule_designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture, stage_seconds
 
 TEXT = 10
 BOTH = il.Schedule(encoder={2: 0.8, 5: 100}, llm={2: 0.5})
@@ -64,7 +65,7 @@ def test_seconds_are_measured_for_every_part(lab: il.Lab) -> None:
     before = [len(module._forward_hooks) for module in lab.model.modules()]
     start = time.perf_counter()
     seconds = stage_seconds(lab.model, inputs, rounds=3)
-    assert list(seconds) == list(designer.PARTS) and 0 < sum(seconds.values()) < time.perf_counter() - start
+    assert list(seconds) == list(schedule_designer.PARTS) and 0 < sum(seconds.values()) < time.perf_counter() - start
     assert seconds["encoder"] > seconds["projector"] > 0
     assert [len(module._forward_hooks) for module in lab.model.modules()] == before
 
@@ -107,7 +108,7 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     )
     drawn.reset.click()
     assert (
-        drawn.preset.value == designer.NOTHING
+        drawn.preset.value == schedule_designer.NOTHING
         and drawn.schedule == il.Schedule()
         and sum(drawn.forecast.flops.values()) == pytest.approx(1)
     )
@@ -129,7 +130,7 @@ def test_a_move_is_fast_and_the_static_picture_follows(
         drawn.sliders["encoder", 2].value = value
         times.append(time.perf_counter() - start)
     assert sorted(times)[3] < 1.0  # on the slowest shared machine; 0.06 s were measured there
-    monkeypatch.setattr(designer, "show_widget", lambda box, png, alt: pictures.append((box, png, alt)))
+    monkeypatch.setattr(schedule_designer, "show_widget", lambda box, png, alt: pictures.append((box, png, alt)))
     drawn.show("illava-image")
     drawn.show("fastv")
     assert pictures[0][0] is drawn.box and pictures[0][1] != pictures[1][1] and "98 of 196" in pictures[1][2]
@@ -184,5 +185,5 @@ def test_checks_name_the_fault(check, answer, fault: str | None, lab: il.Lab) ->
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    for check in {value for name, value in vars(stage_checks).items() if name.startswith("check_")}:
+    for check in {value for name, value in vars(checks_stages).items() if name.startswith("check_")}:
         assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__

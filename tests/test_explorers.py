@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import illava_lab as il
-from illava_lab import merge_explorer, panels, redundancy_explorer, widgets
-from illava_lab.merge_explorer import MergeExplorer, merge_figure, merge_panels, places_before
-from illava_lab.panels import Panel, live, still
 from illava_lab.pictures import seen_image, to_png
-from illava_lab.redundancy_explorer import RedundancyExplorer, redundancy_figure
+from illava_lab.widgets import explorer as shared
+from illava_lab.widgets.merge_explorer import MergeExplorer, merge_figure, merge_panels, places_before
+from illava_lab.widgets.output import sync
+from illava_lab.widgets.panels import Panel, live, still
+from illava_lab.widgets.redundancy_explorer import RedundancyExplorer, redundancy_figure
 
 QUESTION = "What is the word?"
 SECONDS = 1.0  # on the slowest shared machine; 0.1 s were measured
@@ -170,8 +171,7 @@ def test_merge_controls_fit_each_other(merge: MergeExplorer) -> None:
 @pytest.mark.parametrize("name", ["redundancy", "merge"])
 def test_a_move_is_fast_and_the_static_picture_follows(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer, pictures = request.getfixturevalue(name), []
-    module = {"redundancy": redundancy_explorer, "merge": merge_explorer}[name]
-    monkeypatch.setattr(module, "show_widget", lambda box, png, alt: pictures.append((box, png, alt)))
+    monkeypatch.setattr(shared, "show_widget", lambda box, png, alt: pictures.append((box, png, alt)))
     times = []
     for patch in range(30, 36):
         start = time.perf_counter()
@@ -188,4 +188,4 @@ def test_plotly_still_has_what_sync_relies_on() -> None:
     widget = go.FigureWidget()
     for name in ("_widget_layout", "_widget_data", "_data"):
         assert hasattr(widget, name)
-    assert hasattr(widget._layout_obj, "_props") and widgets.sync(widget) is None and panels.FRAMES
+    assert hasattr(widget._layout_obj, "_props") and sync(widget) is None

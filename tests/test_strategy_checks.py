@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import normalize
 
 import illava_lab as il
-from illava_lab import registry, strategy_checks
-from illava_lab.strategy_checks import check_centre, check_mended, check_nearest, check_own, code_lines
+from illava_lab import registry
+from illava_lab.course import checks_strategy
+from illava_lab.course.checks_strategy import check_centre, check_mended, check_nearest, check_own, code_lines
 
 
 # --------------------------------------------------------------------------------------------- a score by place
@@ -173,7 +174,7 @@ def test_checks_name_the_fault(check, answer: tuple, fault: str | None) -> None:
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
     for check in {
-        value for name, value in vars(strategy_checks).items() if name.startswith("check_") and name != "check_strategy"
+        value for name, value in vars(checks_strategy).items() if name.startswith("check_") and name != "check_strategy"
     }:
         assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__
 

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 import illava_lab as il
-from illava_lab import paper_checks, paths, tradeoff_checks, tradeoff_explorer
+from illava_lab import paths
+from illava_lab.course import checks_paper, checks_tradeoff
+from illava_lab.course.checks_paper import LEDGER, NOT_CHECKED, check_ledger, check_own_share, check_published_counts
+from illava_lab.course.checks_tradeoff import check_answer_time, check_crossover, check_verdict
 from illava_lab.evaluate import Task, correct
-from illava_lab.paper_checks import LEDGER, NOT_CHECKED, check_ledger, check_own_share, check_published_counts
-from illava_lab.tradeoff_checks import check_answer_time, check_crossover, check_verdict
-from illava_lab.tradeoff_explorer import TradeoffExplorer, lost, lost_picture, read_run, tradeoff_figure, within
+from illava_lab.widgets import tradeoff_explorer
+from illava_lab.widgets.tradeoff_explorer import TradeoffExplorer, lost, lost_picture, read_run, tradeoff_figure, within
 
 SECONDS = 1.0  # on the slowest shared machine; 0.2 s were measured
 
@@ -194,6 +196,6 @@ def test_checks_name_the_fault(check, answer, fault: str | None) -> None:
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    modules = (tradeoff_checks, paper_checks)
+    modules = (checks_tradeoff, checks_paper)
     for check in {value for module in modules for name, value in vars(module).items() if name.startswith("check_")}:
         assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__

@@ -14,12 +14,12 @@ from torch import Tensor
 from illava_lab.errors import LabError
 from illava_lab.images import ImageLike
 from illava_lab.lab import Answer, Lab
-from illava_lab.panels import Panel, live, still
-from illava_lab.pictures import seen_image, to_png, token_picture
+from illava_lab.pictures import seen_image, token_picture
 from illava_lab.registry import make_strategy
 from illava_lab.strategy import Strategy, one_of
 from illava_lab.trace import Sources, Trace
-from illava_lab.widgets import PanelView, show_widget
+from illava_lab.widgets.explorer import Explorer
+from illava_lab.widgets.panels import Panel, live
 
 
 def grid_of(trace: Trace) -> tuple[int, int]:
@@ -145,7 +145,7 @@ def merge_figure(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> 
     return live(merge_panels(seen, trace, step, patch))
 
 
-class MergeExplorer:
+class MergeExplorer(Explorer):
     """Step through the reductions of several strategies; click or hover a token to see the patches it stands for.
 
     Every strategy answers the question once, when the explorer is made; moving a control only looks things up.
@@ -178,68 +178,32 @@ class MergeExplorer:
         }
         first = next(iter(self.answers))
         grid = grid_of(self.answers[first].trace)
-        self._start = {"strategy": first, "step": 0, "patch": patch}
         wide = ipywidgets.Layout(width="300px")
         self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=wide)
         self.step = ipywidgets.IntSlider(max=len(self.answers[first].trace.steps), description="step", layout=wide)
         self.patch = ipywidgets.BoundedIntText(patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
-        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
-        self.view = PanelView(self._panels(**self._start), self._pick)
-        self._controls = {name: getattr(self, name) for name in self._start}
-        self._quiet = False
         self.strategy.observe(self._change_strategy, names="value")
-        for control in self._controls.values():
-            control.observe(self._draw, names="value")
-        self.reset.on_click(lambda _: self.set(**self._start))
-        self.box = ipywidgets.VBox([
-            ipywidgets.HBox([self.strategy, self.step, self.patch, self.reset]), self.text, self.view.widget,
-        ])  # fmt: skip
-        self._draw()
+        super().__init__({"strategy": first, "step": 0, "patch": patch}, rows=[("strategy", "step", "patch")])
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What is shown now."""
-        return {name: control.value for name, control in self._controls.items()}
+    def fitted(self, settings: dict[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+        """As the slider does: where the other strategy has fewer steps, its last one."""
+        one_of("strategy", settings["strategy"], tuple(self.answers))
+        if "step" in asked:
+            return settings
+        return settings | {"step": min(settings["step"], len(self.answers[settings["strategy"]].trace.steps))}
 
-    def set(self, **settings: object) -> None:
-        """Move controls by name: strategy, step, patch.
-
-        Raises:
-            LabError: no such control, or a value that it does not have.
-        """
-        for name in settings:
-            one_of("control", name, tuple(self._controls))
-        after = {**self.settings, **settings}
-        one_of("strategy", after["strategy"], tuple(self.answers))
-        if "step" not in settings:  # as the slider does: another strategy may have fewer steps
-            after["step"] = min(after["step"], len(self.answers[after["strategy"]].trace.steps))
-        self._panels(**after)  # refuses what is not there before anything moves
-        self._quiet = True  # one drawing at the end, not one for each control
-        for name in self._start:  # the strategy before its step, whose range depends on it
-            self._controls[name].value = after[name]
-        self._quiet = False
-        self._draw()
-
-    def show(self, **settings: object) -> None:
-        """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
-        self.set(**settings)
-        show_widget(self.box, to_png(still(self._panels(**self.settings))), self._describe())
-
-    def _panels(self, strategy: str, step: int, patch: int) -> list[Panel]:
+    def panels(self, strategy: str, step: int, patch: int) -> list[Panel]:
+        """As `merge_panels`, of one of the strategies."""
         return merge_panels(self._seen, self.answers[strategy].trace, step, patch)
 
     def _change_strategy(self, change: dict) -> None:
         self.step.max = len(self.answers[change["new"]].trace.steps)
 
-    def _pick(self, patch: int) -> None:
-        self.patch.value = patch
-
-    def _describe(self) -> str:
-        now = self.settings
-        answer = self.answers[now["strategy"]]
-        sources = answer.trace.sources(0, now["step"])
-        survivor, own = members(sources, now["patch"])
+    def describe(self, strategy: str, step: int, patch: int) -> str:
+        """What has become of the picked patch, and what is answered, in two sentences."""
+        answer = self.answers[strategy]
+        sources = answer.trace.sources(0, step)
+        survivor, own = members(sources, patch)
         if survivor < 0:
             fate = "no token stands for it any more"
         elif len(own) == 1:
@@ -247,13 +211,4 @@ class MergeExplorer:
         else:
             heaviest = ", ".join(f"{i} ({float(sources.weights[survivor, i]):.3f})" for i in own[:4])
             fate = f"it is in the token at patch {int(sources.anchor[survivor])}, which stands for {len(own)} patches, heaviest {heaviest}"
-        return (
-            f"{now['strategy']}, {step_names(answer.trace)[now['step']]}. Patch {now['patch']}: {fate}. "
-            f"{self.question} → {answer.text}"
-        )
-
-    def _draw(self, change: dict | None = None) -> None:
-        if self._quiet:
-            return
-        self.view.update(self._panels(**self.settings))
-        self.text.value = self._describe()
+        return f"{strategy}, {step_names(answer.trace)[step]}. Patch {patch}: {fate}. {self.question} → {answer.text}"

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from illava_lab.checks import _exercise, _need, _tensor
+from illava_lab.course.exercises import exercise, need, tensor
 from illava_lab.registry import strategies
 from illava_lab.strategy import Strategy, Tokens
 from illava_lab.testing import check_strategy
@@ -19,33 +19,33 @@ from illava_lab.testing import check_strategy
 LINES = 15
 
 
-@_exercise
+@exercise
 def check_centre(function: Callable[[Tokens], Tensor]) -> str:
     """Scores (B, N) that fall with the distance of a token's place from the centre of the image."""
     places = torch.tensor([[12, 11, 7, 6, 0], [0, 7, 6, 12, 11]])  # on a grid of 5 x 5; 12 is the centre
     tokens = Tokens("llm", torch.zeros(2, 5, 3), position=places, grid=(5, 5))
-    got = _tensor(function(tokens), (2, 5))
+    got = tensor(function(tokens), (2, 5))
     first, second = ({int(p): float(s) for p, s in zip(*row, strict=True)} for row in zip(places, got, strict=True))
-    _need(got.isfinite().all(), "a score is infinite or NaN")
-    _need(
+    need(got.isfinite().all(), "a score is infinite or NaN")
+    need(
         first == second,
         f"patch 12 scores {first[12]:.3g} in one image and {second[12]:.3g} in the other: after an earlier reduction a token's number "
         "is not its place; use tokens.position",
     )
-    _need(first[12] > first[0], "patch 12, the centre, must score above patch 0, a corner: the highest scores are kept")
-    _need(
+    need(first[12] > first[0], "patch 12, the centre, must score above patch 0, a corner: the highest scores are kept")
+    need(
         abs(first[11] - first[7]) < 1e-6,
         f"patches 11 and 7 are both one step from the centre, to the left and up, but score {first[11]:.3g} and {first[7]:.3g}: "
         "a place has a row (position // width) and a column (position % width)",
     )
-    _need(
+    need(
         first[12] > first[11] > first[6] > first[0],
         "scores must fall with the distance: patches 12, then 11 and 7, then 6, then 0",
     )
     return "the score follows the place of a token, not its number."
 
 
-@_exercise
+@exercise
 def check_mended(cls: type[Strategy]) -> str:
     """A scorer that keeps the largest deviations from the image's mean, and keeps every promise."""
     _keeps_promises(cls)
@@ -54,14 +54,14 @@ def check_mended(cls: type[Strategy]) -> str:
     )
     for stage in ("encoder", "llm"):
         kept = cls().map(Tokens(stage, x), keep=1).anchor[:, 0].tolist()
-        _need(
+        need(
             kept == [1, 3],
             f"tokens 1 and 3 stand out of their images by far and must be kept first; yours keeps {kept}",
         )
     return "every row counts alone, NaN comes last, and what stands out is kept."
 
 
-@_exercise
+@exercise
 def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     """hidden (B, N, C), anchor (B, M), source (B, E) -> (B, E): for each source the slot whose anchor is most like it."""
     one = torch.tensor([[2.0, 0.2], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0], [1.0, 1.1], [6.0, 6.0]])
@@ -69,43 +69,43 @@ def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     anchor, source = torch.tensor([[1, 3, 5]] * 2), torch.tensor([[0, 2, 4]] * 2)
     answer = function(hidden, anchor, source)
     if isinstance(answer, Tensor):
-        _need(not answer.is_floating_point(), f"a slot is a whole number (torch.long), got {answer.dtype}")
-    slots = _tensor(answer, (2, 3)).long()
-    _need(
+        need(not answer.is_floating_point(), f"a slot is a whole number (torch.long), got {answer.dtype}")
+    slots = tensor(answer, (2, 3)).long()
+    need(
         0 <= slots.min() and slots.max() < 3,
         f"{int(slots.max())} is the number of a token; there are slots 0, 1 and 2, one for each anchor",
     )
     got = slots.tolist()
-    _need(
+    need(
         got[0][0] != 2,
         "token 0 joined slot 2, whose anchor is long, not alike: use the cosine, which does not depend on length",
     )
-    _need(
+    need(
         got[0][2] == 2,
         f"token 4 points the same way as the anchor of slot 2, but joined slot {got[0][2]}: the *most* similar one is asked for",
     )
-    _need(got[0] == [0, 1, 2], f"in the first image tokens 0, 2 and 4 belong to slots 0, 1 and 2, yours go to {got[0]}")
-    _need(
+    need(got[0] == [0, 1, 2], f"in the first image tokens 0, 2 and 4 belong to slots 0, 1 and 2, yours go to {got[0]}")
+    need(
         got[1] == [1, 0, 2],
         f"in the second image they belong to slots 1, 0 and 2, yours go to {got[1]}: each row has tokens of its own",
     )
     return "every dropped token finds the survivor that it resembles most."
 
 
-@_exercise
+@exercise
 def check_own(cls: type[Strategy], table: pd.DataFrame | None) -> str:
     """A registered strategy of at most 15 lines that keeps every promise and has rows in the table."""
     _keeps_promises(cls)
-    _need(strategies().get(cls.name) is cls, f"{cls.name!r} is not in the registry: put @il.register above the class")
+    need(strategies().get(cls.name) is cls, f"{cls.name!r} is not in the registry: put @il.register above the class")
     lines = code_lines(cls)
-    _need(lines <= LINES, f"its methods have {lines} lines of code; at most {LINES} are asked for")
-    _need(table is not None, "it keeps its promises; now put it into the table")
+    need(lines <= LINES, f"its methods have {lines} lines of code; at most {LINES} are asked for")
+    need(table is not None, "it keeps its promises; now put it into the table")
     rows = table[table["strategy"] == cls.name]
-    _need(len(rows), f"the table has no row of {cls.name!r}: compare it")
+    need(len(rows), f"the table has no row of {cls.name!r}: compare it")
     failed = rows[rows["status"] != "ok"]
-    _need(failed.empty, f"it fails on the model: {failed['status'].iloc[0] if len(failed) else ''}")
+    need(failed.empty, f"it fails on the model: {failed['status'].iloc[0] if len(failed) else ''}")
     budgets = set(table.loc[table["strategy"] == "random", "flops"])
-    _need(
+    need(
         set(rows["flops"]) == budgets,
         f"random was measured at {_listed(budgets)} of the FLOPs, yours at {_listed(set(rows['flops']))}",
     )
@@ -132,12 +132,12 @@ def code_lines(cls: type) -> int:
 
 
 def _keeps_promises(cls: type[Strategy]) -> None:
-    _need(
+    need(
         isinstance(cls, type) and issubclass(cls, Strategy),
         f"a class like `class Mine(il.Scorer)` is expected, got {cls!r}",
     )
     for result in check_strategy(cls, raises=False).broken:
-        _need(False, f"{result.promise} is broken: {result.message}")
+        need(False, f"{result.promise} is broken: {result.message}")
 
 
 def _listed(budgets: set[float]) -> str:

@@ -22,7 +22,7 @@ from illava_lab.pictures import to_png
 from illava_lab.presets import PRESETS, preset
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import one_of
-from illava_lab.widgets import show_widget, sync
+from illava_lab.widgets.output import show_widget, sync
 
 PARTS = {"encoder": "image encoder", "projector": "projector", "llm": "LLM"}
 COLORS = {"encoder": "#0072B2", "projector": "#009E73", "llm": "#D55E00"}

@@ -14,12 +14,12 @@ from torch.nn.functional import one_hot
 from illava_lab.errors import LabError
 from illava_lab.images import ImageLike
 from illava_lab.lab import Lab
-from illava_lab.panels import Panel, live, still
-from illava_lab.pictures import seen_image, to_png, token_picture
+from illava_lab.pictures import seen_image, token_picture
 from illava_lab.redundancy import Recording, clusters, record, similarity
 from illava_lab.strategy import Stage, one_of
 from illava_lab.trace import Sources
-from illava_lab.widgets import PanelView, show_widget
+from illava_lab.widgets.explorer import Explorer
+from illava_lab.widgets.panels import Panel, live
 
 STAGE_NAMES: dict[Stage, str] = {"encoder": "image encoder", "llm": "LLM"}
 LIKENESS = {False: "cosine", True: "cosine, mean removed"}
@@ -95,7 +95,7 @@ def redundancy_figure(seen: Image.Image, recording: Recording, **settings: objec
     return live(redundancy_panels(seen, recording, **settings))
 
 
-class RedundancyExplorer:
+class RedundancyExplorer(Explorer):
     """Pick a patch by a click or by its number; step through the layers of both stages.
 
     Every image is recorded once, when the explorer is made; moving a control only compares what is there.
@@ -116,7 +116,6 @@ class RedundancyExplorer:
         self.recordings = {name: record(lab, image, question) for name, image in images.items()}
         self._seen = {name: seen_image(lab, image) for name, image in images.items()}
         first, patches = next(iter(images)), int(np.prod(next(iter(self.recordings.values())).grid))
-        self._start = {"image": first, "stage": "encoder", "layer": 0, "patch": patch, "centred": False, "third": "groups"}
         narrow = ipywidgets.Layout(width="240px")
         self.image = ipywidgets.Dropdown(options=list(images), description="image", layout=narrow)
         self.stage = ipywidgets.Dropdown(options=[(v, k) for k, v in STAGE_NAMES.items()], description="stage", layout=narrow)
@@ -126,80 +125,37 @@ class RedundancyExplorer:
         self.third = ipywidgets.Dropdown(
             options=[(v, k) for k, v in THIRD.items()], description="right", layout=ipywidgets.Layout(width="300px")
         )
-        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
-        self.view = PanelView(self._panels(**self._start), self._pick)
-        self._controls = {name: getattr(self, name) for name in self._start}
-        self._quiet = False
         self.stage.observe(self._change_stage, names="value")
-        for control in self._controls.values():
-            control.observe(self._draw, names="value")
-        self.reset.on_click(lambda _: self.set(**self._start))
-        self.box = ipywidgets.VBox([
-            ipywidgets.HBox([self.image, self.stage, self.layer]),
-            ipywidgets.HBox([self.patch, self.centred, self.third, self.reset]),
-            self.text,
-            self.view.widget,
-        ])  # fmt: skip
-        self._draw()
+        super().__init__(
+            {"image": first, "stage": "encoder", "layer": 0, "patch": patch, "centred": False, "third": "groups"},
+            rows=[("image", "stage", "layer"), ("patch", "centred", "third")],
+        )
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What is shown now."""
-        return {name: control.value for name, control in self._controls.items()}
+    def fitted(self, settings: dict[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+        """As the slider does: where the other stage has fewer layers, its last one."""
+        one_of("image", settings["image"], tuple(self.recordings))
+        one_of("stage", settings["stage"], tuple(STAGE_NAMES))
+        if "layer" in asked:
+            return settings
+        return settings | {"layer": min(settings["layer"], self._depth(settings["stage"]))}
 
-    def set(self, **settings: object) -> None:
-        """Move controls by name: image, stage, layer, patch, centred, third.
-
-        Raises:
-            LabError: no such control, or a value that it does not have.
-        """
-        for name in settings:
-            one_of("control", name, tuple(self._controls))
-        after = {**self.settings, **settings}
-        one_of("image", after["image"], tuple(self.recordings))
-        one_of("stage", after["stage"], tuple(STAGE_NAMES))
-        if "layer" not in settings:  # as the slider does: the other stage may have fewer layers
-            after["layer"] = min(after["layer"], self._depth(after["stage"]))
-        self._panels(**after)  # refuses what is not there before anything moves
-        self._quiet = True  # one drawing at the end, not one for each control
-        for name in self._start:  # the stage before its layer, whose range depends on it
-            self._controls[name].value = after[name]
-        self._quiet = False
-        self._draw()
-
-    def show(self, **settings: object) -> None:
-        """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
-        self.set(**settings)
-        show_widget(self.box, to_png(still(self._panels(**self.settings))), self._describe())
+    def panels(self, image: str, **settings: object) -> list[Panel]:
+        """As `redundancy_panels`, of one of the images."""
+        return redundancy_panels(self._seen[image], self.recordings[image], **settings)
 
     def _depth(self, stage: Stage) -> int:
         return len(next(iter(self.recordings.values())).hidden[stage]) - 1
 
-    def _panels(self, image: str, **settings: object) -> list[Panel]:
-        return redundancy_panels(self._seen[image], self.recordings[image], **settings)
-
     def _change_stage(self, change: dict) -> None:
         self.layer.max = self._depth(change["new"])
 
-    def _pick(self, patch: int) -> None:
-        self.patch.value = patch
-
-    def _describe(self) -> str:
-        now = self.settings
-        recording = self.recordings[now["image"]]
-        x = recording.hidden[now["stage"]][now["layer"]]
-        like = similarity(x, now["centred"])[now["patch"]]
-        others = torch.cat([like[: now["patch"]], like[now["patch"] + 1 :]])
-        last = now["layer"] == self._depth(now["stage"])
-        where = f"leaves the {STAGE_NAMES[now['stage']]}" if last else f"enters layer {now['layer']} of the {STAGE_NAMES[now['stage']]}"
+    def describe(self, image: str, stage: Stage, layer: int, patch: int, centred: bool, third: str) -> str:
+        """How like the picked patch the others are, in a sentence."""
+        like = similarity(self.recordings[image].hidden[stage][layer], centred)[patch]
+        others = torch.cat([like[:patch], like[patch + 1 :]])
+        last = layer == self._depth(stage)
+        where = f"leaves the {STAGE_NAMES[stage]}" if last else f"enters layer {layer} of the {STAGE_NAMES[stage]}"
         return (
-            f"{now['image']}, what {where}: patch {now['patch']} has cosine {others.mean():.2f} to the others on average, "
-            f"{int((others >= 0.9).sum())} of {len(others)} reach 0.9 ({LIKENESS[now['centred']]})"
+            f"{image}, what {where}: patch {patch} has cosine {others.mean():.2f} to the others on average, "
+            f"{int((others >= 0.9).sum())} of {len(others)} reach 0.9 ({LIKENESS[centred]})"
         )
-
-    def _draw(self, change: dict | None = None) -> None:
-        if self._quiet:
-            return
-        self.view.update(self._panels(**self.settings))
-        self.text.value = self._describe()

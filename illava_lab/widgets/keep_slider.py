@@ -1,0 +1,66 @@
+"""Keep slider: one question at several keep ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ipywidgets
+
+from illava_lab.images import ImageLike
+from illava_lab.lab import Answer, Lab
+from illava_lab.pictures import reduction_figure, to_png
+from illava_lab.registry import make_strategy
+from illava_lab.strategy import Strategy, one_of
+from illava_lab.widgets.output import show_widget
+
+
+class KeepSlider:
+    """Ask one question at several keep ratios; a slider shows tokens and answer at each.
+
+    Every position is computed when the slider is made, so moving it only swaps a picture. The plain-function twin
+    is `illava_lab.pictures.reduction_figure`.
+
+    Args:
+        keeps: fractions of the visual tokens that the last LLM layer sees, in the order of the slider.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        image: ImageLike,
+        question: str,
+        strategy: str | Strategy = "illava",
+        keeps: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05),
+    ) -> None:
+        strategy = make_strategy(strategy)
+        self.question, self.keeps = question, list(keeps)
+        self.answers: list[Answer] = [lab.ask(image, question, strategy, keep) for keep in self.keeps]
+        self._pngs = [
+            to_png(reduction_figure(lab, image, answer, f"{strategy.name}, keep {keep:g}: “{answer.text}”"))
+            for keep, answer in zip(self.keeps, self.answers, strict=True)
+        ]
+        self.slider = ipywidgets.SelectionSlider(
+            options=[(f"{keep:g}", i) for i, keep in enumerate(self.keeps)],
+            description="keep",
+            continuous_update=True,
+            layout=ipywidgets.Layout(width="420px"),
+        )
+        self.text = ipywidgets.HTML()
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="800px"))
+        self.box = ipywidgets.VBox([self.slider, self.text, self.picture])
+        self.slider.observe(lambda change: self._show(change["new"]), names="value")
+        self._show(0)
+
+    def _show(self, index: int) -> None:
+        self.picture.value = self._pngs[index]
+        self.text.value = f"<b>{self.question}</b> &rarr; {self.answers[index].text}"
+
+    def show(self, keep: float) -> None:
+        """Display the widget at one of `keeps`, with a picture of that position for viewers that have no kernel.
+
+        Raises:
+            LabError: keep is no position of the slider.
+        """
+        one_of("keep", keep, tuple(self.keeps))
+        self.slider.value = start = self.keeps.index(keep)
+        show_widget(self.box, self._pngs[start], f"{self.question} -> {self.answers[start].text}")

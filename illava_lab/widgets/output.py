@@ -1,0 +1,46 @@
+"""How things are displayed: a live widget where there is a kernel, and in the same output a picture where there is none."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import sys
+
+import ipywidgets
+import plotly.graph_objects as go
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from illava_lab.pictures import to_png
+
+
+def sync(widget: go.FigureWidget) -> None:
+    """Let whoever attaches later (a page that is loaded again, an output frame) see the figure as it is now.
+
+    plotly sends the full state when a FigureWidget is made, and later changes as messages that a late guest misses.
+    """
+    widget._widget_layout = copy.deepcopy(widget._layout_obj._props)
+    widget._widget_data = copy.deepcopy(widget._data)
+
+
+def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:
+    """Display a live widget, and in the same output a picture for readers without a kernel (GitHub, print)."""
+    data = {
+        "text/plain": alt,
+        "image/png": base64.b64encode(png).decode(),
+        "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": widget.model_id},
+    }
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def show_figure(figure: Figure, alt: str) -> None:
+    """Display a matplotlib figure as a PNG with a description for those who cannot see it."""
+    display({"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def show_plot(figure: go.Figure, picture: Figure, alt: str) -> None:
+    """Display an interactive plotly figure, and in the same output its static picture for viewers without a kernel."""
+    if "google.colab" in sys.modules:
+        figure.show()  # Colab draws plotly figures best through plotly's own renderer
+    else:
+        show_widget(go.FigureWidget(figure), to_png(picture), alt)
