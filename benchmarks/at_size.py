@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from prompts import PRESETS, PROMPTS, Prompt
 from tqdm.auto import tqdm
 
 import illava_lab as il
@@ -32,29 +31,18 @@ from illava_lab.shapes_only import ShapesOnly
 from illava_lab.sweep import preset_rows
 
 RESULT = Path(__file__).parents[1] / "results" / "at_size"
-# Configuration -> what the prompt shows: pixels of a picture, or frames of a video.
-PROMPTS: list[tuple[str, str, tuple[int, ...]]] = [
-    ("llava-1.5-7b", "one picture of 336 x 336", (336, 336)),
-    ("llava-1.5-13b", "one picture of 336 x 336", (336, 336)),
-    ("llava-next-34b", "one picture of 672 x 672 in five crops", (672, 672)),
-    ("llava-onevision-7b", "one picture of 1152 x 1152 in ten crops", (1152, 1152)),
-    ("llava-onevision-7b", "a video of 32 frames", (32, 384, 384)),
-    ("qwen2-vl-7b", "one picture of 1176 x 1176", (1176, 1176)),
-]
-PRESETS = ("illava-image", "illava-video", "illava-qwen2-vl", "illava-2026-67", "illava-2026-89", "fastv", "fastv-75", "tome-16", "visionzip-192", "visionzip-64")
 
-def rows_of(name: str, shows: str, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+
+def rows_of(prompt: Prompt) -> list[dict[str, Any]]:
     """One row for the bare model, and one for each preset that fits."""
-    model, processor = hollow(name)
-    lab = Lab(model, processor, f"random:{name}")
-    pixels = np.zeros((*shape, 3), dtype=np.uint8)
-    shown = il.read_video(pixels, frames=len(pixels)) if len(shape) == 3 else Image.fromarray(pixels)
-    inputs = lab.inputs([shown], [QUESTION])
+    model, processor = hollow(prompt.model)
+    inputs = Lab(model, processor, f"random:{prompt.model}").inputs([prompt.shown()], [QUESTION])
     text, layouts = measure.text_tokens(model, inputs), measure.layouts(model, inputs)
     visual = sum(int((~layout.marker).sum()) for layout in layouts)
     rows = []
     for plan in [None, *preset_rows(model, PRESETS)]:
-        row = {"model": name, "prompt": shows, "visual_tokens": visual, "text_tokens": text, "preset": "bare" if plan is None else plan.budget["preset"]}
+        row: dict[str, Any] = {"model": prompt.model, "prompt": prompt.shows, "visual_tokens": visual, "text_tokens": text}
+        row["preset"] = "bare" if plan is None else plan.budget["preset"]
         try:
             if plan is not None and isinstance(plan.schedule, Exception):
                 raise plan.schedule
@@ -90,7 +78,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for prompt in tqdm(PROMPTS, desc="at size"):
         with ShapesOnly():
-            rows += rows_of(*prompt)
+            rows += rows_of(prompt)
     table = pd.DataFrame(rows)
     RESULT.mkdir(parents=True, exist_ok=True)
     table.to_csv(RESULT / "table.csv", index=False)
