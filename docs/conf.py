@@ -22,6 +22,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"  # a name between single backticks in a docstring
+napoleon_use_ivar = True  # attributes as a list, not as entries of their own
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

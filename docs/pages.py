@@ -107,8 +107,7 @@ def _section(name: str, cls: type[Strategy]) -> str:
     published = f"\nPublished settings (`Schedule.preset(name, model)`):\n\n{presets}\n" if presets else ""
     file = f"strategies/{cls.__module__.rpartition('.')[2]}.py"
     return (
-        f"({_anchor(name)})=\n## {name}\n\n{cls.kind.capitalize()}, {_stages(cls)}. Paper: {_paper(cls, long=True)}. "
-        f"Source: [{file}]({_address(file)}).\n\n"
+        f"({_anchor(name)})=\n## {name}\n\n{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
         f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-index-entry:\n```\n{published}"
     )
 
@@ -118,16 +117,17 @@ def _anchor(name: str) -> str:
 
 
 def _stages(cls: type[Strategy]) -> str:
-    return " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "nowhere"
+    return " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
 
 
 def _summary(cls: type[Strategy]) -> str:
     """What its file says in the first line, behind the name."""
-    return sys.modules[cls.__module__].__doc__.partition("\n")[0].partition(": ")[2]
+    line = sys.modules[cls.__module__].__doc__.partition("\n")[0].partition(": ")[2]
+    return line[0].upper() + line[1:].rstrip(".")
 
 
 def _paper(cls: type[Strategy], long: bool = False) -> str:
     if cls.paper is None:
-        return "none, a baseline"
+        return "A baseline, from no paper" if long else "baseline"
     link = f"[{cls.paper.arxiv}](https://arxiv.org/abs/{cls.paper.arxiv})"
-    return f"{cls.paper.title} ({cls.paper.year}), arXiv {link}" if long else f"{link} ({cls.paper.year})"
+    return f"Paper: {cls.paper.title} ({cls.paper.year}), arXiv {link}" if long else f"{link} ({cls.paper.year})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -88,10 +89,10 @@ def test_every_method_of_the_registry_is_described(site: Site) -> None:
     text = page(site, "methods").get_text()
     for name, cls in il.strategies().items():
         if cls.__module__.startswith("strategies."):  # other tests register theirs
-            assert page(site, "methods").find(id=f"method-{name.replace('+', '-plus')}"), name
+            anchor = f"method-{name.replace('+', '-plus')}"
             assert cls.paper is None or cls.paper.title in text
-            settings = {field for field in cls.__dataclass_fields__}
-            assert settings <= set(re.findall(r"\w+", text)), name
+            section = page(site, "methods").select_one(f"section:has(> #{anchor}), section#{anchor}").get_text()
+            assert {field.name for field in dataclasses.fields(cls)} <= set(re.findall(r"\w+", section)), name
 
 
 @pytest.mark.parametrize("summary", RESULTS, ids=lambda path: path.parent.name)
@@ -107,3 +108,15 @@ def test_the_reference_has_everything_public(site: Site) -> None:
         for name in module.__all__:
             documented = f"{module.__name__}.{name}"
             assert documented in described or f"module-{documented}" in described, f"docs/reference lacks {documented}"
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (CLONE / "illava_lab").rglob("*.py"))
+    code = re.sub(r"[\"']\s*\n\s*f?[\"']", "", code)  # a message in two lines of code
+    code = re.sub(r"\{[^{}]*\}", "...", code) + (CLONE / "Makefile").read_text(encoding="utf-8")
+    text = (CLONE / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [message for line in re.findall(r"^(`.*)\n: ", text, re.MULTILINE) for message in re.findall(r"`([^`]+)`", line)]
+    assert len(quoted) > 30
+    for message in quoted:
+        for fragment in filter(None, (part.strip(" ;,?'") for part in message.split("..."))):
+            assert fragment in code, f"nothing says {fragment!r}"
