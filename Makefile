@@ -42,7 +42,7 @@ notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py
 
 docs: $(VENV)/.installed-docs
-	$(VENV_PYTHON) -m sphinx --quiet --fail-on-warning --keep-going $(ARGS) docs docs/_build/html
+	$(VENV_PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env $(ARGS) docs docs/_build/html
 	@echo "The site: docs/_build/html/index.html"
 
 test: $(VENV)/.installed-test

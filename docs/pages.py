@@ -28,16 +28,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # --------------------------------------------------------------------------------------------- the course
 def write_chapters(folder: Path) -> None:
-    """Write every notebook into `folder` as the site shows it. Only what changed is written, so builds stay short."""
+    """Write every notebook into `folder` as the site shows it; what is left of an earlier build goes."""
     folder.mkdir(exist_ok=True)
-    wanted = {path.name: _chapter(path) for path in sorted((CLONE / "notebooks").glob("*.ipynb"))}
     for path in folder.glob("*.ipynb"):
-        if path.name not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
-        path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+        path.unlink()
+    for path in sorted((CLONE / "notebooks").glob("*.ipynb")):
+        (folder / path.name).write_text(_chapter(path), encoding="utf-8")
 
 
 def _chapter(path: Path) -> str:

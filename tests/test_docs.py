@@ -110,6 +110,17 @@ def test_the_reference_has_everything_public(site: Site) -> None:
             assert documented in described or f"module-{documented}" in described, f"docs/reference lacks {documented}"
 
 
+def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path) -> None:
+    text = (CLONE / "docs" / "your_strategy.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@il.register" in block]
+    assert len(blocks) == 2
+    (tmp_path / "methods.py").write_text("\n".join(blocks), encoding="utf-8")
+    check = [sys.executable, "-m", "illava_lab", "check", tmp_path / "methods.py"]
+    done = subprocess.run(check, cwd=CLONE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "largest-norm" in done.stdout and "fold-by-norm" in done.stdout
+
+
 def test_troubleshooting_quotes_messages_that_exist() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (CLONE / "illava_lab").rglob("*.py"))
     code = re.sub(r"[\"']\s*\n\s*f?[\"']", "", code)  # a message in two lines of code
