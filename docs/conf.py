@@ -27,7 +27,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"exclude-members": "__init__, __new__"}
-python_maximum_signature_line_length = 90
+python_maximum_signature_line_length = 65
 python_use_unqualified_type_names = True
 
 html_theme = "furo"

@@ -83,7 +83,7 @@ def fill(text: str) -> str:
     for mark, make in {"<!-- methods -->": _methods, "<!-- families -->": table}.items():
         if mark in text:
             text = text.replace(mark, make())
-    return text
+    return text.replace("](../notebooks/", "](course/")  # as links lead where these pages are read in the repository
 
 
 def _methods() -> str:
