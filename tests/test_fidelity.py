@@ -41,8 +41,8 @@ def small_lab(name: str, folder: Path) -> il.Lab:
     lab = il.load(f"random:{folder / 'small.json'}")
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for part, parameter in lab.model.named_parameters():
-            if any(name in part for name in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head")):
+        for name, parameter in lab.model.named_parameters():
+            if parameter.dim() == 2 and "embed" not in name:
                 parameter.normal_(0.0, 0.3, generator=draw)
     return lab
 
@@ -109,13 +109,13 @@ class Lead(LogitsProcessor):
         return out
 
 
-@pytest.mark.parametrize("name", ["llava-onevision-0.5b", "qwen2-vl-7b", "llava-next-34b"])
+@pytest.mark.parametrize("name", ["llava-onevision-0.5b", "qwen2-vl-7b"])
 def test_one_pass_on_the_cache_equals_one_step_for_each_token(name: str, tmp_path: Path) -> None:
-    """Several pictures, and a film where the family takes one; long answers that part in their middle."""
+    """Several pictures, and a film and a picture; long answers that part in their middle."""
     lab, draw = small_lab(name, tmp_path), np.random.default_rng(0)
     pictures = [Image.fromarray(draw.integers(0, 256, (60 + 30 * i, 90, 3), dtype=np.uint8)) for i in range(2)]
-    film = [il.read_video(draw.integers(0, 256, (4, 56, 84, 3), dtype=np.uint8), frames=2)] if name != "llava-next-34b" else []
-    shown, questions, length = [pictures, [*film, pictures[0]]], ["What is this?", "And what happens here?"], 12
+    film = il.read_video(draw.integers(0, 256, (4, 56, 84, 3), dtype=np.uint8), frames=2)
+    shown, questions, length = [pictures, [film, pictures[0]]], ["What is this?", "And what happens here?"], 12
     table = fidelity(lab, shown, questions, ["fastv", "random"], [0.8, 0.2], max_new_tokens=length)
     assert len(table) == 8 and table["tokens"].max() == length
     for row in table.itertuples():
@@ -131,10 +131,10 @@ def test_one_pass_on_the_cache_equals_one_step_for_each_token(name: str, tmp_pat
             led = torch.cat(write(**keeps_logits).logits)
         parted = next((t for t, (a, b) in enumerate(zip(answer, own, strict=False)) if a != b), None)
         p, q = bare.log_softmax(-1), led.log_softmax(-1)
-        assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-5)
+        assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-6)
         assert row.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
         assert row.equal == (parted is None) and (parted is None or row.first_difference == parted)
-        assert row.kl > 1e-4, "a reduction that changes nothing would show nothing"
+    assert table["kl"].max() > 5e-4, "a reduction that changes nothing would show nothing"
     assert ((table["first_difference"] > 0) & (table["first_difference"] < length - 2)).any(), "the cache has to be cut at least once"
 
 
@@ -148,10 +148,10 @@ def test_no_reduction_is_exactly_no_difference(lab: il.Lab, prompts) -> None:
 
 
 def test_rows_and_what_they_say_of_free_answers(lab: il.Lab, prompts) -> None:
-    images, questions = (part[:4] for part in prompts)
+    images, questions = (part[:2] for part in prompts)
     table = fidelity(lab, images, questions, ["random", "none"], [0.5, 0.1])
     assert list(zip(table["number"], table["strategy"], table["keep"], strict=True)) == [
-        (n, *row) for n in range(4) for row in (("none", 1.0), ("random", 0.5), ("random", 0.1))
+        (n, *row) for n in range(2) for row in (("none", 1.0), ("random", 0.5), ("random", 0.1))
     ]
     for row in table.itertuples():
         asked = lab.ask(images[row.number], row.question, row.strategy, keep=row.keep)
@@ -183,8 +183,13 @@ def test_first_difference_is_the_length_of_the_common_beginning(one: list[int], 
 
 # ---------------------------------------------------------------------------------------------- what is refused
 def test_bad_input_is_refused_before_the_model_runs(lab: il.Lab, prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timid(il.get_strategy("tome")):
+        """Merges a tenth of the tokens of a layer at most."""
+
+        name, smallest_keep = "timid", 0.9
+
     image, question = prompts[0][0], prompts[1][0]
-    monkeypatch.setattr(type(lab.model), "forward", lambda *args, **kwargs: pytest.fail("the model has run"))
+    monkeypatch.setattr(type(lab.model), "generate", lambda *args, **kwargs: pytest.fail("the model has run"))
     film = il.read_video(np.zeros((2, 8, 8, 3), np.uint8), frames=2)
     for arguments, says in [
         (([], [], "illava", 0.5), r"shown must be a list with one entry for each question, got \[\]"),
@@ -200,7 +205,7 @@ def test_bad_input_is_refused_before_the_model_runs(lab: il.Lab, prompts, monkey
         (([image], [question], ["illava", "illava"], 0.5), "illava is given twice"),
         (([image], [question], "illava", 1.5), r"keep must be fractions in \(0, 1\], got 1.5"),
         (([image], [question], "illava", []), "keep must hold at least one fraction"),
-        (([image], [question], "downsample", [0.5, 0.001]), "downsample at keep 0.001"),
+        (([image], [question], Timid, [0.8, 0.1]), "timid at keep 0.1: timid cannot go from 196 to"),
     ]:
         with pytest.raises(il.LabError, match=says) as caught:
             fidelity(lab, *arguments)
