@@ -32,23 +32,23 @@ def fidelity(
 ) -> pd.DataFrame:
     """Compare reduced models with the unreduced one, answer token by answer token; nobody has to know what is right.
 
-    The unreduced model answers greedily. A reduced one then reads the same prompt, chooses what to keep of it, and is held
-    against that answer: before each of its tokens, given those that come before it ("teacher forcing"), how far is the one
-    distribution over the next token from the other?
+    The unreduced model answers greedily. A reduced one then reads the same prompt, chooses what to keep of it, and is
+    held against that answer: before each of its tokens, given those that come before it ("teacher forcing"), how far is
+    the one distribution over the next token from the other?
 
-    Each question takes one `generate` of the unreduced model, and one of each reduced one; after a first token that differs,
-    one more forward pass, on the cache that is there, over what is left of the unreduced model's answer.
+    Each question takes one `generate` of the unreduced model, and one of each reduced one; after a first token that
+    differs, one more forward pass, on the cache that is there, over what is left of the unreduced model's answer.
 
     Args:
         shown: for each question a picture, a `Video` or a list of them, as in `Lab.inputs`.
-        strategies: registered names, Strategy classes or instances. "none" makes one row a question, and is run again for
-            it: what is not 0 there is noise of the machine.
+        strategies: registered names, Strategy classes or instances. "none" makes one row a question, and is run again
+            for it: what is not 0 there is noise of the machine.
         keep: fractions of the visual tokens that the last LLM layer sees.
         max_new_tokens: where answers are cut off.
         seed: of strategies that have one and are not given as instances.
 
     Returns:
-        One row per question, strategy and keep: `number` of the question (from 0), `question`, `strategy`, `keep`, and
+        One row per question, strategy and keep: `number` of the question (from 0), `question`, `strategy`, `keep`,
 
         - `tokens`: T, answer tokens of the unreduced model, its end included.
         - `kl`: mean over these of KL(unreduced || reduced), in nats. 0 is no difference; there is no upper bound.
@@ -63,7 +63,7 @@ def fidelity(
             reach a keep on this model, a keep outside (0, 1], or a model with a strategy attached.
     """
     if is_attached(lab.model):
-        raise LabError("fidelity compares with the unreduced model, but this one has a strategy attached; leave that block")
+        raise LabError("fidelity needs the unreduced model, but this one has a strategy attached; leave that block first")
     check_count("max_new_tokens", max_new_tokens)
     plan = _plan(lab, strategies, keep, seed)
     for name, value in (("shown", shown), ("questions", questions)):
