@@ -58,12 +58,12 @@ def fidelity(
         - `reference`, `answer`: what the unreduced and the reduced model write.
 
     Raises:
-        LabError: before the model runs: an empty list, numbers of questions and pictures that do not match, a picture that
-            cannot be read, a video for a model that takes none, an empty question, an unknown strategy, one that cannot
-            reach a keep on this model, a keep outside (0, 1], or a model with a strategy attached.
+        LabError: before the model runs: an empty list, numbers of questions and pictures that do not match, a picture
+            that cannot be read, a video for a model that takes none, an empty question, an unknown strategy, one that
+            cannot reach a keep on this model, a keep outside (0, 1], or a model with a strategy attached.
     """
     if is_attached(lab.model):
-        raise LabError("fidelity needs the unreduced model, but this one has a strategy attached; leave that block first")
+        raise LabError("fidelity needs the unreduced model, but a strategy is attached to it; leave that block first")
     check_count("max_new_tokens", max_new_tokens)
     plan = _plan(lab, strategies, keep, seed)
     for name, value in (("shown", shown), ("questions", questions)):

@@ -212,5 +212,5 @@ def test_bad_input_is_refused_before_the_model_runs(lab: il.Lab, prompts, monkey
         assert "\n" not in str(caught.value)
     with pytest.raises(il.LabError, match="max_new_tokens must be a whole number of at least 1, got 0"):
         fidelity(lab, [image], [question], "illava", 0.5, max_new_tokens=0)
-    with il.attach(lab.model, "random"), pytest.raises(il.LabError, match="has a strategy attached; leave that block first"):
+    with il.attach(lab.model, "random"), pytest.raises(il.LabError, match="a strategy is attached to it; leave that block first"):
         fidelity(lab, [image], [question], "illava", 0.5)
