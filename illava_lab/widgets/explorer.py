@@ -34,7 +34,7 @@ class Explorer:
         for control in self._controls.values():
             control.observe(self._draw, names="value")
         self.reset.on_click(lambda _: self.set(**self._start))
-        boxes = [ipywidgets.HBox([self._controls[name] for name in row]) for row in rows]
+        boxes = [ipywidgets.HBox([with_number(self._controls[name]) for name in row]) for row in rows]
         boxes[-1].children += (self.reset,)
         self.box = ipywidgets.VBox([*boxes, self.text, self.view.widget])
         self._draw()
@@ -93,6 +93,22 @@ class Explorer:
             return
         self.view.update(self.panels(**self.settings))
         self.text.value = self.describe(**self.settings)
+
+
+def with_number(control: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A slider beside a field for its number; any other control as it is.
+
+    A slider's handle has no name that a screen reader could say. The field has one, and does the same.
+    """
+    if not isinstance(control, ipywidgets.IntSlider):
+        return control
+    field = ipywidgets.BoundedIntText(
+        control.value, control.min, control.max, description=control.description, layout=ipywidgets.Layout(width="150px")
+    )
+    for trait in ("max", "value"):
+        ipywidgets.link((control, trait), (field, trait))
+    control.description, control.readout = "", False
+    return ipywidgets.HBox([field, control])
 
 
 class PanelView:
