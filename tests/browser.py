@@ -30,6 +30,8 @@ CODE = """() => Array.from(window.jupyterapp.shell.currentWidget.content.model.c
 PLACE = """(plot, [panel, x, y]) => { const box = plot.getBoundingClientRect(), number = panel ? panel + 1 : '',
                                             across = plot._fullLayout['xaxis' + number], down = plot._fullLayout['yaxis' + number];
   return [box.x + across._offset + across.d2p(x), box.y + down._offset + down.d2p(y)] }"""
+MARKER = """(plot, [name, number]) => { const line = plot._fullData.find(line => line.name === name);
+  return [line.x[number], line.y[number]] }"""
 DRAWN = """plot => { const list = rows => Array.from(rows ?? [], row => typeof row === 'object' && row ? Array.from(row) : row);
   return JSON.stringify({ traces: plot._fullData.map(trace => [trace.visible, list(trace.x), list(trace.y), list(trace.z)]),
     titles: plot._fullLayout.annotations.map(note => note.text), images: plot._fullLayout.images.map(image => image.source),
@@ -132,6 +134,10 @@ class Reader:
         control.focus()
         for key in keys:
             control.press(key)
+
+    def marker(self, plot: Locator, line: str, number: int = 0) -> tuple[float, float]:
+        """Where a point of a line lies, in the units of the axes."""
+        return tuple(plot.evaluate(MARKER, [line, number]))
 
     def point(self, plot: Locator, x: float, y: float, panel: int = 0) -> str:
         """Point at a place of a plotly figure, in the units of its axes. Returns what appears there."""

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from illava_lab.pictures import to_png
 from illava_lab.strategy import one_of
-from illava_lab.widgets.output import show_widget, sync
+from illava_lab.widgets.output import live_figure, show_widget, sync
 from illava_lab.widgets.panels import Panel, live, still
 
 
@@ -123,7 +123,7 @@ class PanelView:
     """
 
     def __init__(self, panels: Sequence[Panel], on_click: Callable[[int], None]) -> None:
-        self.widget = go.FigureWidget(live(panels))
+        self.widget = live_figure(live(panels))
         self._columns = panels[0].grid[1]
         for trace in self.widget.data:
             trace.on_click(lambda trace, points, state: self._clicked(points, on_click))

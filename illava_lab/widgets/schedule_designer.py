@@ -22,7 +22,7 @@ from illava_lab.pictures import to_png
 from illava_lab.presets import PRESETS, preset
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import one_of
-from illava_lab.widgets.output import show_widget, sync
+from illava_lab.widgets.output import live_figure, show_widget, sync
 
 PARTS = {"encoder": "image encoder", "projector": "projector", "llm": "LLM"}
 COLORS = {"encoder": "#0072B2", "projector": "#009E73", "llm": "#D55E00"}
@@ -230,7 +230,7 @@ class ScheduleDesigner:
         self.percent = ipywidgets.BoundedIntText(100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px"))
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
-        self.widget = go.FigureWidget(schedule_figure(self.forecast))
+        self.widget = live_figure(schedule_figure(self.forecast))
         self._moving = False
         for slider in self.sliders.values():
             slider.observe(self._draw, names="value")
