@@ -141,7 +141,7 @@ def photograph(reader: Reader, output: Locator, name: str) -> None:
     """One output, with a little of the page around it."""
     output.scroll_into_view_if_needed()
     box, path = output.bounding_box(), FOLDER / f"{name}.png"
-    reader.page.screenshot(path=path, clip={"x": box["x"] - 8, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 8})
+    reader.page.screenshot(path=path, clip={"x": box["x"] - 8, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 5})
     with Image.open(path) as picture:
         # In 256 colours, found well: a third of the bytes, and colour scales stay smooth.
         picture.convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
