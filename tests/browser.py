@@ -95,7 +95,7 @@ class Reader:
         self.page.goto(f"{self._server.url}/lab/tree/{notebook}?reset&token={self._server.token}")
         self._ready()
 
-    def run_all(self, minutes: float = 4) -> None:
+    def run_all(self, minutes: float = 8) -> None:
         """Clear all outputs, and run all cells.
 
         Raises:

@@ -13,9 +13,12 @@ from lab_server import Server
 from playwright.sync_api import Browser, Locator, expect
 
 REQUIRED = os.environ.get("ILLAVA_BROWSER") == "required"  # as in .ci/run
-pytestmark = pytest.mark.skipif(
-    chromium() is None and not REQUIRED, reason="the tests in a real browser are left out: there is no chromium on the PATH"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        chromium() is None and not REQUIRED, reason="the tests in a real browser are left out: there is no chromium on the PATH"
+    ),
+    pytest.mark.timeout(900),  # a chapter takes a minute; several, where others use the cores
+]
 
 
 @pytest.fixture(scope="module")
