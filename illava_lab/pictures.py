@@ -83,7 +83,7 @@ def reduction_figure(lab: Lab, image: ImageLike, answer: Answer, title: str = ""
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], title: str = "", size: float = 3.6) -> Figure:
     """A matplotlib figure of titled pictures in a row, each `size` inches wide."""
-    figure = Figure(figsize=(size * len(panels), size + (0.5 if title else 0.2)), layout="constrained")
+    figure = Figure(figsize=(size * len(panels), size + (0.5 if title else 0.35)), layout="constrained")
     for axis, (name, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(name, fontsize=11)

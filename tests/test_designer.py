@@ -100,8 +100,12 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     assert drawn.schedule == il.Schedule(llm={1: 0.5})
     drawn.sliders["encoder", 7].value = 50
     assert drawn.schedule == il.Schedule(encoder={7: 0.5}, llm={1: 0.5})
+    drawn.layer.value = "encoder", 7
+    assert drawn.percent.value == 50
+    drawn.percent.value = 40
+    assert drawn.schedule == il.Schedule(encoder={7: 0.4}, llm={1: 0.5}), "the two fields do what the sliders do"
     drawn.set("illava-image")
-    assert drawn.preset.value == "illava-image"
+    assert drawn.preset.value == "illava-image" and drawn.percent.value == 100
     exact = forecast(lab.model, il.Schedule.preset("illava-image", lab.model), text_tokens=TEXT)
     assert sum(drawn.forecast.flops.values()) == pytest.approx(sum(exact.flops.values()), abs=0.01), (
         "whole percents are near enough"

@@ -104,6 +104,9 @@ def test_redundancy_controls_fit_each_other(redundancy: RedundancyExplorer) -> N
     assert redundancy.settings["layer"] == 6
     click(redundancy, panel=1, row=2, column=5)
     assert redundancy.settings["patch"] == 2 * 14 + 5
+    field = next(child for child in redundancy.box.children[0].children[-1].children if child.description == "layer")
+    field.value = 2
+    assert redundancy.settings["layer"] == 2 and field.max == 6, "the field beside a slider does the same"
     redundancy.reset.click()
     assert redundancy.settings == {"image": "scene", "stage": "encoder", "layer": 0, "patch": 20, "centred": False, "third": "groups"}
     with pytest.raises(il.LabError, match="between 0 and 6 in the llm"):
@@ -186,6 +189,6 @@ def test_a_move_is_fast_and_the_static_picture_follows(name: str, request: pytes
 
 def test_plotly_still_has_what_sync_relies_on() -> None:
     widget = go.FigureWidget()
-    for name in ("_widget_layout", "_widget_data", "_data"):
+    for name in ("_widget_layout", "_widget_data", "_data", "_config"):
         assert hasattr(widget, name)
     assert hasattr(widget._layout_obj, "_props") and sync(widget) is None

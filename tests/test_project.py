@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from PIL import Image
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,3 +178,20 @@ def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
     for name, cls in il.strategies().items():
         if name != "none" and cls.__module__.startswith("strategies."):  # other tests register theirs
             assert listed[name] == (cls.kind, " and ".join(cls.stages), [cls.paper.arxiv] if cls.paper else [])
+
+
+# --------------------------------------------------------------------------------------------- pictures
+def test_every_widget_is_pictured_in_two_states() -> None:
+    from illava_lab import widgets
+
+    page = (CLONE / "docs" / "widgets.md").read_text(encoding="utf-8")
+    for name in widgets.__all__:
+        assert name in ("show_figure", "show_widget") or f"{name}(" in page
+    shown = re.findall(r"!\[.{20,}\]\((screenshots/[\w-]+)\.png\)", page)  # with a description each
+    names = {name.rsplit("-", 1)[0] for name in shown}
+    assert sorted(shown) == sorted(f"{name}-{state}" for name in names for state in (1, 2))
+    there = {f"screenshots/{path.stem}": path for path in (CLONE / "docs" / "screenshots").glob("*.png")}
+    assert set(there) == set(shown)
+    for path in there.values():
+        with Image.open(path) as picture:
+            assert picture.width <= 1000 and path.stat().st_size < 150_000

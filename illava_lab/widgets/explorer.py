@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from illava_lab.pictures import to_png
 from illava_lab.strategy import one_of
-from illava_lab.widgets.output import show_widget, sync
+from illava_lab.widgets.output import live_figure, show_widget, sync
 from illava_lab.widgets.panels import Panel, live, still
 
 
@@ -34,7 +34,7 @@ class Explorer:
         for control in self._controls.values():
             control.observe(self._draw, names="value")
         self.reset.on_click(lambda _: self.set(**self._start))
-        boxes = [ipywidgets.HBox([self._controls[name] for name in row]) for row in rows]
+        boxes = [ipywidgets.HBox([with_number(self._controls[name]) for name in row]) for row in rows]
         boxes[-1].children += (self.reset,)
         self.box = ipywidgets.VBox([*boxes, self.text, self.view.widget])
         self._draw()
@@ -95,6 +95,22 @@ class Explorer:
         self.text.value = self.describe(**self.settings)
 
 
+def with_number(control: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A slider beside a field for its number; any other control as it is.
+
+    A slider's handle has no name that a screen reader could say. The field has one, and does the same.
+    """
+    if not isinstance(control, ipywidgets.IntSlider):
+        return control
+    field = ipywidgets.BoundedIntText(
+        control.value, control.min, control.max, description=control.description, layout=ipywidgets.Layout(width="150px")
+    )
+    for trait in ("max", "value"):
+        ipywidgets.link((control, trait), (field, trait))
+    control.description, control.readout = "", False
+    return ipywidgets.HBox([field, control])
+
+
 class PanelView:
     """Live panels: drawn anew in place, and a click on a cell is told.
 
@@ -107,7 +123,7 @@ class PanelView:
     """
 
     def __init__(self, panels: Sequence[Panel], on_click: Callable[[int], None]) -> None:
-        self.widget = go.FigureWidget(live(panels))
+        self.widget = live_figure(live(panels))
         self._columns = panels[0].grid[1]
         for trace in self.widget.data:
             trace.on_click(lambda trace, points, state: self._clicked(points, on_click))

@@ -39,15 +39,14 @@ class KeepSlider:
             to_png(reduction_figure(lab, image, answer, f"{strategy.name}, keep {keep:g}: “{answer.text}”"))
             for keep, answer in zip(self.keeps, self.answers, strict=True)
         ]
-        self.slider = ipywidgets.SelectionSlider(
-            options=[(f"{keep:g}", i) for i, keep in enumerate(self.keeps)],
-            description="keep",
-            continuous_update=True,
-            layout=ipywidgets.Layout(width="420px"),
-        )
+        positions = [(f"{keep:g}", i) for i, keep in enumerate(self.keeps)]
+        self.slider = ipywidgets.SelectionSlider(options=positions, readout=False, layout=ipywidgets.Layout(width="320px"))
+        # The same as a list: a slider's handle has no name that a screen reader could say.
+        self.keep = ipywidgets.Dropdown(options=positions, description="keep", layout=ipywidgets.Layout(width="160px"))
+        ipywidgets.link((self.slider, "value"), (self.keep, "value"))
         self.text = ipywidgets.HTML()
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="800px"))
-        self.box = ipywidgets.VBox([self.slider, self.text, self.picture])
+        self.box = ipywidgets.VBox([ipywidgets.HBox([self.keep, self.slider]), self.text, self.picture])
         self.slider.observe(lambda change: self._show(change["new"]), names="value")
         self._show(0)
 

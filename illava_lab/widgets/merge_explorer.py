@@ -178,9 +178,9 @@ class MergeExplorer(Explorer):
         }
         first = next(iter(self.answers))
         grid = grid_of(self.answers[first].trace)
-        wide = ipywidgets.Layout(width="300px")
-        self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=wide)
-        self.step = ipywidgets.IntSlider(max=len(self.answers[first].trace.steps), description="step", layout=wide)
+        self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=ipywidgets.Layout(width="280px"))
+        steps = len(self.answers[first].trace.steps)
+        self.step = ipywidgets.IntSlider(max=steps, description="step", layout=ipywidgets.Layout(width="150px"))
         self.patch = ipywidgets.BoundedIntText(patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
         self.strategy.observe(self._change_strategy, names="value")
         super().__init__({"strategy": first, "step": 0, "patch": patch}, rows=[("strategy", "step", "patch")])

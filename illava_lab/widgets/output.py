@@ -14,6 +14,17 @@ from matplotlib.figure import Figure
 from illava_lab.pictures import to_png
 
 
+# plotly's tool bar would cover what is drawn, and one of its buttons uploads the figure, the reader's image included.
+CONFIG = {"displayModeBar": False}
+
+
+def live_figure(figure: go.Figure) -> go.FigureWidget:
+    """A finished figure as a widget, without plotly's tool bar."""
+    widget = go.FigureWidget(figure)
+    widget._config = CONFIG  # there is no public name for it
+    return widget
+
+
 def sync(widget: go.FigureWidget) -> None:
     """Let whoever attaches later (a page that is loaded again, an output frame) see the figure as it is now.
 
@@ -41,6 +52,6 @@ def show_figure(figure: Figure, alt: str) -> None:
 def show_plot(figure: go.Figure, picture: Figure, alt: str) -> None:
     """Display an interactive plotly figure, and in the same output its static picture for viewers without a kernel."""
     if "google.colab" in sys.modules:
-        figure.show()  # Colab draws plotly figures best through plotly's own renderer
+        figure.show(config=CONFIG)  # Colab draws plotly figures best through plotly's own renderer
     else:
-        show_widget(go.FigureWidget(figure), to_png(picture), alt)
+        show_widget(live_figure(figure), to_png(picture), alt)

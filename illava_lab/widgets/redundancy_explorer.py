@@ -119,7 +119,7 @@ class RedundancyExplorer(Explorer):
         narrow = ipywidgets.Layout(width="240px")
         self.image = ipywidgets.Dropdown(options=list(images), description="image", layout=narrow)
         self.stage = ipywidgets.Dropdown(options=[(v, k) for k, v in STAGE_NAMES.items()], description="stage", layout=narrow)
-        self.layer = ipywidgets.IntSlider(max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="340px"))
+        self.layer = ipywidgets.IntSlider(max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="190px"))
         self.patch = ipywidgets.BoundedIntText(patch, 0, patches - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
         self.centred = ipywidgets.Checkbox(description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px"))
         self.third = ipywidgets.Dropdown(

@@ -22,7 +22,7 @@ from illava_lab.pictures import to_png
 from illava_lab.presets import PRESETS, preset
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import one_of
-from illava_lab.widgets.output import show_widget, sync
+from illava_lab.widgets.output import live_figure, show_widget, sync
 
 PARTS = {"encoder": "image encoder", "projector": "projector", "llm": "LLM"}
 COLORS = {"encoder": "#0072B2", "projector": "#009E73", "llm": "#D55E00"}
@@ -176,8 +176,10 @@ def schedule_picture(plan: Forecast, title: str = "") -> Figure:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    if len(names) > 20:  # as many labels as there is room for
+        left.set_xticks(range(0, len(names), len(names) // 12))
     if title:
-        figure.suptitle(title, fontsize=11)
+        left.set_title(title, loc="left", fontsize=11)  # below the legend, where a title of the whole figure would lie
     return figure
 
 
@@ -186,7 +188,8 @@ class ScheduleDesigner:
     """A slider for every layer: how many of the visual tokens that enter it are kept, in percent.
 
     Encoder layer i reduces inside layer i, so layer i+1 is the first with fewer; LLM layer K reduces before layer K. A move only
-    evaluates a closed form; no model runs. Sliders work by mouse and, when focused, by arrow keys, Home and End.
+    evaluates a closed form; no model runs. Sliders work by mouse and, when focused, by arrow keys, Home and End; the
+    fields "layer" and "percent" do the same.
 
     Args:
         text_tokens: tokens of the prompt beside the visual ones.
@@ -220,20 +223,27 @@ class ScheduleDesigner:
         self.preset = ipywidgets.Dropdown(
             options=list(self.presets), description="start from", layout=ipywidgets.Layout(width="300px")
         )
+        # The sliders once more: their handles have no names that a screen reader could say.
+        self.layer = ipywidgets.Dropdown(
+            options=[(f"{PARTS[stage]} {layer}", (stage, layer)) for stage, layer in places], description="layer", layout=ipywidgets.Layout(width="220px")
+        )
+        self.percent = ipywidgets.BoundedIntText(100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px"))
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
-        self.widget = go.FigureWidget(schedule_figure(self.forecast))
+        self.widget = live_figure(schedule_figure(self.forecast))
         self._moving = False
         for slider in self.sliders.values():
             slider.observe(self._draw, names="value")
         self.preset.observe(lambda change: self.set(self.presets[change["new"]]), names="value")
+        self.layer.observe(self._follow, names="value")
+        self.percent.observe(self._type, names="value")
         self.reset.on_click(lambda _: self.set(NOTHING))
         row, narrow = (
             ipywidgets.Layout(flex_flow="row wrap", width="800px"),
             ipywidgets.Layout(width="46px", align_items="center"),
         )
         self.box = ipywidgets.VBox([
-            ipywidgets.HBox([self.preset, self.reset]),
+            ipywidgets.HBox([self.preset, self.layer, self.percent, self.reset]),
             ipywidgets.HTML("Percent kept at each layer (E: image encoder, L: LLM); scoring and merging are left out"),
             ipywidgets.HBox([ipywidgets.VBox([self._labels[place], slider], layout=narrow) for place, slider in self.sliders.items()], layout=row),
             self.text,
@@ -297,6 +307,14 @@ class ScheduleDesigner:
         self.text.value = f"{plan}<br><code>{self.schedule}</code>"
         for (stage, layer), label in self._labels.items():
             label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
+        self._follow()
+
+    def _follow(self, change: dict | None = None) -> None:
+        """The field shows what the slider of its layer says."""
+        self.percent.value = self.sliders[self.layer.value].value
+
+    def _type(self, change: dict) -> None:
+        self.sliders[self.layer.value].value = change["new"]
 
 
 def _presets(model: nn.Module) -> dict[str, Schedule]:

@@ -25,7 +25,7 @@ from illava_lab.evaluate import Task, paired_difference
 from illava_lab.pictures import to_png
 from illava_lab.plots import BASELINE, tradeoff, tradeoff_picture
 from illava_lab.strategy import one_of
-from illava_lab.widgets.output import show_widget, sync
+from illava_lab.widgets.output import live_figure, show_widget, sync
 
 SHOWN = 6  # questions in a picture
 RING = {"symbol": "circle-open", "size": 22, "color": "black", "line": {"width": 2}}
@@ -172,7 +172,7 @@ class TradeoffExplorer:
         self.text = ipywidgets.HTML()
         self._controls = {name: getattr(self, name) for name in self._start}
         self._quiet = False
-        self.widget = go.FigureWidget(self._figure())
+        self.widget = live_figure(self._figure())
         for trace in self.widget.data:
             trace.on_click(self._clicked)
         for control in self._controls.values():

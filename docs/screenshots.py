@@ -1,0 +1,175 @@
+"""Photograph every widget in JupyterLab, as it first appears and after it was moved: docs/screenshots/*.png.
+
+    python docs/screenshots.py                    # all of them, in about two minutes
+    python docs/screenshots.py merge-explorer     # one
+
+It needs what the tests need (`pip install -e ".[test]"`) and chromium on the PATH.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from PIL import Image
+
+CLONE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CLONE / "tests"))  # whose browser this is
+
+from browser import Reader, jupyterlab, launched  # noqa: E402
+from playwright.sync_api import Locator, expect  # noqa: E402
+
+FOLDER = CLONE / "docs" / "screenshots"
+SET_UP = """
+import tempfile
+import illava_lab as il
+from illava_lab import course, widgets
+from illava_lab.widgets.schedule_designer import stage_seconds
+
+lab, task = il.load(), il.load_task("test")
+image, question = task.image("test-0006"), "What digit is shown?"
+"""
+
+
+class Widget(NamedTuple):
+    """A cell that shows a widget, and what a person then does to it."""
+
+    code: str
+    move: Callable[[Reader, Locator], None]
+
+
+def text(output: Locator) -> Locator:
+    """The sentence that says what a widget shows."""
+    return output.locator(".widget-html-content").last
+
+
+def move_keep_slider(reader: Reader, output: Locator) -> None:
+    picture = output.locator("img.widget-image")
+    before = picture.get_attribute("src") or ""
+    reader.press(output.locator(".noUi-handle"), "End")
+    expect(picture).not_to_have_attribute("src", before)
+
+
+def move_tradeoff_plot(reader: Reader, output: Locator) -> None:
+    plot = output.locator(".js-plotly-plot")
+    plot.locator(".traces", has_text="random").locator(".legendtoggle").click()
+    expect(plot.locator(".scatterlayer .trace")).to_have_count(3)  # none, tome and illava are left
+    reader.point(plot, *reader.marker(plot, "illava", 1))
+
+
+def move_redundancy_explorer(reader: Reader, output: Locator) -> None:
+    output.get_by_label("stage").select_option("LLM")
+    expect(text(output)).to_contain_text("of the LLM")
+    reader.click(output.locator(".js-plotly-plot"), 8, 2)
+    expect(text(output)).to_contain_text("patch 36")
+
+
+def move_merge_explorer(reader: Reader, output: Locator) -> None:
+    reader.press(output.locator(".noUi-handle"), "End")
+    expect(text(output)).to_contain_text("llm layer")
+    reader.click(output.locator(".js-plotly-plot"), 6, 5, panel=1)
+    expect(text(output)).to_contain_text("Patch 76")
+    reader.page.mouse.move(0, 0)  # what is said on hovering covers the panels
+
+
+def move_schedule_designer(reader: Reader, output: Locator) -> None:
+    reader.press(output.locator(".noUi-handle").first, *["PageDown"] * 4)
+    expect(output).to_contain_text("encoder={0: 0.8,")
+
+
+def move_tradeoff_explorer(reader: Reader, output: Locator) -> None:
+    output.get_by_label("categories").select_option(["count", "word"])
+    output.get_by_label("point").select_option("tome at FLOPs 0.35")
+    expect(text(output)).to_contain_text("in count, word")
+
+
+def choose(reader: Reader, output: Locator) -> None:
+    for choices in output.locator(".widget-radio-box").all():
+        reader.press(choices.get_by_role("radio").nth(1), "Space")
+        expect(choices.get_by_role("radio").nth(1)).to_be_checked()
+
+
+WIDGETS = {
+    "keep-slider": Widget('widgets.KeepSlider(lab, image, question, "illava").show(0.5)', move_keep_slider),
+    "redundancy-explorer": Widget(
+        'widgets.RedundancyExplorer(lab, {"scene": image}, "What is the word?", patch=20).show(stage="encoder", layer=4)',
+        move_redundancy_explorer,
+    ),
+    "merge-explorer": Widget(
+        'widgets.MergeExplorer(lab, image, "What is the word?", ("illava", "tome", "fastv"), keep=0.3, patch=20).show(strategy="illava")',
+        move_merge_explorer,
+    ),
+    "schedule-designer": Widget(
+        "seconds = stage_seconds(lab.model, lab.inputs([image], [question]))\n"
+        'widgets.ScheduleDesigner(lab.model, seconds=seconds).show("illava-image")',
+        move_schedule_designer,
+    ),
+    "tradeoff-explorer": Widget(
+        "few, folder = task.limited(80), tempfile.mkdtemp()\n"
+        'table = il.compare(lab, ["random", "tome", "illava"], flops=[0.7, 0.5, 0.35], task=few, timing=False, out=folder, progress=False)\n'
+        'widgets.TradeoffExplorer(folder, few).show(point="illava at FLOPs 0.35")',
+        move_tradeoff_explorer,
+    ),
+    "tradeoff-plot": Widget(
+        'widgets.show_plot(il.plots.tradeoff(table), il.plots.tradeoff_picture(table), "Accuracy against prefill FLOPs")',
+        move_tradeoff_plot,
+    ),
+    "prediction": Widget(
+        'course.Prediction("Where are two visual tokens most alike, on average?", ["in the encoder", "in the LLM"]).show()', choose
+    ),
+    "quiz": Widget(
+        'course.Quiz(course.Question("A reduction\'s matrix W has a column of zeros. That means:",\n'
+        '    right=("this token is gone", "It has no weight in any token that leaves."),\n'
+        '    wrong=[("this token was merged", "Then it would have a weight in some row."),\n'
+        '           ("the rows cannot sum to 1", "They can: the other columns carry the weight, as in all pruning.")])).show()',
+        choose,
+    ),
+}
+
+
+def notebook(cells: list[str]) -> nbformat.NotebookNode:
+    """Code cells for our kernel."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel})
+
+
+def photograph(reader: Reader, output: Locator, name: str) -> None:
+    """One output, with a little of the page around it."""
+    output.scroll_into_view_if_needed()
+    box, path = output.bounding_box(), FOLDER / f"{name}.png"
+    reader.page.screenshot(path=path, clip={"x": box["x"] - 8, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 5})
+    with Image.open(path) as picture:
+        # In 256 colours, found well: a third of the bytes, and colour scales stay smooth.
+        picture.convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
+    size = path.stat().st_size / 1000
+    print(f"{name}.png: {size:.0f} KB")
+    assert size < 150, "too large to keep"
+
+
+def main(names: list[str]) -> None:
+    names = names or list(WIDGETS)
+    if "tradeoff-plot" in names and "tradeoff-explorer" not in names:
+        names.insert(0, "tradeoff-explorer")  # its comparison is what the plot shows
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "notebooks"
+        folder.mkdir()
+        nbformat.write(notebook([SET_UP, *(WIDGETS[name].code for name in names)]), folder / "widgets.ipynb")
+        with jupyterlab(folder, Path(scratch) / "jupyter") as server, launched() as browser:
+            reader = Reader(browser, server)
+            reader.open("widgets.ipynb")
+            reader.run_all()
+            for name, cell in zip(names, reader.page.locator(".jp-CodeCell").all()[1:], strict=True):
+                output = cell.locator(".jp-OutputArea-output").last
+                photograph(reader, output, f"{name}-1")
+                WIDGETS[name].move(reader, output)
+                photograph(reader, output, f"{name}-2")
+            assert not reader.complaints, reader.complaints
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
