@@ -5,6 +5,7 @@
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs
+#   make docs      the documentation site, in docs/_build/html
 # The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
 # constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
 
@@ -22,7 +23,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks test versions clean
+.PHONY: help lab compare results notebooks docs test versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +40,10 @@ results: $(VENV)/.installed
 
 notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py
+
+docs: $(VENV)/.installed-docs
+	$(VENV_PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env $(ARGS) docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
 
 test: $(VENV)/.installed-test
 	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -60,7 +65,7 @@ versions: $(VERSIONS:%=.versions/%/.tested)
 .FORCE:
 
 clean:
-	rm -rf $(VENV) .versions build dist illava_lab.egg-info
+	rm -rf $(VENV) .versions docs/_build docs/course build dist illava_lab.egg-info
 
 # An environment whose Python is gone (upgraded, or the folder came from another machine) is no environment.
 ifneq ($(shell $(VENV_PYTHON) -c "print(1)" 2>/dev/null),1)
@@ -84,9 +89,15 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 	@echo "Installed."
 
-# The test installation holds everything that the plain one holds, so it stands for both.
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing illava-lab, what it needs and what makes its site into $(VENV): once, about 1.5 GB, some minutes"
+	@$(INSTALL) ".[docs]"
+	@touch $(VENV)/.installed $@
+	@echo "Installed."
+
+# The test installation holds everything that the others hold, so it stands for all of them.
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing illava-lab, what it needs and its test tools into $(VENV): once, about 1.5 GB, some minutes"
 	@$(INSTALL) ".[test]"
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
 	@echo "Installed."

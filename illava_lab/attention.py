@@ -23,7 +23,7 @@ from illava_lab.errors import LabError
 TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
 LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
                   "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
-BLOCK_ROWS = 128  # rows of attention held at once by the column sums, small enough for a CPU's caches;
+BLOCK_ROWS = 128  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
 BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
 
 
@@ -200,8 +200,10 @@ class AttentionSite:
 
     # ---- statistics
     def _query_blocks(self) -> list[slice]:
-        batch, heads, count, _ = self.query.shape
-        rows = BLOCK_ROWS
+        """Stretches of rows whose float32 weights need at most twice the bytes of the queries: what the MLP of any model
+        needs is more, so scoring never makes the peak."""
+        batch, heads, count, width = self.query.shape
+        rows = max(1, min(BLOCK_ROWS, count * width * self.query.itemsize // (2 * self.key.shape[2])))
         if self.query.device.type != "cpu":
             rows = max(rows, BLOCK_WEIGHTS // (batch * heads * self.key.shape[2]))
         return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -38,7 +38,7 @@ COLUMNS = (
     "images_per_second",
     "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high", "decode_ratio", "decode_ratio_low", "decode_ratio_high",
     "efficiency", "efficiency_low", "efficiency_high",
-    "encoder_ms", "projector_ms", "llm_ms", "rest_ms",
+    "encoder_ms", "projector_ms", "llm_ms", "rest_ms", "choice_ms",
     "tokens", "tokens_encoder", "tokens_llm", "prefill_flops", "prefill_flops_formula",
     "peak_bytes", "cache_bytes", "status",
 )  # fmt: skip
@@ -113,9 +113,9 @@ def bench(
         `efficiency` is the prefill time of the limit over that of the strategy, NaN where there is no limit
         ("downsample" does not choose).
         `images_per_second` counts the images (or frames) of the batch, over one prefill and `new_tokens` steps; reading
-        and resizing them is not in it. `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill; see
-        `measure.stage_seconds`. `prefill_flops` is what torch counts for one prompt, `prefill_flops_formula` the closed
-        form. `cache_bytes` and `peak_bytes` (CUDA only, above weights and inputs) are of the batch.
+        and resizing them is not in it. `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill, and
+        `choice_ms` is what the strategy itself takes of it; see `measure.stage_seconds`. `prefill_flops` is what torch counts for one prompt, `prefill_flops_formula` the closed
+        form. `cache_bytes` and `peak_bytes` (above weights and inputs; see `measure.memory`) are of the batch.
 
     Raises:
         LabError: bad arguments, before any work.
@@ -216,7 +216,7 @@ class _Case:
         times = self._times(inputs, configuration)
         with measure.attached(model, configuration):
             cache_bytes, peak_bytes = measure.memory(model, inputs)
-            stages = measure.stage_seconds(model, inputs, min(3, self.rounds))
+            stages = measure.stage_seconds(model, inputs, min(3, self.rounds), configuration and configuration[0])
         cost = asdict(measure.cost(model, single, row.strategy, row.schedule))
         memory = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes, "prefill_flops_formula": self._formula(single)}
         return times | {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()} | cost | memory
@@ -338,11 +338,14 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Amdahl's view: what of the whole each part takes, before and after."""
-    lines = [("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode")]
+    """Amdahl's view: what of the whole each part takes; and what of the prefill goes into choosing what to keep."""
+    lines = [("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode", "choosing")]
     for row in good.itertuples():
         times = [getattr(row, f"{stage}_ms") for stage in measure.STAGES] + [row.decode_ms * row.new_tokens]
-        lines.append((str(row.strategy)[:32], _budget(row), *(f"{t:.1f} ({t / sum(times):.0%})" for t in times)))
+        shares = [f"{t:.1f} ({t / sum(times):.0%})" for t in times]
+        prefill = sum(times[:-1])
+        choosing = f"{row.choice_ms:.1f} ({row.choice_ms / prefill:.1%})"
+        lines.append((str(row.strategy)[:32], _budget(row), *shares, choosing))
     return lines
 
 

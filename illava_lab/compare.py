@@ -71,7 +71,7 @@ def compare(
 
     Returns:
         One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
-        `prefill_flops`, `cache_bytes` and `peak_bytes` (CUDA only) are those of the first question alone,
+        `prefill_flops`, `cache_bytes` and `peak_bytes` are those of the first question alone,
         `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
         low and high hold the middle half of them). `keep` and `flops` are what was wanted, NaN where the other was.
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.attach import attach
 from illava_lab.families import describe
+from illava_lab.live_bytes import LiveBytes
 from illava_lab.packing import Layout
 from illava_lab.schedule import Schedule
 from illava_lab.strategy import Strategy
@@ -34,7 +35,7 @@ class Cost:
         tokens: the same over the layers of both.
         prefill_flops: floating-point operations of encoder, projector and language model; a multiply-add counts two.
         cache_bytes: keys and values of all layers after the prefill.
-        peak_bytes: memory above weights and inputs on a CUDA device, NaN elsewhere.
+        peak_bytes: memory above weights and inputs at the worst moment of the prefill.
     """
 
     tokens: float
@@ -42,7 +43,7 @@ class Cost:
     tokens_llm: float
     prefill_flops: int
     cache_bytes: int
-    peak_bytes: float
+    peak_bytes: int
 
 
 def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedule) -> Cost:
@@ -74,20 +75,25 @@ def prefill_flops(model: nn.Module, inputs: Inputs) -> int:
     return counter.get_total_flops()
 
 
-def memory(model: nn.Module, inputs: Inputs) -> tuple[int, float]:
-    """What one prefill needs: bytes of the keys and values that it leaves, and bytes above weights and inputs at its
-    peak (on a CUDA device; NaN elsewhere, where torch does not count them)."""
+def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
+    """What one prefill needs: bytes of the keys and values that it leaves, and bytes above weights and inputs at its peak.
+
+    On a CUDA device the allocator counts the peak; elsewhere it is that of the tensors alive (`LiveBytes`).
+    """
     device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    cache = prefill(model, inputs).past_key_values
-    peak = float("nan")
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        peak = float(torch.cuda.max_memory_allocated(device) - before)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), peak
+    if device.type != "cuda":
+        with LiveBytes() as live:
+            return _cache_bytes(prefill(model, inputs)), live.peak
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    cache_bytes = _cache_bytes(prefill(model, inputs))
+    torch.cuda.synchronize(device)
+    return cache_bytes, torch.cuda.max_memory_allocated(device) - before
+
+
+def _cache_bytes(output: Any) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
 
 
 class _Encoded(Exception):
@@ -233,11 +239,14 @@ def _released(error: Exception) -> Exception:
     return error.with_traceback(None)
 
 
-def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 3) -> dict[str, float]:
+def stage_seconds(
+    model: nn.Module, inputs: Inputs, rounds: int = 3, strategy: Strategy | None = None
+) -> dict[str, float]:
     """How the time of one prefill splits, under the attached strategy if there is one: median seconds of `STAGES`.
 
     "encoder" is the vision tower, "llm" the layers of the language model, each with the reductions inside it; "rest" is
-    what is between them and the logits. Reading the clock at every border waits for the accelerator there, so the sum
+    what is between them and the logits. "choice", which is in those already, is what the attached `strategy` itself
+    takes: its scores and its maps. Reading the clock at every border waits for the accelerator there, so the sum
     can be more than the prefill takes undisturbed (`speeds`).
     """
     anatomy = describe(model)
@@ -256,6 +265,9 @@ def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 3) -> dict[str
             # Around the hooks of an attachment, whose work belongs to the part.
             undo.callback(part.register_forward_pre_hook(clock(name, -1), prepend=True).remove)
             undo.callback(part.register_forward_hook(clock(name, 1)).remove)
+        if strategy is not None:
+            undo.callback(vars(strategy).pop, "map")
+            object.__setattr__(strategy, "map", _clocked(strategy.map, clock("choice", -1), clock("choice", 1)))
         for _ in range(rounds + 1):
             seen.clear()
             start = timer()
@@ -263,6 +275,17 @@ def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 3) -> dict[str
             total = timer() - start
             if anatomy.projector in anatomy.tower.modules():
                 seen["encoder"] -= seen["projector"]
-            seen["rest"] = total - sum(seen.values())
+            seen["rest"] = total - sum(seen[name] for name in parts)
             taken.append(dict(seen))
-    return {name: float(np.median([run.get(name, 0.0) for run in taken[1:]])) for name in STAGES}
+    return {name: float(np.median([run.get(name, 0.0) for run in taken[1:]])) for name in (*STAGES, "choice")}
+
+
+def _clocked(function: Callable, before: Callable, after: Callable) -> Callable:
+    def run(*args: Any) -> Any:
+        before()
+        try:
+            return function(*args)
+        finally:
+            after()
+
+    return run

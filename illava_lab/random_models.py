@@ -52,10 +52,35 @@ def build(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
         check_memory(name, config, kind, device)
     except LabError as error:
         raise LabError(f"{PREFIX}{name}: {error}") from None
-    tokenizer = _tokenizer(config.get_text_config().vocab_size, **spec["tokenizer"])
     model = random_model(config, device, kind)
+    return model, _processor(spec, model)
+
+
+def hollow(name: str, dtype: str = "bfloat16") -> tuple[PreTrainedModel, Any]:
+    """The same on the CPU without weights: small ones are 0, of large ones memory is reserved and never written to.
+
+    A model of any size fits. It is for counting what depends on shapes alone; what it computes means nothing.
+
+    Raises:
+        LabError: an unknown name, a file of another layout, an unsupported family.
+    """
+    spec = _read(name)
+    config = AutoConfig.for_model(**spec["config"])
+    check_supported(config)
+    with no_init_weights():
+        model = AutoModelForImageTextToText.from_config(config, dtype=resolve_dtype(dtype, config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() < 2**22:  # norms, biases, positions: what is left in memory could be NaN
+                parameter.zero_()
+    return model, _processor(spec, model)
+
+
+def _processor(spec: dict[str, Any], model: PreTrainedModel) -> Any:
+    """The processor of a configuration; the model learns where its answers end."""
+    tokenizer = _tokenizer(model.config.get_text_config().vocab_size, **spec["tokenizer"])
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
-    return model, build_processor(config, spec["processor"], tokenizer, spec["chat_template"])
+    return build_processor(model.config, spec["processor"], tokenizer, spec["chat_template"])
 
 
 def random_model(config: PreTrainedConfig, device: str, dtype: torch.dtype, seed: int = SEED) -> PreTrainedModel:

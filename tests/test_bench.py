@@ -116,9 +116,11 @@ def test_the_table(lab: il.Lab) -> None:
 def test_every_stage_takes_time_and_no_hook_is_left(kind: str) -> None:
     model, inputs = shared_llava(kind), make_inputs([Prompt()], kind)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    with il.attach(model, "illava", il.Schedule(encoder={1: 0.5}, llm={2: 0.5})):
-        seconds = measure.stage_seconds(model, inputs)
-    assert tuple(seconds) == measure.STAGES and min(seconds.values()) > 0
+    strategy = il.get_strategy("illava")()
+    with il.attach(model, strategy, il.Schedule(encoder={1: 0.5}, llm={2: 0.5})):
+        seconds = measure.stage_seconds(model, inputs, strategy=strategy)
+    assert tuple(seconds) == (*measure.STAGES, "choice") and min(seconds.values()) > 0
+    assert seconds["choice"] < seconds["encoder"] + seconds["llm"] and "map" not in vars(strategy)
     assert seconds["encoder"] > seconds["projector"]  # also where the projector is a part of the tower
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 

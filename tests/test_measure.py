@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from conftest import PATCH, PATCHES, QWENS, TEXT, VISION, Prompt, make_inputs, random_llava
@@ -54,7 +52,7 @@ def test_cost_equals_closed_forms(attention: str) -> None:
     entry = 2 * TEXT["num_key_value_heads"] * head * 4  # keys and values of a token in one layer, float32
     assert bare.cache_bytes == decoder * (PATCHES + text) * entry
     assert (bare.tokens, bare.tokens_encoder, bare.tokens_llm) == (PATCHES, PATCHES, PATCHES)
-    assert math.isnan(bare.peak_bytes)
+    assert bare.peak_bytes > bare.cache_bytes
 
     reduced = measure.cost(model, inputs, RANDOM, SCHEDULE)
     encoder = [(37, 37), (37, 31), (31, 21)] + [(21, 21)] * (tower - 3)
@@ -114,7 +112,7 @@ def test_ratio_divides_round_by_round() -> None:
     assert found == pytest.approx((0.5, 0.5, 0.55))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is measured on CUDA devices only")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, whose allocator counts")
 def test_peak_memory_on_cuda() -> None:
     model = random_llava("clip-llama").cuda()
     inputs = {name: value.cuda() for name, value in make_inputs([Prompt()]).items()}

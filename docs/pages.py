@@ -1,0 +1,129 @@
+"""What the site makes from the repository: the chapters from the notebooks, the list of methods from the registry."""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+import illava_lab as il
+from illava_lab.families import table
+from illava_lab.presets import PRESETS
+from illava_lab.strategy import Strategy
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CLONE = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((CLONE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
+PAGES = {"CONTRIBUTING.md": "../your_strategy.md"}  # files of the repository that are pages here
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+# --------------------------------------------------------------------------------------------- the course
+def write_chapters(folder: Path) -> None:
+    """Write every notebook into `folder` as the site shows it; what is left of an earlier build goes."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.ipynb"):
+        path.unlink()
+    for path in sorted((CLONE / "notebooks").glob("*.ipynb")):
+        (folder / path.name).write_text(_chapter(path), encoding="utf-8")
+
+
+def _chapter(path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _links(cell.source)
+            continue
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata.setdefault("tags", []).append("hide-input")
+        for output in cell.outputs:
+            if "data" in output:
+                output.data = _page_data(output)
+    source = f"{REPOSITORY}/blob/main/notebooks/{path.name}"
+    note = (
+        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open it in "
+        f"JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
+    )
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="how-to-read-this"))
+    return nbformat.writes(notebook)
+
+
+def _links(text: str) -> str:
+    """Links of a notebook, which is read inside the repository, for a page that is read outside."""
+    text = re.sub(r"\]\(\.\./([\w./-]+)\)", lambda link: f"]({PAGES.get(link[1]) or _address(link[1])})", text)
+    return re.sub(r"\[([^\]]*)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>', text)  # to an <a id=...> of the same notebook
+
+
+def _address(name: str) -> str:
+    return f"{REPOSITORY}/{'tree' if (CLONE / name).is_dir() else 'blob'}/main/{name}"
+
+
+def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
+    """One form of an output that needs neither a kernel nor a script; of a widget, the picture or text beside it."""
+    data, live = output.data, WIDGET in output.data
+    if "image/png" not in data:
+        return {kind: content for kind, content in data.items() if kind != WIDGET}
+    alt = output.metadata.get("image/png", {}).get("alt") or "A picture, the result of the code above"
+    picture = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
+    caption = "<figcaption>Live in JupyterLab; here a picture of it.</figcaption>" if live else ""
+    return {"text/html": f"<figure>{picture}{caption}</figure>"}
+
+
+# --------------------------------------------------------------------------------------------- the methods
+def fill(text: str) -> str:
+    """Put what is generated into a page, in the place of its mark."""
+    for mark, make in {"<!-- methods -->": _methods, "<!-- families -->": table}.items():
+        if mark in text:
+            text = text.replace(mark, make())
+    return text.replace("](../notebooks/", "](course/")  # as links lead where these pages are read in the repository
+
+
+def _methods() -> str:
+    own = {name: cls for name, cls in il.strategies().items() if cls.__module__.startswith("strategies.")}
+    rows = "\n".join(_row(name, cls) for name, cls in own.items())
+    sections = "\n".join(_section(name, cls) for name, cls in own.items())
+    return f"| name | kind | stages | what it does | paper |\n|---|---|---|---|---|\n{rows}\n\n{sections}"
+
+
+def _row(name: str, cls: type[Strategy]) -> str:
+    return f"| [`{name}`](<#{_anchor(name)}>) | {cls.kind} | {_stages(cls)} | {_summary(cls)} | {_paper(cls)} |"
+
+
+def _section(name: str, cls: type[Strategy]) -> str:
+    """Name, facts, the whole docstring with its settings, and the published settings of one method."""
+    presets = "\n".join(f"- `{key}`: {preset.source}" for key, preset in PRESETS.items() if preset.strategy == name)
+    published = f"\nPublished settings (`Schedule.preset(name, model)`):\n\n{presets}\n" if presets else ""
+    file = f"strategies/{cls.__module__.rpartition('.')[2]}.py"
+    return (
+        f"({_anchor(name)})=\n## {name}\n\n{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
+        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-index-entry:\n```\n{published}"
+    )
+
+
+def _anchor(name: str) -> str:
+    return "method-" + name.replace("+", "-plus")
+
+
+def _stages(cls: type[Strategy]) -> str:
+    return " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
+
+
+def _summary(cls: type[Strategy]) -> str:
+    """What its file says in the first line, behind the name."""
+    line = sys.modules[cls.__module__].__doc__.partition("\n")[0].partition(": ")[2]
+    return line[0].upper() + line[1:].rstrip(".")
+
+
+def _paper(cls: type[Strategy], long: bool = False) -> str:
+    if cls.paper is None:
+        return "A baseline, from no paper" if long else "baseline"
+    link = f"[{cls.paper.arxiv}](https://arxiv.org/abs/{cls.paper.arxiv})"
+    return f"Paper: {cls.paper.title} ({cls.paper.year}), arXiv {link}" if long else f"{link} ({cls.paper.year})"
