@@ -1,14 +1,17 @@
-"""The automatic checks of chapter 02: iLLaVA's choice and its ramp, ToMe's pairs, provenance over two steps."""
+"""The automatic checks of chapter 02: iLLaVA's choice and its ramp, ToMe's pairs, provenance over two steps, dropping instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from illava_lab.course.exercises import exercise, need, tensor
+from illava_lab.registry import get_strategy
+from illava_lab.strategy import Strategy, Tokens
+from illava_lab.testing import check_strategy
 
 
 @exercise
@@ -78,3 +81,24 @@ def check_provenance(function: Callable[[Tensor, Tensor], Tensor]) -> str:
     )
     need((got[1] - torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().max() < 1e-6, "patch 3 was never merged: it must have weight 1 in the last survivor")
     return "maps compose like matrices: the later one stands on the left."
+
+
+@exercise
+def check_dropped(strategies: Mapping[str, type[Strategy]]) -> str:
+    """A registered strategy "dropped": the survivors of iLLaVA, without what it merges into them."""
+    need("dropped" in strategies, 'no strategy named "dropped" is registered yet; @il.register goes above the class')
+    strategy, draw = strategies["dropped"](), torch.Generator().manual_seed(0)
+    score = torch.rand(2, 12, generator=draw)
+    tokens = Tokens("encoder", torch.randn(2, 12, 4, generator=draw), attention_received=score, text_attention=score)
+    got, right = strategy.map(tokens, 5), get_strategy("illava")().map(tokens, 5)
+    need(got.slots == 5, f"keep=5 must leave 5 tokens, yours leaves {got.slots}: the target stays too, only nothing is poured into it")
+    need(
+        torch.equal(got.anchor, right.anchor),
+        f"iLLaVA keeps tokens {right.anchor[0].tolist()} of the first image, yours keeps {got.anchor[0].tolist()}",
+    )
+    heaviest = int((got.matrix() != 0).sum(2).max())
+    need(heaviest == 1, f"a survivor is still made of {heaviest} tokens: nothing may be merged, each is its own token alone")
+    need((got.matrix().amax(2) == 1).all(), "a survivor must be copied with weight 1; yours keeps the target's share of the ramp")
+    for fault in check_strategy(strategy, raises=False).broken:
+        need(False, f"the promise {fault.promise} is broken: {fault.message}")
+    return "the same survivors, and what iLLaVA would merge is gone. It keeps every promise."

@@ -24,7 +24,7 @@ def check_edge(smallest_keep: Any, slider: KeepSlider) -> str:
     need(not wrong, f"at keep {max(wrong, default=0):g} the answer is already wrong")
     lower = max((keep for keep in right if keep < smallest_keep), default=None)
     need(lower is None or not right[lower], f"you can go lower: at keep {lower} it is still right")
-    return f"{100 * smallest_keep:g} % of the tokens are enough for this question, and the next position is not."
+    return f"{100 * smallest_keep:g} % of the tokens are enough for this question, as is every larger part."
 
 
 @exercise
