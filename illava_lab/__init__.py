@@ -6,6 +6,7 @@ from illava_lab.chat import Chat, chat
 from illava_lab.compare import compare, summary
 from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
+from illava_lab.fidelity import fidelity
 from illava_lab.images import read_image
 from illava_lab.lab import Answer, Lab, load
 from illava_lab.published import published
@@ -32,6 +33,7 @@ __all__ = [
     "broken_plugins",
     "check_strategy",
     "compare",
+    "fidelity",
     "get_strategy",
     "load",
     "load_task",

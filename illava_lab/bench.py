@@ -177,7 +177,7 @@ def environment(lab: Lab) -> dict[str, Any]:
         "model": lab.source,
         "dtype": str(lab.model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(lab.model.device) if lab.model.device.type == "cuda" else "cpu",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -186,11 +186,12 @@ def environment(lab: Lab) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """Name of the processor, as far as the system tells."""
+def machine() -> str:
+    """Name of the processor, as far as the system tells, and its cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores"
 
 
 # ---------------------------------------------------------------------------------------------- one row

@@ -13,6 +13,7 @@ from transformers import TextStreamer
 
 from illava_lab.attach import attach
 from illava_lab.errors import LabError
+from illava_lab.evaluate import Task
 from illava_lab.images import ImageLike
 from illava_lab.lab import Answer, Lab, Timing
 from illava_lab.registry import make_strategy
@@ -140,3 +141,30 @@ def chat(
             yield talk
         finally:
             talk._over = True
+
+
+def converse(
+    lab: Lab,
+    task: Task,
+    strategy: str | Strategy | type[Strategy] = "none",
+    keep: float = 1.0,
+    schedule: Schedule | None = None,
+) -> list[str]:
+    """Answers to the questions of a task, those about one image asked one after the other in one conversation.
+
+    `evaluate.correct` counts them, as it does those of `evaluate.predict`, which asks every question first.
+
+    Args:
+        keep, schedule: as for `chat`.
+
+    Returns:
+        One answer for each row of `task.samples`, in their order.
+
+    Raises:
+        LabError: as `chat`.
+    """
+    said: dict[Any, str] = {}
+    for name, rows in task.samples.groupby("image_id", sort=False):
+        with chat(lab, task.image(name), strategy, keep, schedule) as talk:
+            said |= {row.Index: talk.say(row.question).text for row in rows.itertuples()}
+    return [said[row] for row in task.samples.index]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import reference
 import torch
 
 import illava_lab as il
+from illava_lab.chat import converse
 from illava_lab.families import describe
 
 
@@ -51,6 +54,18 @@ def test_the_conversation_is_what_the_template_says(lab: il.Lab, talk_about) -> 
     messages[0]["content"].insert(0, {"type": "image"})
     whole = lab.processor(images=image, text=lab.processor.apply_chat_template(messages), return_tensors="pt")
     assert talk.tokens[0].tolist() == whole["input_ids"][0, : talk.tokens.shape[1]].tolist()
+
+
+def test_a_task_is_asked_in_conversations_one_for_each_image(lab: il.Lab) -> None:
+    task = il.load_task("test").limited(8)
+    mixed = dataclasses.replace(task, samples=task.samples.iloc[[0, 4, 1, 5]])  # two images, in turns
+    said = converse(lab, mixed, "illava", keep=0.5)
+    for rows in ([0, 2], [1, 3]):
+        samples = mixed.samples.iloc[rows]
+        with il.chat(lab, task.image(samples["image_id"].iloc[0]), "illava", keep=0.5) as talk:
+            assert [said[row] for row in rows] == [talk.say(question).text for question in samples["question"]]
+    alone = [lab.ask(task.image(row.image_id), row.question, "illava", keep=0.5).text for row in mixed.samples.itertuples()]
+    assert said[:2] == alone[:2], "the first question of each finds nothing before it"
 
 
 def test_pieces_arrive_while_the_answer_is_made(lab: il.Lab, talk_about) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import sys
 import types
 import urllib.parse
 from contextlib import redirect_stdout
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+import illava_lab as il
 from illava_lab import LabError, course
-from illava_lab.course import Prediction, Question, Quiz, checks_merging, checks_redundancy, session, teaching
+from illava_lab.course import Prediction, Question, Quiz, checks_merging, checks_redundancy, checks_start, session, teaching
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_set_up_says_what_is_there_and_repeats_itself() -> None:
             lab = course.set_up(seed=3)
         drawn.append(torch.rand(3))
     assert lab.source == "embedded" and torch.equal(*drawn)
-    for word in ("device    cpu", f"torch {torch.__version__}", "embedded model", "seed      3"):
+    for word in ("device    cpu", "GiB of memory", f"torch {torch.__version__}", "embedded model", "seed      3"):
         assert word in said.getvalue()
 
 
@@ -84,12 +88,19 @@ def test_set_up_turns_on_the_widgets_of_colab(monkeypatch: pytest.MonkeyPatch) -
     assert calls == ["on"]
 
 
-def test_feedback_opens_an_issue_with_versions(displayed: list[dict]) -> None:
-    course.feedback("01_token_redundancy", "git+https://github.com/illava-lab/illava-lab")
-    address = urllib.parse.urlsplit(displayed[0]["text/plain"])
+def test_the_last_cell_says_licences_what_to_cite_and_opens_an_issue_with_versions(displayed: list[dict]) -> None:
+    course.feedback("01_token_redundancy", "git+https://github.com/illava-lab/illava-lab@v1")
+    page, text = displayed[0]["text/html"], displayed[0]["text/plain"]
+    address = urllib.parse.urlsplit(html.unescape(re.search(r'href="([^"]+)"', page)[1]))
     asked = urllib.parse.parse_qs(address.query)
     assert address.path == "/illava-lab/illava-lab/issues/new" and address.netloc == "github.com"
     assert asked["title"][0].startswith("01_token_redundancy") and f"torch {torch.__version__}" in asked["body"][0]
+    assert address.geturl() in text
+    for part in ("Apache-2.0", "@software{illava_lab,", f"version = {{{version('illava-lab')}}}", "url = {https://github.com/illava-lab/illava-lab}",
+                 "@inproceedings{hu2026illava,", "arXiv:2412.06263"):  # fmt: skip
+        assert part in text and part in html.unescape(page), part
+    entries = course.session.citation("git+https://github.com/illava-lab/illava-lab")
+    assert entries.count("{") == entries.count("}"), "BibTeX counts its braces"
 
 
 # --------------------------------------------------------------------------------------------- exercises
@@ -123,10 +134,48 @@ def up(count: int, reverse: bool) -> torch.Tensor:
     return (weight.flip(0) if reverse else weight) / weight.sum()
 
 
+def slider(*texts: str) -> types.SimpleNamespace:
+    """A keep slider with these answers at 1.0, 0.5, 0.3 and so on."""
+    return types.SimpleNamespace(keeps=[1.0, 0.5, 0.3, 0.2][: len(texts)], answers=[types.SimpleNamespace(text=text) for text in texts])
+
+
+def smallest_norm(score) -> dict[str, type[il.Strategy]]:
+    """A registry with a strategy of that name, which is not in the real one."""
+
+    class SmallestNorm(il.Scorer):
+        """Keep the visual tokens with the smallest norm."""
+
+        name = "smallest-norm"
+
+        def score(self, tokens):
+            return score(tokens.hidden.norm(dim=-1))
+
+    return {"smallest-norm": SmallestNorm}
+
+
+LOSSES = pd.Series({"color": 0.05, "count": 0.2, "word": 0.0})
+
 heavy = lambda a: set((a > 5 * a.mean()).nonzero()[:, 0].tolist())  # noqa: E731
 
 # check, further arguments, answer, what the message must name (None: it is right)
 ANSWERS = [
+    (checks_start.check_edge, (slider("2", "2", "7", "2"),), 0.5, None),
+    (checks_start.check_edge, (slider("2", "2", "2"),), 0.3, None),
+    (checks_start.check_edge, (slider("2", "2", "7", "2"),), 0.2, "at keep 0.3 the answer is already wrong"),
+    (checks_start.check_edge, (slider("2", "2", "7", "2"),), 1.0, "you can go lower: at keep 0.5"),
+    (checks_start.check_edge, (slider("2", "2", "7", "2"),), 0.4, "no position of the slider"),
+    (checks_start.check_edge, (slider("2", "2", "7", "2"),), ..., "positions is expected"),
+    (checks_start.check_worst, (LOSSES,), "count", None),
+    (checks_start.check_worst, (LOSSES,), "color", "color lost 5 points; another category lost more"),
+    (checks_start.check_worst, (LOSSES,), "word", "word lost 0 points"),
+    (checks_start.check_worst, (LOSSES,), 0.2, "one of 'color', 'count', 'word' is expected, got 0.2"),
+    (checks_start.check_worst, (LOSSES,), "", "is expected, got ''"),
+    (checks_start.check_smallest, (), smallest_norm(lambda norm: -norm), None),
+    (checks_start.check_smallest, (), smallest_norm(lambda norm: norm), "these are the largest"),
+    (checks_start.check_smallest, (), smallest_norm(lambda norm: -(norm - 2).abs()), "must keep 1 and 0.5"),
+    (checks_start.check_smallest, (), smallest_norm(lambda norm: -norm.mean(dim=1)), "score must return shape"),
+    (checks_start.check_smallest, (), smallest_norm(lambda norm: -norm.nan_to_num()), "nan_survived is broken"),
+    (checks_start.check_smallest, (), {}, "registered yet"),
     (checks_redundancy.check_similarity, (), lambda x: normalize(x, dim=1) @ normalize(x, dim=1).T, None),
     (checks_redundancy.check_similarity, (), lambda x: x @ x.T, "divided by its own length"),
     (checks_redundancy.check_similarity, (), lambda x: normalize(x, dim=0) @ normalize(x, dim=0).T, "diagonal is 1"),
@@ -189,7 +238,7 @@ def test_checks_name_the_fault(check, more: tuple, answer, fault: str | None) ->
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    every = {value for module in (checks_redundancy, checks_merging) for name, value in vars(module).items() if name.startswith("check_")}
+    every = {value for module in (checks_start, checks_redundancy, checks_merging) for name, value in vars(module).items() if name.startswith("check_")}
     for check in every:
         wrong = [fault for tried, _, _, fault in ANSWERS if tried is check and fault]
         assert len(set(wrong)) >= 4, check.__name__

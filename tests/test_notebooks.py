@@ -19,7 +19,6 @@ sys.path.insert(0, str(FOLDER))  # the script there is no package
 import execute  # noqa: E402
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if not path.stem.startswith("00")]
 SECONDS = 180  # what the notebooks promise
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -48,7 +47,7 @@ def test_it_runs_as_it_stands_and_its_solutions_are_right(path: Path, tmp_path: 
     for source in ("import time\nprint(time.time())", *(part for pair in solved for part in pair)):
         notebook.cells.append(nbformat.v4.new_code_cell(source))
     start = time.time()
-    notebook = execute.execute(notebook, tmp_path)
+    execute.execute(notebook, tmp_path)
     assert float(text_of(notebook.cells[count])) - start < SECONDS
     as_it_stands = [text_of(cell) for cell in code_cells(notebook) if "print(check_" in cell.source][: len(solved)]
     assert not any(text.startswith("Right") for text in as_it_stands), "an exercise is solved before it is done"
@@ -99,7 +98,7 @@ def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(miss
 
 
 # --------------------------------------------------------------------------------------------- form
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@by_name
 def test_a_chapter_has_what_a_chapter_needs(path: Path) -> None:
     notebook = read(path)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -117,8 +116,73 @@ def test_a_chapter_has_what_a_chapter_needs(path: Path) -> None:
 
 
 @by_name
+def test_its_times_are_those_of_a_run(path: Path) -> None:
+    head = next(cell.source for cell in read(path).cells if "| section |" in cell.source)
+    table = [[column.strip() for column in line.split("|")[1:-1]] for line in head[head.index("| section |") :].split("\n\n")[0].splitlines()]
+    assert table[0][:2] == ["section", "reading and exercises"] and table[0][3] == "on a T4"
+    assert re.fullmatch(r"running, .+, \d+ cores", table[0][2]), f"run notebooks/execute.py {path.name}"
+    assert all(re.fullmatch(r"(< 1|\d+) s", row[2]) for row in table[2:])
+    assert {row[0] for row in table} >= {execute.START, execute.END, execute.TOTAL}
+
+
+@by_name
+def test_colab_opens_this_very_notebook(path: Path) -> None:
+    repository = re.search(r'REPOSITORY = "git\+https://github.com/([^"@]+)"', code_cells(read(path))[0].source)[1]
+    assert f"](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name})" in read(path).cells[0].source
+
+
+@by_name
 def test_links_between_files_lead_somewhere(path: Path) -> None:
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", cell.source):
                 assert (FOLDER / target).exists(), target
+
+
+# --------------------------------------------------------------------------------------------- times
+def small_notebook(rows: str) -> nbformat.NotebookNode:
+    table = f"| section | reading and exercises | running | on a T4 |\n|---|---|---|---|\n{rows}"
+    return nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell(f"# Why?\n\n{table}\n\n| 3 | another | table | here |"),
+            nbformat.v4.new_code_cell("import time\n\ntime.sleep(0.3)"),
+            nbformat.v4.new_markdown_cell("## 1. Wait\n\n### Exercise 1"),
+            nbformat.v4.new_code_cell("time.sleep(0.7)"),
+            nbformat.v4.new_markdown_cell("Seen.\n\n## 10. Wait more"),
+            nbformat.v4.new_code_cell("1"),
+            nbformat.v4.new_markdown_cell("## Quiz"),
+            nbformat.v4.new_code_cell("2"),
+        ]
+    )
+
+
+ROWS = "".join(f"| {label} | 2 min | 9 s | not measured yet |\n" for label in ("set-up and picture", "1 wait", "10 wait more", "quiz and recap", "total"))
+
+
+def test_the_seconds_of_each_section_go_into_the_table(tmp_path: Path) -> None:
+    notebook = small_notebook(ROWS)
+    seconds = execute.execute(notebook, tmp_path)
+    assert [some > 0 for some in seconds] == [cell.cell_type == "code" for cell in notebook.cells]
+    assert 0.3 <= seconds[1] and 0.7 <= seconds[3] and "execution" not in notebook.cells[3].metadata
+    execute.write_times(notebook, [0, 1.6, 0, 25.2, 0, 100, 0, 0.2], "Fast, 2 cores")
+    lines = notebook.cells[0].source.splitlines()
+    assert lines[2] == "| section | reading and exercises | running, Fast, 2 cores | on a T4 |"
+    assert [line.split("|")[3].strip() for line in lines[4:9]] == ["2 s", "25 s", "100 s", "< 1 s", "127 s"]
+    assert lines[4].split("|")[4].strip() == "not measured yet" and lines[-1] == "| 3 | another | table | here |"
+
+
+def test_a_table_that_does_not_fit_the_sections_is_refused() -> None:
+    with pytest.raises(ValueError, match="row '2 rest', but the notebook has no such section"):
+        execute.write_times(small_notebook(ROWS + "| 2 rest | 1 min | | |\n"), [0.0] * 8, "here")
+    with pytest.raises(ValueError, match="no row for 10"):
+        execute.write_times(small_notebook(ROWS.replace("| 10 wait more | 2 min | 9 s | not measured yet |\n", "")), [0.0] * 8, "here")
+
+
+def test_long_waits_are_told() -> None:
+    notebook = small_notebook(ROWS)
+    assert execute.waits(notebook, [0, 20, 0, 19, 0, 0, 0, 0]) == []
+    assert execute.waits(notebook, [0, 1, 0, 21, 0, 0, 0, 100]) == [
+        "cell 3 (section 1) ran 21 s, more than 20: time.sleep(0.7)",
+        "cell 7 (section quiz and recap) ran 100 s, more than 20: 2",
+        "the notebook ran 122 s, more than 120",
+    ]

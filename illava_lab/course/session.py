@@ -1,10 +1,9 @@
-"""The first and the last cell of every notebook: the set-up, and where to say what was unclear."""
+"""The first and the last cell of every notebook: the set-up; licences, what to cite, and where to say what was unclear."""
 
 from __future__ import annotations
 
 import datetime
 import html
-import os
 import platform
 import random
 import sys
@@ -13,10 +12,26 @@ from os import PathLike
 from urllib.parse import urlencode
 
 import numpy as np
+import psutil
 import torch
 from IPython.display import display
 
+from illava_lab.bench import machine
 from illava_lab.lab import Lab, load
+
+# Authors as on arXiv since the version of ICLR 2026.
+PAPER = """\
+@inproceedings{hu2026illava,
+  title = {iLLaVA: An Image is Worth Fewer Than 1/3 Input Tokens in Large Multimodal Models},
+  author = {Hu, Lianyu and Gao, Liqing and Shang, Fanhua and Wan, Liang and Feng, Wei},
+  booktitle = {International Conference on Learning Representations},
+  year = {2026},
+  note = {arXiv:2412.06263}
+}"""
+LICENCES = (
+    "The lab, its embedded model and its questions: Apache-2.0. The photographs and digits in the questions: "
+    "under the licences that data/model/README.md names."
+)
 
 
 def set_up(source: str | PathLike | None = None, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Lab:
@@ -48,22 +63,43 @@ def _versions() -> str:
     return ", ".join([*(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}"])
 
 
+def citation(repository: str) -> str:
+    """What to cite, in BibTeX: this lab, in the version that runs, and the paper that it is about."""
+    own = f"""\
+@software{{illava_lab,
+  title = {{illava-lab: visual-token merging in LLaVA models}},
+  author = {{{{The illava-lab authors}}}},
+  version = {{{version("illava-lab")}}},
+  url = {{{_address(repository)}}}
+}}"""
+    return f"{own}\n{PAPER}"
+
+
 def feedback(notebook: str, repository: str) -> None:
-    """Display a link to a new issue that already says which notebook and which versions it is about.
+    """Display licences, what to cite, and a link to a new issue that already says which notebook and versions it is about.
 
     Args:
         repository: what the set-up cell installs from, such as ``git+https://github.com/illava-lab/illava-lab``.
     """
-    address = repository.removeprefix("git+").split("@")[0].removesuffix(".git")
     body = f"Notebook: {notebook}\nVersions: {_versions()}\n\nWhat happened, or what was unclear:\n"
-    link = f"{address}/issues/new?{urlencode({'title': f'{notebook}: ', 'body': body})}"
-    page = f'<a href="{html.escape(link)}" target="_blank">Tell us what was unclear or wrong in this notebook</a>'
-    display({"text/plain": link, "text/html": page}, raw=True)
+    link = f"{_address(repository)}/issues/new?{urlencode({'title': f'{notebook}: ', 'body': body})}"
+    page = (
+        f"<p><b>Licences.</b> {LICENCES}</p>"
+        f"<p><b>Cite this</b></p><pre>{html.escape(citation(repository))}</pre>"
+        f'<p><a href="{html.escape(link)}" target="_blank">Tell us what was unclear or wrong in this notebook</a></p>'
+    )
+    text = f"Licences. {LICENCES}\n\nCite this\n{citation(repository)}\n\nFeedback: {link}"
+    display({"text/plain": text, "text/html": page}, raw=True)
+
+
+def _address(repository: str) -> str:
+    return repository.removeprefix("git+").split("@")[0].removesuffix(".git")
 
 
 def _device(lab: Lab) -> str:
     device = lab.model.device
     if device.type != "cuda":
-        return f"{device.type} ({os.cpu_count()} cores, {torch.get_num_threads()} used)"
+        memory = psutil.virtual_memory().total / 2**30
+        return f"{device.type} ({machine()}, {torch.get_num_threads()} used, {memory:.0f} GiB of memory)"
     card = torch.cuda.get_device_properties(device)
     return f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
