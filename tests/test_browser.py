@@ -49,8 +49,8 @@ def test_start_here(reader: Reader) -> None:
     expect(keep.locator("option:checked")).to_have_text(keep.locator("option").nth(position + 1).inner_text())
     expect(picture).not_to_have_attribute("src", address)
     assert look(picture) != seen, "the picture changes"
-    # The trade-off is a live plot.
-    plot = reader.page.locator(".js-plotly-plot")
+    # The first trade-off is a live plot.
+    plot = reader.page.locator(".js-plotly-plot").first
     assert "illava" in reader.point(plot, *reader.marker(plot, "illava"))
     assert reader.complaints == []
 
