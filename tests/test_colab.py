@@ -55,7 +55,8 @@ def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(tmp_path: Path, 
     chapter = nbformat.read(CLONE / "notebooks" / "00_start_here.ipynb", as_version=4)
     set_up = next(cell.source for cell in chapter.cells if cell.cell_type == "code")
     cells = ["import google.colab.output", set_up, SHOW, PLOT]  # Colab has imported its own before the first cell
-    ran = execute.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), tmp_path)
+    ran = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    execute.execute(ran, tmp_path)
     widgets = [out for cell in ran.cells for out in cell.outputs if VIEW in out.get("data", {})]
     assert len(widgets) == 4
     for out in widgets:
