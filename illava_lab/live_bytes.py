@@ -18,33 +18,40 @@ class LiveBytes(TorchDispatchMode):
     What an operation allocates and frees within itself, such as the work space of a kernel, is not seen.
 
     Attributes:
-        now: bytes alive; peak: the most there ever were.
+        peak: the most bytes there ever were.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.peak = 0
+        # No callbacks when one dies: an interrupt that arrives while Python runs one is printed and lost.
+        self._made: list[weakref.ref[torch.UntypedStorage]] = []
+
+    @property
+    def now(self) -> int:
+        """Bytes alive."""
+        return sum(storage.nbytes() for storage in self._alive())
 
     def __torch_dispatch__(self, operation: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         with self:  # composite operations come whole in inference mode, and would hide what they make on the way
             out = operation.decompose(*args, **kwargs or {})
         if out is not NotImplemented:
             return out
-        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        known = [*_storages((args, kwargs)), *self._alive()]  # a view is no new memory
         out = operation(*args, **kwargs or {})
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and id(storage := leaf.untyped_storage()) not in before:  # a view is no new memory
-                self._count(storage)
+        seen = set(map(id, known))
+        for storage in _storages(out):
+            if id(storage) not in seen:
+                seen.add(id(storage))
+                self._made.append(weakref.ref(storage))
+        self.peak = max(self.peak, self.now)
         return out
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, storage.nbytes())
+    def _alive(self) -> list[torch.UntypedStorage]:
+        alive = [storage for made in self._made if (storage := made()) is not None]
+        self._made = [weakref.ref(storage) for storage in alive]
+        return alive
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
