@@ -55,7 +55,7 @@ POINTS = [
     *(Point("tokens", side * side, side=side) for side in (4, 7, 10, 14)),
     *(Point("tokens", 196 * images, pictures=images) for images in (2, 4, 8, 16, 41)),
     *(Point("batch", batch, batch=batch) for batch in (1, 2, 4, 8, 16, 32)),
-    *(Point("frames", frames, pictures=frames) for frames in (1, 2, 4, 8, 16, 32, 64)),
+    *(Point("frames", frames, pictures=frames) for frames in (1, 4, 16, 64)),
 ]
 
 
@@ -100,7 +100,7 @@ def rows_of(lab: il.Lab, point: Point) -> Iterator[dict[str, Any]]:
     chosen = [il.get_strategy(name)() for name in STRATEGIES]
     plans = [(s, il.Schedule.for_budget(s, model, keep=KEEP)) for s in chosen]
     bare_flops = prefill_flops(model, il.get_strategy("none")(), il.Schedule(), text_tokens=text, layouts=layouts)
-    rounds = int(np.clip(30 / (bare_flops * point.batch / SPEED), 3, 25))
+    rounds = int(np.clip(10 / (bare_flops * point.batch / SPEED), 3, 25))
     speeds = measure.speeds(model, inputs, [None, *plans], rounds=rounds, new_tokens=4)
     visual = sum(int((~layout.marker).sum()) for layout in layouts)
     for configuration, speed in zip([None, *plans], speeds, strict=True):
