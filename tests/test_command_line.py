@@ -24,10 +24,16 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, *words: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, words)], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
+    # Tests that a shell runs in the background are born deaf to Ctrl-C, and so would be what they start.
+    deaf = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, words)], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, deaf)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
