@@ -1,6 +1,6 @@
 """Photograph every widget in JupyterLab, as it first appears and after it was moved: docs/screenshots/*.png.
 
-    python docs/screenshots.py                    # all of them, in about two minutes
+    python docs/screenshots.py                    # all of them, in three to five minutes
     python docs/screenshots.py merge-explorer     # one
 
 It needs what the tests need (`pip install -e ".[test]"`) and chromium on the PATH.

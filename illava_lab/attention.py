@@ -201,7 +201,7 @@ class AttentionSite:
     # ---- statistics
     def _query_blocks(self) -> list[slice]:
         """Stretches of rows whose float32 weights need at most twice the bytes of the queries: what the MLP of any model
-        needs is more, so scoring never makes the peak."""
+        needs is more, so a block does not make the peak."""
         batch, heads, count, width = self.query.shape
         rows = max(1, min(BLOCK_ROWS, count * width * self.query.itemsize // (2 * self.key.shape[2])))
         if self.query.device.type != "cpu":
