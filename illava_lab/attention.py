@@ -23,7 +23,7 @@ from illava_lab.errors import LabError
 TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
 LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
                   "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
-BLOCK_ROWS = 128  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
+BLOCK_ROWS = 64  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
 BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
 
 
@@ -110,21 +110,24 @@ AttentionInterface.register(PEEK, _peeking_attention)
 
 @dataclass(eq=False)
 class AttentionSite:
-    """Queries and keys of one attention, and where the visual tokens are in them.
+    """Queries and keys of one attention over P prompts, and where the tokens of B images are in them.
+
+    Scores are computed once for each prompt, however many of its images ask; only then are those of each image picked.
 
     Attributes:
-        query: (B, H, T, d), key: (B, Hkv, S, d) with H a multiple of Hkv; T == S (prefill).
+        query: (P, H, T, d), key: (P, Hkv, S, d) with H a multiple of Hkv; T == S (prefill).
         scaling: the factor on the logits.
-        mask: None, (B, S) validity, or (B or 1, 1, T, S) additive or boolean mask.
-        valid: (B, S) bool, False at padding; None when there is none.
+        mask: None, (P, S) validity, or (P or 1, 1, T, S) additive or boolean mask.
+        valid: (P, S) bool, False at padding; None when there is none.
         causal: whether later keys are hidden when the mask does not say so.
         visual: (B, N) positions of the visual tokens, or None when all S are the tokens of the site.
+        prompt: (B,) long, the prompt in which each image is; None where each has one (B == P).
         has_cls: whether token 0 is CLS.
-        hidden: (B, S, C), the whole sequence that the layer after the site receives.
-        last: (B,) position of the last text token, or None.
-        text: (B, T) positions of the text tokens after the image, or None where the prompts have different numbers.
-        ahead: computes queries and keys of the layer to come; entry: gives the sequence (B, S0, C) that entered the
-            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (B, T); norm: the last
+        hidden: (P, S, C), the whole sequence that the layer after the site receives.
+        last: (P,) position of the last text token, or None.
+        text: (P, T) positions of the text tokens after the images, or None where images differ in their number.
+        ahead: computes queries and keys of the layer to come; entry: gives the sequence (P, S0, C) that entered the
+            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (P, T); norm: the last
             norm of the LLM. None outside it.
     """
 
@@ -135,6 +138,7 @@ class AttentionSite:
     valid: Tensor | None = None
     causal: bool = False
     visual: Tensor | None = None
+    prompt: Tensor | None = None
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
@@ -192,18 +196,25 @@ class AttentionSite:
         return logits
 
     def _visual_columns(self, x: Tensor) -> Tensor:
-        """Pick the visual tokens along the last axis of (B, ..., S)."""
+        """(B, ..., N): the visual tokens along the last axis of (P, ..., S)."""
         if self.visual is None:
             return x
-        index = self.visual.view(self.visual.shape[0], *[1] * (x.dim() - 2), -1)
-        return x.gather(-1, index.expand(*x.shape[:-1], -1))
+        return tokens_at(x.movedim(-1, 1), self.visual, self.prompt).movedim(1, -1)
+
+    def _visual_rows(self, x: Tensor) -> Tensor:
+        """(B, N, ...): the visual tokens of (P, S, ...)."""
+        return x if self.visual is None else tokens_at(x, self.visual, self.prompt)
+
+    def _text_rows_of(self, x: Tensor, text: Tensor) -> Tensor:
+        """(B, T, ...): the text after each image, from (P, S, ...) and its positions (P, T)."""
+        return tokens_at(x, text if self.prompt is None else text[self.prompt], self.prompt)
 
     # ---- statistics
     def _query_blocks(self) -> list[slice]:
-        """Stretches of rows whose float32 weights need at most twice the bytes of the queries: what the MLP of any model
-        needs is more, so a block does not make the peak."""
+        """Stretches of rows whose float32 weights need at most the bytes of the queries: with a copy of them for the
+        softmax still less than what the MLP of any model needs, so a block does not make the peak."""
         batch, heads, count, width = self.query.shape
-        rows = max(1, min(BLOCK_ROWS, count * width * self.query.itemsize // (2 * self.key.shape[2])))
+        rows = max(1, min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2])))
         if self.query.device.type != "cpu":
             rows = max(rows, BLOCK_WEIGHTS // (batch * heads * self.key.shape[2]))
         return [slice(start, start + rows) for start in range(0, count, rows)]
@@ -240,40 +251,44 @@ class AttentionSite:
             raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
         return self.text
 
-    def _keys_at(self, key: Tensor, at: Tensor | None) -> Tensor:
-        return key if at is None else key.gather(1, at[..., None].expand(-1, -1, key.shape[2]))
-
     def _keys(self) -> Tensor:
-        return self._keys_at(self.key.float().mean(1), self.visual)
+        return self._visual_rows(self.key.float().mean(1))
 
     def _wide_keys(self) -> Tensor:
-        return self._keys_at(self.key.transpose(1, 2).flatten(2), self.visual)
+        return self._visual_rows(self.key.transpose(1, 2)).flatten(2)
 
     def _wide_cls_attention(self) -> Tensor:
         query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
         return (query @ key.transpose(1, 2) * key.shape[2] ** -0.5).softmax(-1)[:, 0]
 
     def _text_hidden(self) -> Tensor:
-        return self._keys_at(self.hidden, self._text_positions())
+        return self._text_rows_of(self.hidden, self._text_positions())
 
     def _text_wide_keys(self) -> Tensor:
-        return self._keys_at(self.key.transpose(1, 2).flatten(2), self._text_positions())
+        return self._text_rows_of(self.key.transpose(1, 2), self._text_positions()).flatten(2)
 
     def _next_text_attention(self) -> Tensor:
         query, key = self.ahead()
         return replace(self, query=query, key=key)._text_attention()
 
     def _normed_hidden(self) -> Tensor:
-        return self.norm(self._keys_at(self.hidden, self.visual))
+        return self.norm(self._visual_rows(self.hidden))
 
     def _text_normed_hidden(self) -> Tensor:
         return self.norm(self._text_hidden())
 
     def _embeddings(self) -> Tensor:
         sequence, visual, _ = self.entry()
-        return self._keys_at(sequence, visual)
+        return tokens_at(sequence, visual, self.prompt)
 
     def _text_embeddings(self) -> Tensor:
         self._text_positions()  # refuses where rows have different numbers
         sequence, _, text = self.entry()
-        return self._keys_at(sequence, text)
+        return self._text_rows_of(sequence, text)
+
+
+def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:
+    """(B, n, ...): what x (P, S, ...) has at the positions `at` (B, n) of prompt `prompt[b]`, or b."""
+    if prompt is None:
+        prompt = torch.arange(len(at), device=at.device)
+    return x[prompt[:, None], at]

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from illava_lab import measure
+from illava_lab.attach import attach
 from illava_lab.compare import aligned
 from illava_lab.errors import LabError
 from illava_lab.evaluate import load_task
@@ -251,8 +252,10 @@ class _Case:
 
     def _formula(self, single: dict[str, Tensor]) -> float:
         """FLOPs of one prompt by the closed form."""
-        model, layouts = self.lab.model, measure.layouts(self.lab.model, single)
-        return prefill_flops(model, self.row.strategy, self.row.schedule, text_tokens=self.length, layouts=layouts)
+        model, configuration = self.lab.model, (self.row.strategy, self.row.schedule)
+        with attach(model, *configuration) as trace:
+            measure.prefill(model, single)
+        return prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)
 
 
 def _with_spread(name: str, found: measure.Ratio) -> dict[str, float]:

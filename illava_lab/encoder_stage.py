@@ -92,27 +92,43 @@ class EncoderStage:
         undo.callback(projector.register_forward_hook(self._restore_holes, prepend=True).remove)
 
     def _install_layer(self, undo: ExitStack, index: int) -> None:
-        layer = self.anatomy.encoder_layers[index]
-        attention, norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
-        scale = getattr(layer, "lambda_2", None)  # LayerScale of InternVL
-        short: dict[str, Tensor] = {}
+        """Take both residual sums of a layer out of its own code, which sees one number in place of each summand.
 
-        def before_norm(module: nn.Module, args: tuple) -> tuple:
-            short["residual"] = self._reduce(index, args[0])
-            return (short["residual"], *args[1:])
+        Between them tokens go; and the layer cannot hold on to the whole sequence while its MLP, where memory peaks, runs.
+        """
+        layer = self.anatomy.encoder_layers[index]
+        first_norm, attention, second_norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
+        attention_scale, mlp_scale = (getattr(layer, name, None) for name in ("lambda_1", "lambda_2"))  # of InternVL
+        states: list[Tensor] = []  # of the call that runs: those that the next part takes
+
+        def enter_attention(module: nn.Module, args: tuple) -> tuple:
+            return (states[0], *args[1:])
+
+        def after_attention(module: nn.Module, args: tuple, out: Any) -> Any:
+            attended, *rest = out if isinstance(out, tuple) else (out,)
+            states[0] = states[0] + _scaled(attended, attention_scale)
+            nothing = attended.new_zeros(1)
+            return (nothing, *rest) if isinstance(out, tuple) else nothing
+
+        def enter_mlp(module: nn.Module, args: tuple) -> tuple:
+            states[0] = self._reduce(index, states[0])
+            return (states[0], *args[1:])
 
         def after_mlp(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            short["mlp"] = out
-            return out.new_zeros(1)  # the layer's own residual sum becomes a no-op broadcast
+            states[0] = states[0] + _scaled(out, mlp_scale)
+            return out.new_zeros(1)
 
         # Not a forward hook: transformers records hidden states with one, and must see the short result.
-        def forward(original: Callable, *args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            new = short.pop("residual") + (short.pop("mlp") if scale is None else scale * short.pop("mlp"))
+        def forward(original: Callable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            states[:] = [hidden_states]
+            out = original(hidden_states.new_zeros(1), *args, **kwargs)
+            new = states.pop()
             return (new, *out[1:]) if isinstance(out, tuple) else new
 
         undo.enter_context(tap(attention, self._observe, self._mask))
-        undo.callback(norm.register_forward_pre_hook(before_norm, prepend=True).remove)
+        undo.callback(first_norm.register_forward_pre_hook(enter_attention, prepend=True).remove)
+        undo.callback(attention.register_forward_hook(after_attention, prepend=True).remove)
+        undo.callback(second_norm.register_forward_pre_hook(enter_mlp, prepend=True).remove)
         undo.callback(mlp.register_forward_hook(after_mlp, prepend=True).remove)
         replace_method(undo, layer, "forward", forward)
 
@@ -129,7 +145,7 @@ class EncoderStage:
         first = -self.anatomy.cls_tokens
         place = torch.arange(first, self.anatomy.patches, device=pixels.device)
         self.position = place.expand(pixels.shape[0], -1)
-        self.size = torch.ones(self.position.shape, device=pixels.device)
+        self.size = torch.ones(1, 1, device=pixels.device).expand(self.position.shape)
         self.steps, self._positions_after, self._attention, self._visuals = [], {}, None, []
         if self.image is None:
             return None
@@ -314,6 +330,10 @@ class EncoderStage:
             Visual(layout, own, patches, range(start, start + rows), self.steps)
             for start, own, patches in zip(starts, weight, sizes(layout, weight, size), strict=True)
         ]
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale * x
 
 
 def replace_method(undo: ExitStack, owner: nn.Module, name: str, around: Callable) -> None:

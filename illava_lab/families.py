@@ -67,14 +67,23 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
 }  # fmt: skip
 
-# vision model_type -> names inside one encoder layer: (attention, norm before the MLP, MLP), and has it a CLS token
-TOWERS: dict[str, tuple[tuple[str, str, str], bool]] = {
-    "clip_vision_model": (("self_attn", "layer_norm2", "mlp"), True),
-    "siglip_vision_model": (("self_attn", "layer_norm2", "mlp"), False),
-    "internvl_vision": (("attention", "layernorm_after", "mlp"), True),
-    "qwen2_vl_vision": (("attn", "norm2", "mlp"), False),
-    "qwen2_5_vl_vision": (("attn", "norm2", "mlp"), False),
-    "qwen3_vl_vision": (("attn", "norm2", "mlp"), False),
+class LayerParts(NamedTuple):
+    """Attribute names inside an encoder layer, in the order in which they run."""
+
+    first_norm: str
+    attention: str
+    second_norm: str
+    mlp: str = "mlp"
+
+
+# vision model_type -> the parts of an encoder layer, and has the tower a CLS token
+TOWERS: dict[str, tuple[LayerParts, bool]] = {
+    "clip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), True),
+    "siglip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), False),
+    "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
+    "qwen2_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+    "qwen2_5_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+    "qwen3_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
 }
 
 DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -108,7 +117,7 @@ class Anatomy:
     Attributes:
         base: the module that joins image features and text (`model.model`).
         encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
-        layer_parts: attribute names of attention, norm and MLP inside an encoder layer.
+        layer_parts: attribute names inside an encoder layer.
         cls_tokens: 1 when the tower puts a CLS token in front, else 0.
         grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
             size, that of a typical one in cells, for which budgets are computed; where there is a `shuffle`, in cells.
@@ -128,7 +137,7 @@ class Anatomy:
     tower: nn.Module
     encoder_layers: nn.ModuleList
     encoder_depth: int
-    layer_parts: tuple[str, str, str]
+    layer_parts: LayerParts
     cls_tokens: int
     grid: tuple[int, int]
     side: tuple[int, int]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from illava_lab.attention import AttentionSite
+from illava_lab.attention import AttentionSite, tokens_at
 from illava_lab.families import Anatomy, describe
 from illava_lab.packed_encoder_stage import CellSite, PackedAttention, window_of_cells
 from illava_lab.packing import Layout
 from illava_lab.schedule import Schedule
 from illava_lab.shuffled_encoder_stage import ShuffledSite, cell_places
 from illava_lab.strategy import Stage, Strategy, Tokens
+from illava_lab.trace import Trace
 
 
 def prefill_flops(
@@ -28,22 +30,24 @@ def prefill_flops(
     *,
     text_tokens: int,
     layouts: Sequence[Layout] | None = None,
+    trace: Trace | None = None,
 ) -> float:
     """Floating-point operations of the prefill of one prompt; a multiply-add counts two.
 
     A token costs ``2 x weights`` in every linear layer, and n tokens cost ``4 n^2 x (heads x head size)`` in an
     attention, masked places included. That is what torch's counter finds for the plain kernel
     (`measure.prefill_flops`). What the strategy computes is counted by letting it reduce random tokens of the same
-    shapes. Which tokens survive is not known: every window, and padding that is cut off, is expected to lose the same
-    share as the rest of a picture.
+    shapes. Which tokens survive is not known without a run: every window, and padding that is cut off, is expected to
+    lose the same share as the rest of a picture. The `trace` of a run tells.
 
     Args:
         model: only shapes are read; it may be on the meta device.
         text_tokens: tokens of the prompt beside the placeholders of images and videos.
         layouts: what the prompt shows (`measure.layouts`); None for one image of as many tokens as a row of the encoder
             has, a typical one where pictures come in any size.
+        trace: of a run on the first prompt under this strategy and schedule, in place of `layouts`.
     """
-    prompt = _prompt(describe(model), schedule, text_tokens, layouts)
+    prompt = _prompt(describe(model), schedule, text_tokens, layouts, trace)
     total = sum(sum(part) for part in _by_layer(model, prompt).values())
     if strategy is not None:
         stages: tuple[Stage, ...] = ("encoder", "llm")
@@ -79,6 +83,7 @@ class _Visual(NamedTuple):
         llm: visual tokens in each layer of the LLM.
         one_grid: `grid` where the whole of it is one in raster order, else None.
         markers: placeholders that are no visual tokens.
+        places: gives what each row has left in front of an encoder layer (`Trace.places`), or None if that is not known.
     """
 
     rows: int
@@ -87,6 +92,7 @@ class _Visual(NamedTuple):
     llm: list[int]
     one_grid: tuple[int, int] | None
     markers: int
+    places: Callable[[int], list[Tensor]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,17 +110,24 @@ class _Prompt:
 
 
 def _prompt(
-    anatomy: Anatomy, schedule: Schedule | None, text_tokens: int, layouts: Sequence[Layout] | None
+    anatomy: Anatomy,
+    schedule: Schedule | None,
+    text_tokens: int,
+    layouts: Sequence[Layout] | None,
+    trace: Trace | None = None,
 ) -> _Prompt:
     schedule, visuals = schedule or Schedule(), []
-    for layout in [None] if layouts is None else layouts:
-        tokens = schedule.tokens(anatomy, layout)
+    if trace is not None:
+        layouts = [trace.layout(image) for image in range(trace.images_per_row[0])]
+    for image, layout in enumerate([None] if layouts is None else layouts):
+        tokens = schedule.tokens(anatomy, layout, None if trace is None else trace.entered(image))
         rows, *grid = (1, *anatomy.grid) if layout is None else layout.patches
         one_grid, markers = (anatomy.grid, 0) if layout is None else (layout.grid, layout.slots - layout.tokens)
         encoder = [count // rows for count in tokens["encoder"]]
         # Where the projector takes an earlier layer, the later ones run for nothing.
         encoder += encoder[-1:] * (len(anatomy.encoder_layers) - anatomy.encoder_depth)
-        visuals.append(_Visual(rows, tuple(grid), encoder, tokens["llm"], one_grid, markers))
+        places = None if trace is None else partial(trace.places, image)
+        visuals.append(_Visual(rows, tuple(grid), encoder, tokens["llm"], one_grid, markers, places))
     return _Prompt(anatomy, {stage: schedule.plan(stage) for stage in ("encoder", "llm")}, visuals, text_tokens)
 
 
@@ -135,7 +148,7 @@ def _by_layer(model: nn.Module, prompt: _Prompt) -> dict[str, list[float]]:
         rows, left = visual.rows, visual.encoder[-1]
         out["patches"][0] += embedding * rows * visual.encoder[0] * patches
         for index, layer in enumerate(anatomy.encoder_layers):
-            attention, _, mlp = (getattr(layer, name) for name in anatomy.layer_parts)
+            attention, mlp = (getattr(layer, name) for name in (anatomy.layer_parts.attention, anatomy.layer_parts.mlp))
             before, after = (n * patches + anatomy.cls_tokens for n in visual.encoder[index : index + 2])
             pairs = _pairs(anatomy, index, visual)
             out["encoder"][index] += rows * (_attention(attention, before, pairs) + _linear(mlp) * after)
@@ -152,14 +165,17 @@ def _by_layer(model: nn.Module, prompt: _Prompt) -> dict[str, list[float]]:
 def _pairs(anatomy: Anatomy, index: int, visual: _Visual) -> float:
     """Pairs of a query and a key in the attention of an encoder layer, for one row.
 
-    Within windows, two survivors share one as often as any two cells did.
+    Within windows, where survivors are not known, two of them share one as often as any two cells did.
     """
     left, patches = visual.encoder[index], anatomy.patches_of_token
     window = anatomy.cells.window_at(index) if anatomy.cells else None
     if window is None:
         return float(left * patches + anatomy.cls_tokens) ** 2
-    whole = visual.grid[0] * visual.grid[1]
-    together = int(window_of_cells(visual.grid, window, "cpu").flatten().bincount().square().sum())
+    windows = window_of_cells(visual.grid, window, "cpu").flatten()
+    if visual.places is not None:
+        pairs = sum(int(windows[place].bincount().square().sum()) for place in visual.places(index))
+        return pairs / visual.rows * patches**2
+    whole, together = len(windows), int(windows.bincount().square().sum())
     chance = (together - whole) / max(1, whole * (whole - 1))
     return (left + left * (left - 1) * chance) * patches**2
 
@@ -187,7 +203,7 @@ def _pooling_head(module: nn.Module, count: int) -> float:
 
 # ---------------------------------------------------------------------------------------------- the strategy
 class _Asked(NamedTuple):
-    """What a strategy is given, and how often: `states` (1, N, C) is what its map is applied to."""
+    """What a strategy is given, and how often: `states` (B, N, C) is what its map is applied to."""
 
     times: int
     tokens: Tokens
@@ -226,7 +242,7 @@ def _in_encoder(model: nn.Module, prompt: _Prompt, layer: int) -> Iterator[_Aske
     anatomy, rows = prompt.anatomy, Counter[tuple[tuple[int, int], int, int]]()
     for visual in prompt.visuals:
         rows[visual.grid, visual.encoder[layer], visual.encoder[layer + 1]] += visual.rows
-    attention = getattr(anatomy.encoder_layers[layer], anatomy.layer_parts[0])
+    attention = getattr(anatomy.encoder_layers[layer], anatomy.layer_parts.attention)
     heads, width = attention.num_heads, _linears(attention)[-1].in_features
     for (grid, before, after), times in rows.items():
         random = _Random(model)
@@ -268,7 +284,7 @@ def _cells(
 
 
 def _in_llm(model: nn.Module, prompt: _Prompt, layer: int) -> Iterator[_Asked]:
-    """Image after image, with half of the other tokens before each, half after it."""
+    """Once for all images that are alike, with half of the text before them, half after."""
     random, length, start = _Random(model), prompt.length(layer - 1), prompt.length(0)
     attention = prompt.anatomy.llm_layers[layer].self_attn
     config = model.config.text_config
@@ -284,16 +300,17 @@ def _in_llm(model: nn.Module, prompt: _Prompt, layer: int) -> Iterator[_Asked]:
         torch.empty(1, length, config.hidden_size, device="meta") @ weights  # counted, not computed
         return query, key
 
-    for visual in prompt.visuals:
-        before, after = visual.llm[layer - 1], visual.llm[layer]
+    alike = Counter((v.llm[layer - 1], v.llm[layer], v.llm[0], v.one_grid) for v in prompt.visuals)
+    for (before, after, entry, grid), images in alike.items():
         at, text = _around(before, length, prompt.text, random.device)
-        places = _around(visual.llm[0], start, prompt.text, random.device)
+        places = _around(entry, start, prompt.text, random.device)
+        at, places = at.expand(images, -1), (places[0].expand(images, -1), places[1])
         site = AttentionSite(
-            query, key, width**-0.5, causal=True, visual=at, hidden=sequence, text=text, ahead=ahead,
-            last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
+            query, key, width**-0.5, causal=True, visual=at, prompt=at.new_zeros(images), hidden=sequence, text=text,
+            ahead=ahead, last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
             entry=lambda places=places: (entered, *places),
         )  # fmt: skip
-        tokens = Tokens("llm", sequence[:, at[0]], layer=layer, grid=visual.one_grid, site=site)
+        tokens = Tokens("llm", tokens_at(sequence, at, site.prompt), layer=layer, grid=grid, site=site)
         yield _Asked(1, tokens, tokens.hidden, after)
 
 

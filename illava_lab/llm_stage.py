@@ -1,9 +1,10 @@
 """Reducing visual tokens inside a language model, and keeping its cache, masks and positions right.
 
 At the entry, holes that the encoder left are dropped. Before each reducing layer K, visual tokens are scored with the
-attention of layer K-1 and mapped to fewer. From there on, hidden states, rotary tables and masks are the short ones,
-and the cache of each layer is as long as what that layer saw. Outside the language model every length stays the one
-the processor made: the last hidden state is spread out again, the cache reports the logical length.
+attention of layer K-1 and mapped to fewer. Padding goes with them, down to the longest prompt of the batch. From there
+on, hidden states, rotary tables and masks are the short ones, and the cache of each layer is as long as what that layer
+saw. Outside the language model every length stays the one the processor made: the last hidden state is spread out
+again, the cache reports the logical length.
 
 Images differ in how many tokens they have. The visual tokens of a batch therefore lie in one flat list, image after
 image, and a strategy is asked once for all images of equally many tokens.
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from illava_lab.attention import AttentionSite, UnequalText, peek, tap
+from illava_lab.attention import AttentionSite, UnequalText, peek, tap, tokens_at
 from illava_lab.compat import causal_mask
 from illava_lab.encoder_stage import EncoderStage, ask
 from illava_lab.errors import LabError
@@ -77,8 +78,12 @@ class _Prompt:
     media: dict[Medium, np.ndarray]
 
     @property
+    def visual(self) -> np.ndarray:
+        return np.any(list(self.media.values()), axis=0)
+
+    @property
     def text(self) -> np.ndarray:
-        return self.valid & ~np.any(list(self.media.values()), axis=0)
+        return self.valid & ~self.visual
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,9 @@ class _Prefill:
     images: list[_Image]
     counts: list[int]  # visual tokens that each image has left
     text: Tensor  # (B, L) bool, which tokens of the current sequence are text
+    taken: Tensor  # (B, L) bool, which of its slots are no padding
+    lengths: np.ndarray  # (B,) how many these are
+    hidden_tokens: bool  # the mask hides some of them
     at: Tensor  # (V,) their slots in the current sequence
     size: Tensor  # (V,) patches that each stands for
     place: Tensor  # (V,) whose place in the image each holds, markers not counted
@@ -215,21 +223,21 @@ class LlmStage:
             raise LabError("input_ids are needed to find the visual tokens; inputs_embeds alone are not supported")
         prompt = self._read_prompt(hidden, mask)
         images = self._images(prompt)
-        alive = ~prompt.hole
-        removed = prompt.hole.sum(1)
-        changed = bool(removed.any())
+        alive = (prompt.valid | prompt.visual) & ~prompt.hole  # a visual token may be masked, and is no padding then
+        lengths = alive.sum(1)
+        changed, hidden_tokens = bool(prompt.hole.any()), bool((alive & ~prompt.valid).any())
 
         slots = torch.arange(length, device=hidden.device).expand(batch, -1)
         valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
-        text = torch.from_numpy(prompt.text).to(hidden.device)
+        text, taken = (torch.from_numpy(where).to(hidden.device) for where in (prompt.text, alive))
         stage = Kept(0, slots, slots, valid, bool(prompt.valid.all()))
         positions = kwargs.get("position_ids")
         positions = slots[:1] if positions is None else positions
         if changed:
-            order, there = compact(torch.from_numpy(alive).to(hidden.device), length - int(removed.min()))
-            full = stage.full and removed.min() == removed.max()
+            order, there = compact(taken, int(lengths.max()))
+            full = lengths.min() == lengths.max() and not hidden_tokens
             stage = Kept(0, slots[:, : order.shape[1]], order, valid.gather(1, order) & there, bool(full))
-            text = text.gather(1, order) & there
+            text, taken = text.gather(1, order) & there, there
             positions = gather_sequence(positions, order, -1)
             # Fill slots must be zero, not only masked: 0 * NaN is NaN. An explicit mask keeps transformers from
             # reading gaps in the positions as several packed sequences.
@@ -241,7 +249,9 @@ class LlmStage:
                 **self._deepstack(kwargs, prompt, order, there),
             }
 
-        now = alive.cumsum(1) - 1 + (removed - removed.min())[:, None]  # slots of the shortened sequence
+        now = np.broadcast_to(np.arange(length), alive.shape)  # slots of the sequence that enters
+        if changed:
+            now = alive.cumsum(1) - 1 + (lengths.max() - lengths)[:, None]
         left = [~image.visual.layout.marker.numpy() & alive[image.row, image.at] for image in images]
         at = [now[image.row, image.at[own]] for image, own in zip(images, left, strict=True)]
         place = [image.visual.layout.place.numpy()[own] for image, own in zip(images, left, strict=True)]
@@ -249,8 +259,8 @@ class LlmStage:
         size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *sizes])
         entry = _Entry(kwargs["inputs_embeds"], text, _upload(at, hidden.device), [len(own) for own in at])
         self._call = _Prefill(
-            [stage], positions, images, entry.counts, text,
-            at=entry.at, size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
+            [stage], positions, images, entry.counts, text, taken, lengths, hidden_tokens, at=entry.at,
+            size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
             place=_upload(place, hidden.device), entry=entry, changed=changed,
         )  # fmt: skip
         self._start_trace(images)
@@ -262,9 +272,8 @@ class LlmStage:
         features = kwargs.get("deepstack_visual_embeds")
         if features is None:
             return {}
-        visual = np.any(list(prompt.media.values()), axis=0)
-        left = _upload(np.flatnonzero(~prompt.hole[visual]), order.device)
-        mask = torch.from_numpy(visual).to(order.device).gather(1, order) & there
+        left = _upload(np.flatnonzero(~prompt.hole[prompt.visual]), order.device)
+        mask = torch.from_numpy(prompt.visual).to(order.device).gather(1, order) & there
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[left] for layer in features]}
 
     def _read_prompt(self, hidden: Tensor, mask: Tensor | None) -> _Prompt:
@@ -370,7 +379,7 @@ class LlmStage:
                 groups.setdefault((*counts, image.visual.layout.grid), []).append(i)
         layer = self.anatomy.llm_layers[index]
         ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), rotary))
-        keep = torch.ones(batch * length, dtype=torch.bool, device=hidden.device)
+        keep = call.taken.flatten().clone()
         flat = _upload(np.repeat(rows, call.counts) * length, hidden.device) + call.at
         keep[flat] = False
 
@@ -407,16 +416,16 @@ class LlmStage:
 
         call.changed = True
         call.at, call.place, call.size = (_in_order(parts, done, after) for parts in (at, place, size))
-        removed = np.bincount(rows, np.array(call.counts) - after, minlength=batch).astype(np.int64)
-        fewest = int(removed.min())
+        call.lengths = call.lengths - np.bincount(rows, np.array(call.counts) - after, minlength=batch).astype(np.int64)
+        longest = int(call.lengths.max())
         keep = keep.view(batch, length)
-        origin, alive = compact(keep, length - fewest)
-        full = last.full and fewest == removed.max()
+        origin, alive = compact(keep, longest)
         entry, prompt, valid = (x.gather(1, origin) for x in (last.entry, last.prompt, last.valid))
+        full = call.lengths.min() == longest and not call.hidden_tokens
         call.stages.append(Kept(index, entry, prompt, valid & alive, bool(full)))
         row = _upload(np.repeat(rows, after), hidden.device)
-        call.at = (keep.cumsum(1) - 1 + _upload(removed - fewest, hidden.device)[:, None])[row, call.at]
-        call.text = call.text.gather(1, origin) & alive
+        call.at = (keep.cumsum(1) - 1 + _upload(longest - call.lengths, hidden.device)[:, None])[row, call.at]
+        call.text, call.taken = call.text.gather(1, origin) & alive, alive
         call.counts = after.tolist()
         return gather_sequence(hidden, origin, 1)
 
@@ -435,20 +444,25 @@ class LlmStage:
             pick: (I, n) where they are in the flat list; ahead: queries and keys of the layer to come.
         """
         query, key, mask, scaling = call.attention
-        stage, valid, text, at = call.stages[-1], call.stages[-1].valid, call.text, call.at[pick]
-        last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values
+        stage, at = call.stages[-1], call.at[pick]
         images = [call.images[i] for i in group]
-        rows = _upload(np.array([image.row for image in images]), hidden.device)
-        if [image.row for image in images] != list(range(hidden.shape[0])):  # not one image for each prompt
-            query, key, hidden, valid, text, last = (x[rows] for x in (query, key, hidden, valid, text, last))
-            mask = mask[rows] if mask is not None and mask.shape[0] > 1 else mask
+        rows = [image.row for image in images]
+        prompts = sorted(set(rows))
+        # A view wherever they lie side by side: a copy for each image would make the peak memory of many images.
+        own = slice(prompts[0], prompts[-1] + 1)
+        if len(prompts) < own.stop - own.start:
+            own = _upload(np.array(prompts), hidden.device)
+        query, key, hidden, valid, text = (x[own] for x in (query, key, hidden, stage.valid, call.text))
+        if mask is not None and mask.shape[0] > 1:
+            mask = mask[own]
+        prompt = _upload(np.searchsorted(prompts, rows), hidden.device)
         behind = {image.text_after for image in images}
         after = behind.pop() if len(behind) == 1 else None
 
         def entry() -> tuple[Tensor, Tensor, Tensor | None]:
             first, count = np.cumsum([0, *call.entry.counts]), call.entry.counts[group[0]]
-            visual = call.entry.at[_upload(first[group][:, None] + np.arange(count), rows.device)]
-            return call.entry.hidden[rows], visual, None if after is None else compact(call.entry.text[rows], after)[0]
+            visual = call.entry.at[_upload(first[group][:, None] + np.arange(count), hidden.device)]
+            return call.entry.hidden[own], visual, None if after is None else compact(call.entry.text[own], after)[0]
 
         site = AttentionSite(
             query,
@@ -458,16 +472,17 @@ class LlmStage:
             None if stage.full else valid,
             causal=mask is None or mask.dim() == 2,
             visual=at,
+            prompt=prompt,
             hidden=hidden,
-            last=last,
+            last=torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values,
             text=None if after is None else compact(text, after)[0],
-            ahead=lambda: tuple(x[rows] for x in ahead()),
+            ahead=lambda: tuple(x[own] for x in ahead()),
             entry=entry,
             norm=self.anatomy.language_model.norm,
         )
         return Tokens(
             "llm",
-            gather_sequence(hidden, at, 1),
+            tokens_at(hidden, at, prompt),
             layer=index,
             size=call.size[pick],
             position=call.place[pick],

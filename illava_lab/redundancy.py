@@ -81,7 +81,7 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
 
     with ExitStack() as undo, torch.no_grad():
         encoder = list(anatomy.encoder_layers)[: anatomy.encoder_depth]
-        _watch(undo, encoder, anatomy.layer_parts[0], patches_of_encoder, attention_of_encoder)
+        _watch(undo, encoder, anatomy.layer_parts.attention, patches_of_encoder, attention_of_encoder)
         _watch(undo, list(anatomy.llm_layers), "self_attn", patches_of_llm, attention_of_llm)
         lab.model(**inputs)
     return Recording(

@@ -82,13 +82,16 @@ class Schedule:
         if self.image is not None and nearest != wanted:
             raise LabError(f"{strategy.name} cannot make {wanted} of {anatomy.patches} patches; the nearest is {nearest}")
 
-    def tokens(self, anatomy: Anatomy, layout: Layout | None = None) -> dict[Stage, list[int]]:
+    def tokens(
+        self, anatomy: Anatomy, layout: Layout | None = None, entered: int | None = None
+    ) -> dict[Stage, list[int]]:
         """Visual tokens of one image that enter each layer of a stage; the count that leaves the stage comes last.
 
         Args:
             layout: what the image is made of (`Trace.layout`); None for one of as many tokens as a crop has patches.
                 Where padding is cut off, tokens that survive in it are lost to the LLM; they are expected to be as
                 many there as elsewhere.
+            entered: how many tokens the encoder left to the LLM, where it is known (`Trace.entered`).
 
         Raises:
             LabError: a count above what is there.
@@ -98,7 +101,7 @@ class Schedule:
         for stage in STAGES:
             plan, row = self.plan(stage), []
             if stage == "llm" and layout is not None:
-                count = layout.left(count / per_row)
+                count = layout.left(count / per_row) if entered is None else entered
             for layer in range(1 if stage == "image" else anatomy.depth(stage)):
                 if stage == "llm" and layer in plan:
                     count = kept(plan[layer], count, f"llm layer {layer}")

@@ -112,7 +112,7 @@ class ShuffledEncoderStage(EncoderStage):
     def _weigh_keys(self, undo: ExitStack, index: int) -> None:
         # A layer of this tower takes no mask; one that reduces is tapped already.
         if index not in self.plan:
-            attention = getattr(self.anatomy.encoder_layers[index], self.anatomy.layer_parts[0])
+            attention = getattr(self.anatomy.encoder_layers[index], self.anatomy.layer_parts.attention)
             undo.enter_context(tap(attention, lambda *seen: None, self._mask))
 
     def _mask(self, key: Tensor, mask: Tensor | None) -> Tensor | None:

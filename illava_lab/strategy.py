@@ -234,12 +234,14 @@ class TokenMap:
         kept = x.gather(1, self.anchor[..., None].expand(-1, -1, x.shape[2]))
         if self.weight is None:
             return kept
+        # In place, on what was made here: in float32 these are large.
         wide = torch.promote_types(x.dtype, torch.float32)
-        out = kept.to(wide)
+        kept = kept.to(wide)
         if self.self_weight is not None:
-            out = out * self.self_weight.to(wide)[..., None]
-        moved = x.gather(1, self.source[..., None].expand(-1, -1, x.shape[2])).to(wide) * self.weight.to(wide)[..., None]
-        return out.scatter_add(1, self.slot[..., None].expand_as(moved), moved).to(x.dtype)
+            kept.mul_(self.self_weight.to(wide)[..., None])
+        moved = x.gather(1, self.source[..., None].expand(-1, -1, x.shape[2])).to(wide)
+        moved.mul_(self.weight.to(wide)[..., None])
+        return kept.scatter_add_(1, self.slot[..., None].expand_as(moved), moved).to(x.dtype)
 
     def sizes(self, size: Tensor) -> Tensor:
         """Patches that each slot stands for: (B, N) -> (B, M).

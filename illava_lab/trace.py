@@ -114,6 +114,22 @@ class Trace:
         """What image number `image` is made of without any reduction: crops, patches, visual tokens."""
         return self._image(image).layout
 
+    def entered(self, image: int = 0) -> int:
+        """Visual tokens that the encoder left of image number `image` to the language model, markers not counted."""
+        return int((self._image(image).weight.sum(1) > 0).sum())
+
+    def places(self, image: int, layer: int) -> list[Tensor]:
+        """For each encoder row of image number `image`: (n,) the patches whose places are still held in front of an
+        encoder layer, in no particular order."""
+        visual, out = self._image(image), []
+        for row in visual.rows:
+            place = torch.arange(-self.cls_tokens, visual.layout.patches[1] * visual.layout.patches[2])
+            for step in visual.steps:
+                if (step.stage == "image" or step.layer < layer) and row in step.rows:
+                    place = place[step.map.anchor[list(step.rows).index(row)].cpu()]
+            out.append(place[place >= 0])
+        return out
+
     def sources(self, image: int = 0, steps: int | None = None) -> Sources:
         """Provenance of image number `image` (in the order of the prompts) after the first `steps` reductions.
 

@@ -75,10 +75,10 @@ class ToMe(Strategy):
     def _similarity(tokens: Tokens) -> torch.Tensor:
         keys = normalize(tokens.keys, dim=-1, eps=0.0)
         similarity = keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
-        similarity = similarity.masked_fill(similarity.isnan(), -torch.inf)  # else NaN is the nearest to all
+        similarity.masked_fill_(similarity.isnan(), -torch.inf)  # else NaN is the nearest to all
         if tokens.has_protected:
-            similarity = similarity.masked_fill(tokens.protected[:, ::2, None], -torch.inf)
-            similarity = similarity.masked_fill(tokens.protected[:, None, 1::2], -torch.inf)
+            similarity.masked_fill_(tokens.protected[:, ::2, None], -torch.inf)
+            similarity.masked_fill_(tokens.protected[:, None, 1::2], -torch.inf)
         return similarity
 
     def layers(self, stage: Stage, depth: int) -> list[int]:

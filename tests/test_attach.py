@@ -193,6 +193,29 @@ def test_a_batch_equals_its_prompts_alone(kind, model, data, name):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_a_prompt_without_images_does_not_hold_the_batch_back(kind, model):
+    """Its padding goes as the tokens of the other go: layers run on the longest prompt, not on what padding fills."""
+    lengths = []
+    for prompts_ in ([Prompt(2)], [Prompt(2), Prompt(0, 3)]):
+        with il.attach(model, *REDUCTIONS["illava"]), torch.no_grad():
+            cache = model(**make_inputs(prompts_, kind), use_cache=True).past_key_values
+        lengths.append([layer.keys.shape[2] for layer in cache.layers])
+    assert lengths[0] == lengths[1] and lengths[0][0] > lengths[0][-1]
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
+def test_an_image_that_the_mask_hides_stays_hidden(name):
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(2)])
+    visual = inputs["input_ids"][0] == IMAGE_TOKEN
+    inputs["attention_mask"][0, visual.nonzero()[PATCHES:, 0]] = 0
+    other = {**inputs, "pixel_values": torch.cat([inputs["pixel_values"][:1], inputs["pixel_values"][1:].flip(3)])}
+    with il.attach(model, *REDUCTIONS[name]), torch.no_grad():
+        seen, unseen = (model(**given).logits[0, -1] for given in (inputs, other))
+        assert torch.equal(seen, unseen) and seen.isfinite().all()
+        shown = {**other, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+        assert not torch.allclose(model(**shown).logits[0, -1], seen, atol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------- restoration
 def structure(model) -> set[str]:
     """Everything that hooks could leave behind: attributes of instances, hooks, forwards, configurations."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import Prompt, make_inputs
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 import illava_lab as il
 from illava_lab import attention
 from illava_lab.attention import AttentionSite
+from illava_lab.strategy import STATISTICS
 
 
 @st.composite
@@ -52,15 +55,49 @@ def test_statistics_equal_the_full_matrix(case):
     assert torch.equal(site.statistic("text_hidden"), site.hidden[:, -2:])
 
 
+@given(sites(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_images_of_one_prompt_share_what_is_computed_of_it(case, data):
+    """Any number of images in any prompts get what each would get from a copy of its prompt."""
+    site, logits, _ = case
+    prompts, length = len(logits), logits.shape[-1]
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, prompts - 1), min_size=1, max_size=5)))
+    starts = torch.tensor(data.draw(st.lists(st.integers(0, length - 3), min_size=len(rows), max_size=len(rows))))
+    visual = starts[:, None] + torch.arange(3)
+
+    def next_layer(at=slice(None)):
+        return lambda: (site.query[at].flip(2), site.key[at].flip(2))
+
+    def entry(at=slice(None)):
+        return lambda: (site.hidden[at].flip(1), visual.flip(1), site.text[at])
+
+    shared = replace(site, visual=visual, prompt=rows, ahead=next_layer(), entry=entry(), norm=torch.nn.Tanh())
+    given = ("query", "key", "mask", "valid", "hidden", "last", "text")
+    copies = replace(shared, prompt=None, ahead=next_layer(rows), entry=entry(rows),
+                     **{name: getattr(site, name)[rows] for name in given})  # fmt: skip
+    for name in set(STATISTICS) - {"cls_attention", "wide_cls_attention"}:
+        torch.testing.assert_close(shared.statistic(name), copies.statistic(name), equal_nan=True, msg=name)
+    whole = []
+    original = AttentionSite._logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttentionSite, "_logits", lambda self, at: whole.append(original(self, at)) or whole[-1])
+        for name in ("attention_received", "text_attention", "next_text_attention", "text_rows", "lse"):
+            shared.statistic(name)
+    assert {len(block) for block in whole} == {prompts}, "scores are those of prompts, not of images"
+
+
 def test_column_sums_come_in_blocks(monkeypatch):
     site = AttentionSite(torch.randn(2, 3, 50, 8), torch.randn(2, 3, 50, 8), 0.3, has_cls=True)
     whole = site.statistic("attention_received")
     largest = []
     original = AttentionSite._logits
     monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
-    monkeypatch.setattr(attention, "BLOCK_ROWS", 16)
-    torch.testing.assert_close(site.statistic("attention_received"), whole)
-    assert max(block.shape[2] for block in largest) == 16
+    for most, rows in ((64, 8), (4, 4)):  # as many rows as weigh no more than the queries, and never more than allowed
+        monkeypatch.setattr(attention, "BLOCK_ROWS", most)
+        largest.clear()
+        torch.testing.assert_close(site.statistic("attention_received"), whole)
+        assert max(block.shape[2] for block in largest) == rows
+        assert max(block.nbytes for block in largest) <= site.query.nbytes
 
 
 def test_cls_rows_and_what_a_site_lacks():

@@ -33,32 +33,36 @@ def test_the_closed_form_is_what_torch_counts(name: str, model) -> None:
         assert prefill_flops(model, strategy, schedule, text_tokens=text_tokens(inputs)) == pytest.approx(counted, rel=0.01)
 
 
-# What is shown, and how near the count comes: of these few patches, strategies lose unlike shares with padding.
 CONTENTS = {
-    "an image": (Prompt(), 0.01),
-    "a padded image": (Prompt(seed=4), 0.02),
-    "two images": (Prompt(images=2), 0.01),
-    "a video": (Prompt(images=0, videos=1), 0.01),
-    "an image and a video": (Prompt(videos=1), 0.01),
+    "an image": Prompt(),
+    "a padded image": Prompt(seed=4),
+    "two images": Prompt(images=2),
+    "a video": Prompt(images=0, videos=1),
+    "an image and a video": Prompt(videos=1),
 }
 
 
 @pytest.mark.parametrize("contents", CONTENTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: str) -> None:
-    model, (prompt, near) = shared_llava(kind), CONTENTS[contents]
+    """From shapes alone, and nearer where the trace of a run tells which tokens lie in padding or share a window."""
+    model, prompt = shared_llava(kind), CONTENTS[contents]
     if prompt.videos and "video" not in describe(model).media:
         pytest.skip("takes no video")
     inputs = make_inputs([prompt], kind)
-    shown = {"text_tokens": measure.text_tokens(model, inputs), "layouts": measure.layouts(model, inputs)}
-    assert len(shown["layouts"]) == prompt.images + prompt.videos
-    assert prefill_flops(model, **shown) == measure.prefill_flops(model, inputs)  # nothing is left to chance
+    text, layouts = measure.text_tokens(model, inputs), measure.layouts(model, inputs)
+    assert len(layouts) == prompt.images + prompt.videos
+    assert prefill_flops(model, text_tokens=text, layouts=layouts) == measure.prefill_flops(model, inputs)
     for name in ("illava", "pyramiddrop", "sparsevlm", "tome"):
         strategy = il.get_strategy(name)()
         schedule = il.Schedule.for_budget(strategy, model, keep=0.5)
-        counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
-        rel = near if schedule.encoder else 0.003
-        assert prefill_flops(model, strategy, schedule, **shown) == pytest.approx(counted, rel=rel), name
+        with il.attach(model, strategy, schedule) as trace:
+            counted = measure.prefill_flops(model, inputs)
+        known = prefill_flops(model, strategy, schedule, text_tokens=text, trace=trace)
+        # Of these few patches, strategies may lose unlike shares with padding.
+        expected = prefill_flops(model, strategy, schedule, text_tokens=text, layouts=layouts)
+        assert known == pytest.approx(counted, rel=0.01 if kind == "qwen2.5-vl" else 0.006), name  # scores in windows
+        assert expected == pytest.approx(counted, rel=0.02 if contents == "a padded image" else 0.01), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

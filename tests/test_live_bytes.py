@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_loading import scaled_down
 from torch.profiler import ProfilerActivity, profile
 
 import illava_lab as il
@@ -77,3 +82,45 @@ def test_illava_never_needs_more_than_the_bare_model(name: str, side: int) -> No
         with il.attach(model, strategy, schedule):
             cache, peak = measure.memory(model, inputs)
     assert cache < 0.5 * bare_cache and peak <= 0.55 * bare
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], il.Lab]:
+    """A published configuration with all its pictures and tokens, but few layers of width 256."""
+    size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+    @cache
+    def make(name: str) -> il.Lab:
+        spec = scaled_down(name)
+        spec["config"]["text_config"] |= size | {"num_key_value_heads": 4}
+        spec["config"]["vision_config"] |= size
+        path = tmp_path_factory.mktemp("narrow") / f"{name}.json"
+        path.write_text(json.dumps(spec))
+        return il.Lab(*hollow(str(path)), name)
+
+    return make
+
+
+def peak_ratio(lab: il.Lab, inputs: measure.Inputs, strategy: str) -> float:
+    """Peak with half of the visual tokens over that of the bare model."""
+    with ShapesOnly():
+        _, bare = measure.memory(lab.model, inputs)
+        with il.attach(lab.model, strategy, il.Schedule.for_budget(strategy, lab.model, keep=0.5)):
+            return measure.memory(lab.model, inputs)[1] / bare
+
+
+@pytest.mark.parametrize("strategy", ["illava", "fastv", "tome", "visionzip", "sparsevlm"])
+@pytest.mark.parametrize("prompts", [[1], [12], [1, 1, 1, 1], [3, 0, 2]], ids=str)
+def test_no_number_of_images_needs_more_than_the_bare_model(narrow, prompts: list[int], strategy: str) -> None:
+    """Scores are computed for prompts, not for images: nothing is copied for each."""
+    lab, picture = narrow("llava-1.5-7b"), Image.new("RGB", (336, 336))
+    inputs = lab.inputs([[picture] * images for images in prompts], ["What?"] * len(prompts))
+    assert peak_ratio(lab, inputs, strategy) < 0.9
+
+
+@pytest.mark.parametrize("strategy", ["illava", "tome"])
+def test_no_number_of_frames_needs_more_than_the_bare_model(narrow, strategy: str) -> None:
+    """Here the worst moment is in the first layers of the tower, those before anything is reduced among them."""
+    lab = narrow("llava-onevision-0.5b")
+    inputs = lab.inputs([il.read_video(np.zeros((8, 384, 384, 3), np.uint8), frames=8)], ["What?"])
+    assert peak_ratio(lab, inputs, strategy) <= 1
