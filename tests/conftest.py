@@ -34,6 +34,18 @@ from transformers import (  # noqa: E402
     SiglipVisionConfig,
 )
 
+import illava_lab as il  # noqa: E402
+from illava_lab import registry  # noqa: E402
+
+@pytest.fixture(autouse=True)
+def registered():
+    """What a test registers is gone after it."""
+    before = dict(il.strategies())
+    yield
+    registry._registered.clear()
+    registry._registered.update(before)
+
+
 IMAGE_SIZE, PATCH = 48, 8
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 FRAMES = 3

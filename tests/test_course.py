@@ -14,6 +14,7 @@ from importlib.metadata import version
 import pandas as pd
 import pytest
 import torch
+from checks import each_was_tried, says_what_is_wrong
 from torch.nn.functional import normalize
 
 import illava_lab as il
@@ -250,15 +251,8 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("check", "more", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
 def test_checks_name_the_fault(check, more: tuple, answer, fault: str | None) -> None:
-    said = check(answer, *more)
-    if fault is None:
-        assert said.startswith("Right: ")
-    else:
-        assert said.startswith("Not yet: ") and fault in said, said
+    says_what_is_wrong(check(answer, *more), fault)
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    every = {value for module in (checks_start, checks_redundancy, checks_merging) for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__ and value.__name__.startswith("check_")}
-    for check in every:
-        wrong = [fault for tried, _, _, fault in ANSWERS if tried is check and fault]
-        assert len(set(wrong)) >= 4, check.__name__
+    each_was_tried(ANSWERS, checks_start, checks_redundancy, checks_merging)

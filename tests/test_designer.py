@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from checks import each_was_tried, says_what_is_wrong
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import illava_lab as il
@@ -14,7 +15,7 @@ from illava_lab.course import checks_stages
 from illava_lab.course.checks_stages import check_amdahl, check_counts, check_schedule
 from illava_lab.flops import flops_by_layer, prefill_flops
 from illava_lab.widgets import schedule_designer
-from illava_lab.widgets.schedule_designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture, stage_seconds
+from illava_lab.widgets.schedule_designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture
 
 TEXT = 10
 BOTH = il.Schedule(encoder={2: 0.8, 5: 100}, llm={2: 0.5})
@@ -57,17 +58,6 @@ def test_time_follows_the_seconds_of_each_part(lab: il.Lab) -> None:
     bare = forecast(lab.model, text_tokens=TEXT)
     assert plan.time["encoder"] == pytest.approx(0.75)
     assert plan.time["llm"] == pytest.approx(0.25 * plan.flops["llm"] / bare.flops["llm"])
-
-
-def test_seconds_are_measured_for_every_part(lab: il.Lab) -> None:
-    inputs = lab.inputs([il.load_task("test").image("test-0006")], ["What digit is shown?"])
-    stage_seconds(lab.model, inputs, rounds=1)  # transformers itself leaves a hook in the first pass
-    before = [len(module._forward_hooks) for module in lab.model.modules()]
-    start = time.perf_counter()
-    seconds = stage_seconds(lab.model, inputs, rounds=3)
-    assert list(seconds) == list(schedule_designer.PARTS) and 0 < sum(seconds.values()) < time.perf_counter() - start
-    assert seconds["encoder"] > seconds["projector"] > 0
-    assert [len(module._forward_hooks) for module in lab.model.modules()] == before
 
 
 def test_a_large_model_needs_no_weights() -> None:
@@ -184,10 +174,8 @@ ANSWERS = [
     ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
 )
 def test_checks_name_the_fault(check, answer, fault: str | None, lab: il.Lab) -> None:
-    said = check(answer, lab.model) if check is check_schedule else check(answer)
-    assert said.startswith("Right: ") if fault is None else said.startswith("Not yet: ") and fault in said, said
+    says_what_is_wrong(check(answer, lab.model) if check is check_schedule else check(answer), fault)
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    for check in {value for name, value in vars(checks_stages).items() if name.startswith("check_")}:
-        assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__
+    each_was_tried(ANSWERS, checks_stages)

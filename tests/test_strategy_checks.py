@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from checks import each_was_tried, says_what_is_wrong
 from torch.nn.functional import normalize
 
 import illava_lab as il
-from illava_lab import registry
 from illava_lab.course import checks_strategy
 from illava_lab.course.checks_strategy import check_centre, check_mended, check_nearest, check_own, code_lines
 
@@ -115,10 +115,7 @@ class Long(Largest):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of them are in the registry, for the time of a test."""
-    il.strategies()
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+def two_more(registered: None) -> None:
     il.register(Largest)
     il.register(Long)
 
@@ -168,15 +165,11 @@ ANSWERS = [
     ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
 )
 def test_checks_name_the_fault(check, answer: tuple, fault: str | None) -> None:
-    said = check(*answer)
-    assert said.startswith("Right: ") if fault is None else said.startswith("Not yet: ") and fault in said, said
+    says_what_is_wrong(check(*answer), fault)
 
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    for check in {
-        value for name, value in vars(checks_strategy).items() if name.startswith("check_") and name != "check_strategy"
-    }:
-        assert len({fault for tried, _, fault in ANSWERS if tried is check and fault}) >= 4, check.__name__
+    each_was_tried(ANSWERS, checks_strategy)
 
 
 def test_lines_of_code_are_counted_without_what_explains_them() -> None:

@@ -9,7 +9,6 @@ import torch
 from broken_strategies import BROKEN, Sound
 
 import illava_lab as il
-from illava_lab import registry
 from illava_lab.__main__ import main
 from illava_lab.attention import LLM_STATISTICS
 from illava_lab.promises import Subject
@@ -27,15 +26,6 @@ class LargestNorm(il.Scorer):
     def score(self, tokens):
         return {sign}tokens.hidden.norm(dim=-1)
 """
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    """What a test registers is gone after it."""
-    before = dict(il.strategies())
-    yield
-    registry._registered.clear()
-    registry._registered.update(before)
 
 
 # ---------------------------------------------------------------------------------------------- shipped ones

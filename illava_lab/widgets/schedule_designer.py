@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 
 import ipywidgets
 import plotly.graph_objects as go
-import torch
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 from torch import nn
-from torch.utils.benchmark import timer
 
 from illava_lab.errors import LabError
 from illava_lab.families import describe
 from illava_lab.flops import flops_by_layer
-from illava_lab.measure import Inputs, prefill
 from illava_lab.pictures import to_png
 from illava_lab.presets import PRESETS, preset
 from illava_lab.schedule import Schedule
@@ -64,8 +60,8 @@ def forecast(
     Args:
         model: only shapes are read; it may be on the meta device.
         text_tokens: tokens of the prompt beside the visual ones.
-        seconds: of the bare model, from `stage_seconds`. Each part is predicted to take time in proportion to its FLOPs;
-            what a part costs however few tokens there are (calls, hooks) makes real savings smaller.
+        seconds: of the bare model, from `measure.stage_seconds`. Each part is predicted to take time in proportion to
+            its FLOPs; what a part costs however few tokens there are (calls, hooks) makes real savings smaller.
     """
     bare, now = (
         _parts(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule())
@@ -74,7 +70,7 @@ def forecast(
     counts = (schedule or Schedule()).tokens(anatomy)
     time = {}
     if seconds is not None:
-        whole = sum(seconds.values())
+        whole = sum(seconds[part] for part in PARTS)
         time = {part: seconds[part] / whole * now[part] / bare[part] for part in PARTS}
     return Forecast(
         tokens={stage: counts[stage][:-1] for stage in ("encoder", "llm")},  # the last entry is what leaves the stage
@@ -88,25 +84,6 @@ def _parts(flops: dict[str, list[float]]) -> dict[str, float]:
     total = {name: sum(layers) for name, layers in flops.items()}
     encoder = total["patches"] + total["encoder"] + total["pooling"]
     return {"encoder": encoder, "projector": total["projector"], "llm": total["llm"] + total["head"]}
-
-
-@torch.inference_mode()
-def stage_seconds(model: nn.Module, inputs: Inputs, rounds: int = 7) -> dict[str, float]:
-    """Seconds that the bare model's prefill spends in each of `PARTS`: medians over rounds, after one to warm up."""
-    anatomy, marks, runs = describe(model), [], []
-    places = ((anatomy.tower, "encoder"), (anatomy.projector, "projector"))
-    hooks = [module.register_forward_hook(lambda *_: marks.append(timer())) for module, _ in places]
-    try:
-        for _ in range(rounds + 1):
-            marks.clear()
-            marks.append(timer())
-            prefill(model, inputs)
-            marks.append(timer())
-            runs.append([after - before for before, after in zip(marks, marks[1:], strict=False)])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {part: median(run[i] for run in runs[1:]) for i, part in enumerate(PARTS)}
 
 
 # ---------------------------------------------------------------------------------------------- how it looks
@@ -193,7 +170,7 @@ class ScheduleDesigner:
 
     Args:
         text_tokens: tokens of the prompt beside the visual ones.
-        seconds: from `stage_seconds`, for the predicted time; None leaves it out.
+        seconds: from `measure.stage_seconds`, for the predicted time; None leaves it out.
 
     Attributes:
         sliders: (stage, layer) -> slider.
