@@ -229,7 +229,7 @@ class LlmStage:
 
         slots = torch.arange(length, device=hidden.device).expand(batch, -1)
         valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
-        text, taken = (torch.from_numpy(where).to(hidden.device) for where in (prompt.text, alive))
+        text, taken = (_upload(where, hidden.device) for where in (prompt.text, alive))
         stage = Kept(0, slots, slots, valid, bool(prompt.valid.all()))
         positions = kwargs.get("position_ids")
         positions = slots[:1] if positions is None else positions
@@ -273,7 +273,7 @@ class LlmStage:
         if features is None:
             return {}
         left = _upload(np.flatnonzero(~prompt.hole[prompt.visual]), order.device)
-        mask = torch.from_numpy(prompt.visual).to(order.device).gather(1, order) & there
+        mask = _upload(prompt.visual, order.device).gather(1, order) & there
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[left] for layer in features]}
 
     def _read_prompt(self, hidden: Tensor, mask: Tensor | None) -> _Prompt:
@@ -602,10 +602,13 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def _upload(values: Any, device: torch.device) -> Tensor:
-    """Whole numbers known on the host, as one long tensor; a list of arrays is joined."""
+    """Whole numbers or booleans known on the host, as one tensor; a list of arrays of numbers is joined."""
     if isinstance(values, list):
         values = np.concatenate([[], *values])
-    return torch.from_numpy(values.astype(np.int64)).to(device)
+    if values.dtype != bool:
+        values = values.astype(np.int64)
+    # To wait for the copy would be to wait for all that the device has still to do.
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _runs(at: list[np.ndarray], tiled: bool) -> list[list[int]]:
