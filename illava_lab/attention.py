@@ -24,7 +24,7 @@ TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
 LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
                   "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
 BLOCK_ROWS = 64  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
-BLOCK_WEIGHTS = 2**23  # but on an accelerator as many as have so many weights, so that few images cost few launches
+CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**23  # but as many as have so many weights: small images then cost few calls
 
 
 class UnequalText(LabError):
@@ -211,12 +211,13 @@ class AttentionSite:
 
     # ---- statistics
     def _query_blocks(self) -> list[slice]:
-        """Stretches of rows whose float32 weights need at most the bytes of the queries: with a copy of them for the
-        softmax still less than what the MLP of any model needs, so a block does not make the peak."""
+        """Stretches of rows whose float32 weights need at most the bytes of the queries, unless these are few anyway: with
+        a copy of them for the softmax still less than what the MLP of any model needs, so a block does not make the peak.
+        """
         batch, heads, count, width = self.query.shape
-        rows = max(1, min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2])))
-        if self.query.device.type != "cpu":
-            rows = max(rows, BLOCK_WEIGHTS // (batch * heads * self.key.shape[2]))
+        rows = min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2]))
+        enough = CPU_WEIGHTS if self.query.device.type == "cpu" else ACCELERATOR_WEIGHTS
+        rows = max(1, rows, enough // (batch * heads * self.key.shape[2]))
         return [slice(start, start + rows) for start in range(0, count, rows)]
 
     def _attention_received(self) -> Tensor:

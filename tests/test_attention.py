@@ -92,12 +92,16 @@ def test_column_sums_come_in_blocks(monkeypatch):
     largest = []
     original = AttentionSite._logits
     monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
-    for most, rows in ((64, 8), (4, 4)):  # as many rows as weigh no more than the queries, and never more than allowed
-        monkeypatch.setattr(attention, "BLOCK_ROWS", most)
+    cases = {  # as many rows as weigh no more than the queries; never more than allowed; but so many weights in any case
+        8: {"BLOCK_ROWS": 64, "CPU_WEIGHTS": 0}, 4: {"BLOCK_ROWS": 4, "CPU_WEIGHTS": 0}, 20: {"CPU_WEIGHTS": 2 * 3 * 50 * 20},
+    }  # fmt: skip
+    for rows, settings_ in cases.items():
+        for name, value in settings_.items():
+            monkeypatch.setattr(attention, name, value)
         largest.clear()
         torch.testing.assert_close(site.statistic("attention_received"), whole)
         assert max(block.shape[2] for block in largest) == rows
-        assert max(block.nbytes for block in largest) <= site.query.nbytes
+        assert rows == 20 or max(block.nbytes for block in largest) <= site.query.nbytes
 
 
 def test_cls_rows_and_what_a_site_lacks():
