@@ -1,6 +1,6 @@
 """What reduction saves in models of 7B to 34B, counted from shapes on any machine: no weights, no GPU, no clock.
 
-    python benchmarks/at_size.py                a few minutes; writes results/at_size/
+    python benchmarks/at_size.py                some 15 minutes on one core; writes results/at_size/
 
 Every model of `data/configs/` goes through a whole prefill in bfloat16 with its real code, but matrix products,
 convolutions and fused attention return zeros of the right shape instead of being computed, and weights are never

@@ -1,6 +1,6 @@
 """How time and memory grow with visual tokens, batch and video frames, and where reduction begins to pay.
 
-    OMP_NUM_THREADS=2 python benchmarks/scaling.py            some 20 minutes on two quiet cores; writes results/scaling/
+    OMP_NUM_THREADS=2 python benchmarks/scaling.py            some 25 minutes on two quiet cores; writes results/scaling/
 
 Two models with random weights, in the layout of LLaVA-1.5 and of LLaVA-OneVision but smaller: a tower of 12 layers of
 width 768 on patches of 16 pixels (196 of them in a picture of 224 pixels) and a decoder of 12 layers of width 768. Each

@@ -201,11 +201,11 @@ class AttentionSite:
             return x
         return tokens_at(x.movedim(-1, 1), self.visual, self.prompt).movedim(1, -1)
 
-    def _visual_rows(self, x: Tensor) -> Tensor:
+    def _visual_tokens(self, x: Tensor) -> Tensor:
         """(B, N, ...): the visual tokens of (P, S, ...)."""
         return x if self.visual is None else tokens_at(x, self.visual, self.prompt)
 
-    def _text_rows_of(self, x: Tensor, text: Tensor) -> Tensor:
+    def _text_tokens(self, x: Tensor, text: Tensor) -> Tensor:
         """(B, T, ...): the text after each image, from (P, S, ...) and its positions (P, T)."""
         return tokens_at(x, text if self.prompt is None else text[self.prompt], self.prompt)
 
@@ -253,27 +253,27 @@ class AttentionSite:
         return self.text
 
     def _keys(self) -> Tensor:
-        return self._visual_rows(self.key.float().mean(1))
+        return self._visual_tokens(self.key.float().mean(1))
 
     def _wide_keys(self) -> Tensor:
-        return self._visual_rows(self.key.transpose(1, 2)).flatten(2)
+        return self._visual_tokens(self.key.transpose(1, 2)).flatten(2)
 
     def _wide_cls_attention(self) -> Tensor:
         query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
         return (query @ key.transpose(1, 2) * key.shape[2] ** -0.5).softmax(-1)[:, 0]
 
     def _text_hidden(self) -> Tensor:
-        return self._text_rows_of(self.hidden, self._text_positions())
+        return self._text_tokens(self.hidden, self._text_positions())
 
     def _text_wide_keys(self) -> Tensor:
-        return self._text_rows_of(self.key.transpose(1, 2), self._text_positions()).flatten(2)
+        return self._text_tokens(self.key.transpose(1, 2), self._text_positions()).flatten(2)
 
     def _next_text_attention(self) -> Tensor:
         query, key = self.ahead()
         return replace(self, query=query, key=key)._text_attention()
 
     def _normed_hidden(self) -> Tensor:
-        return self.norm(self._visual_rows(self.hidden))
+        return self.norm(self._visual_tokens(self.hidden))
 
     def _text_normed_hidden(self) -> Tensor:
         return self.norm(self._text_hidden())
@@ -285,7 +285,7 @@ class AttentionSite:
     def _text_embeddings(self) -> Tensor:
         self._text_positions()  # refuses where rows have different numbers
         sequence, _, text = self.entry()
-        return self._text_rows_of(sequence, text)
+        return self._text_tokens(sequence, text)
 
 
 def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:

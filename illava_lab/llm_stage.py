@@ -117,7 +117,7 @@ class _Prefill:
     text: Tensor  # (B, L) bool, which tokens of the current sequence are text
     taken: Tensor  # (B, L) bool, which of its slots are no padding
     lengths: np.ndarray  # (B,) how many these are
-    hidden_tokens: bool  # the mask hides some of them
+    some_masked: bool  # the mask hides some of these
     at: Tensor  # (V,) their slots in the current sequence
     size: Tensor  # (V,) patches that each stands for
     place: Tensor  # (V,) whose place in the image each holds, markers not counted
@@ -225,7 +225,7 @@ class LlmStage:
         images = self._images(prompt)
         alive = (prompt.valid | prompt.visual) & ~prompt.hole  # a visual token may be masked, and is no padding then
         lengths = alive.sum(1)
-        changed, hidden_tokens = bool(prompt.hole.any()), bool((alive & ~prompt.valid).any())
+        changed, some_masked = bool(prompt.hole.any()), bool((alive & ~prompt.valid).any())
 
         slots = torch.arange(length, device=hidden.device).expand(batch, -1)
         valid = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask[:, :length].bool()
@@ -235,7 +235,7 @@ class LlmStage:
         positions = slots[:1] if positions is None else positions
         if changed:
             order, there = compact(taken, int(lengths.max()))
-            full = lengths.min() == lengths.max() and not hidden_tokens
+            full = lengths.min() == lengths.max() and not some_masked
             stage = Kept(0, slots[:, : order.shape[1]], order, valid.gather(1, order) & there, bool(full))
             text, taken = text.gather(1, order) & there, there
             positions = gather_sequence(positions, order, -1)
@@ -259,7 +259,7 @@ class LlmStage:
         size = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *sizes])
         entry = _Entry(kwargs["inputs_embeds"], text, _upload(at, hidden.device), [len(own) for own in at])
         self._call = _Prefill(
-            [stage], positions, images, entry.counts, text, taken, lengths, hidden_tokens, at=entry.at,
+            [stage], positions, images, entry.counts, text, taken, lengths, some_masked, at=entry.at,
             size=size[_upload(np.flatnonzero(np.concatenate([[], *left])), hidden.device)],
             place=_upload(place, hidden.device), entry=entry, changed=changed,
         )  # fmt: skip
@@ -421,7 +421,7 @@ class LlmStage:
         keep = keep.view(batch, length)
         origin, alive = compact(keep, longest)
         entry, prompt, valid = (x.gather(1, origin) for x in (last.entry, last.prompt, last.valid))
-        full = call.lengths.min() == longest and not call.hidden_tokens
+        full = call.lengths.min() == longest and not call.some_masked
         call.stages.append(Kept(index, entry, prompt, valid & alive, bool(full)))
         row = _upload(np.repeat(rows, after), hidden.device)
         call.at = (keep.cumsum(1) - 1 + _upload(longest - call.lengths, hidden.device)[:, None])[row, call.at]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,9 +124,9 @@ class Trace:
         visual, out = self._image(image), []
         for row in visual.rows:
             place = torch.arange(-self.cls_tokens, visual.layout.patches[1] * visual.layout.patches[2])
-            for step in visual.steps:
-                if (step.stage == "image" or step.layer < layer) and row in step.rows:
-                    place = place[step.map.anchor[list(step.rows).index(row)].cpu()]
+            for step, own in _steps_of(visual, row):
+                if step.stage == "image" or step.layer < layer:
+                    place = place[step.map.anchor[own].cpu()]
             out.append(place[place >= 0])
         return out
 
@@ -172,9 +172,8 @@ class Trace:
         """(P, P): what stands in the place of each patch of one encoder row; empty where nothing does."""
         skip = self.cls_tokens
         weights, anchor = sparse.eye_array(patches + skip, format="csr"), np.arange(patches + skip)
-        for step in visual.steps:
-            if step in followed and row in step.rows:
-                own = list(step.rows).index(row)
+        for step, own in _steps_of(visual, row):
+            if step in followed:
                 weights, anchor = _matrix(step.map, own) @ weights, anchor[step.map.anchor[own].cpu().numpy()]
         entries = np.ones(len(anchor)), (anchor, np.arange(len(anchor)))
         spread = sparse.coo_array(entries, shape=(patches + skip, len(anchor)))
@@ -182,6 +181,13 @@ class Trace:
 
     def __repr__(self) -> str:
         return "Trace(\n" + "".join(f"  {step}\n" for step in self.steps) + ")"
+
+
+def _steps_of(visual: Visual, row: int) -> Iterator[tuple[Step, int]]:
+    """The encoder's reductions of one of its rows, in order, and which row of the map it is there."""
+    for step in visual.steps:
+        if row in step.rows:
+            yield step, list(step.rows).index(row)
 
 
 def _matrix(reduction: TokenMap, row: int) -> sparse.csr_array:

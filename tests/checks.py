@@ -19,7 +19,8 @@ def each_was_tried(answers: Iterable[tuple[Any, ...]], *modules: ModuleType) -> 
     """Every check of these modules had three wrong answers and an empty one: `answers` are (check, ..., fault)."""
     answers = list(answers)
     for module in modules:
-        own = [value for name, value in vars(module).items() if name.startswith("check_") and value.__module__ == module.__name__]
+        checks = [value for name, value in vars(module).items() if name.startswith("check_")]
+        own = [check for check in checks if check.__module__ == module.__name__]
         assert own, module.__name__
         for check in own:
             assert len({row[-1] for row in answers if row[0] is check and row[-1]}) >= 4, check.__name__
