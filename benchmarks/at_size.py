@@ -41,7 +41,12 @@ def rows_of(prompt: Prompt) -> list[dict[str, Any]]:
     visual = sum(int((~layout.marker).sum()) for layout in layouts)
     rows = []
     for plan in [None, *preset_rows(model, PRESETS)]:
-        row: dict[str, Any] = {"model": prompt.model, "prompt": prompt.shows, "visual_tokens": visual, "text_tokens": text}
+        row: dict[str, Any] = {
+            "model": prompt.model,
+            "prompt": prompt.shows,
+            "visual_tokens": visual,
+            "text_tokens": text,
+        }
         row["preset"] = "bare" if plan is None else plan.budget["preset"]
         try:
             if plan is not None and isinstance(plan.schedule, Exception):

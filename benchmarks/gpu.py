@@ -29,7 +29,9 @@ KEEP = 0.5
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = sorted({prompt.model for prompt in PROMPTS})
-    parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME", help=f"of {', '.join(known)}")
+    parser.add_argument(
+        "--models", nargs="+", choices=known, default=known, metavar="NAME", help=f"of {', '.join(known)}"
+    )
     parser.add_argument("--device", default="cuda", help="default: cuda")
     parser.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="how often each row is timed (default: 9)")
@@ -42,7 +44,9 @@ def main() -> int:
             lab = None  # before the next one takes its memory
             lab = il.load(f"random:{prompt.model}", device=options.device, dtype=options.dtype)
         name = f"{prompt.model}-{'video' if len(prompt.shape) == 3 else 'image'}"
-        table = bench(lab, STRATEGIES, KEEP, presets=PRESETS, shown=prompt.shown(), rounds=options.rounds, out=RUN / name)
+        table = bench(
+            lab, STRATEGIES, KEEP, presets=PRESETS, shown=prompt.shown(), rounds=options.rounds, out=RUN / name
+        )
         tables.append(table.assign(model=prompt.model, prompt=prompt.shows))
         texts.append(f"{prompt.model}, {prompt.shows}\n\n{summary(table)}")
         RESULT.mkdir(parents=True, exist_ok=True)

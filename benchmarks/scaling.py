@@ -34,10 +34,20 @@ RESULT = Path(__file__).parents[1] / "results" / "scaling"
 RUN = RESULT.parent / ".runs" / "scaling.csv"
 STRATEGIES = ("illava", "fastv")
 KEEP, PATCH, SEED = 0.5, 16, 0
-TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": PATCH}
+TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": PATCH,
+}
 DECODER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
            "num_key_value_heads": 12, "max_position_embeddings": 16384}  # fmt: skip
-AXES = {"tokens": "visual tokens in a prompt", "batch": "prompts of 196 visual tokens in a batch", "frames": "video frames, 49 tokens each in the LLM"}
+AXES = {
+    "tokens": "visual tokens in a prompt",
+    "batch": "prompts of 196 visual tokens in a batch",
+    "frames": "video frames, 49 tokens each in the LLM",
+}
 SPEED = 1e11  # operations per second, roughly: only to choose the number of rounds
 
 
@@ -72,7 +82,9 @@ def lab_of(source: str, side: int) -> il.Lab:
         processor["num_image_tokens"] = side * side
     for name in ("image_processor", "video_processor"):
         if name in processor:
-            processor[name]["size"] = {"height": size, "width": size} if "height" in processor[name]["size"] else {"shortest_edge": size}
+            processor[name]["size"] = (
+                {"height": size, "width": size} if "height" in processor[name]["size"] else {"shortest_edge": size}
+            )
             if "crop_size" in processor[name]:
                 processor[name]["crop_size"] = {"height": size, "width": size}
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +123,11 @@ def rows_of(lab: il.Lab, point: Point) -> Iterator[dict[str, Any]]:
         flops = bare_flops
         if configuration is not None:
             flops = prefill_flops(model, *configuration, text_tokens=text, layouts=layouts)
-        row = {"axis": point.axis, "value": point.value, "strategy": "bare" if configuration is None else configuration[0].name}
+        row = {
+            "axis": point.axis,
+            "value": point.value,
+            "strategy": "bare" if configuration is None else configuration[0].name,
+        }
         row |= {"visual_tokens": visual, "text_tokens": text, "batch": point.batch, "rounds": rounds}
         row |= {"prefill_flops": flops * point.batch, "cache_bytes": cache, "peak_bytes": peak}
         for kind in ("prefill", "decode"):
@@ -137,7 +153,9 @@ def summary(table: pd.DataFrame) -> str:
     parts = []
     for axis, title in AXES.items():
         part = table[table["axis"] == axis]
-        lines = [f"{axis:>7}  {'strategy':<8}  {'prefill ms':>10}  {'x bare':<22}  {'FLOPs x':>7}  {'decode x':>8}  {'cache MB':>8}  {'peak MB':>8}  {'peak x':>6}"]
+        lines = [
+            f"{axis:>7}  {'strategy':<8}  {'prefill ms':>10}  {'x bare':<22}  {'FLOPs x':>7}  {'decode x':>8}  {'cache MB':>8}  {'peak MB':>8}  {'peak x':>6}"
+        ]
         for value, rows in part.groupby("value"):
             bare = rows[rows["strategy"] == "bare"].iloc[0]
             for row in rows.itertuples():
@@ -157,7 +175,9 @@ def picture(table: pd.DataFrame) -> Figure:
     grid = figure.subplots(2, len(AXES), sharex="col")
     colors = dict(zip(("bare", *STRATEGIES), ("#555555", *COLORS), strict=False))
     for column, (axis, title) in enumerate(AXES.items()):
-        for row, (name, scale, label) in enumerate((("prefill_ms", 1e-3, "prefill, s"), ("peak_bytes", 1e-6, "peak memory above weights, MB"))):
+        for row, (name, scale, label) in enumerate(
+            (("prefill_ms", 1e-3, "prefill, s"), ("peak_bytes", 1e-6, "peak memory above weights, MB"))
+        ):
             axes = grid[row][column]
             for strategy, color in colors.items():
                 part = table[(table["axis"] == axis) & (table["strategy"] == strategy)].sort_values("value")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from scenes import COLORS, COLUMNS, DIGITS, PLURALS, ROWS, SHAPES, SIZE, WORDINGS, WORDS
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
@@ -16,8 +17,6 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-
-from scenes import COLORS, COLUMNS, DIGITS, PLURALS, ROWS, SHAPES, SIZE, WORDINGS, WORDS
 
 PATCH = 8
 GRID = SIZE // PATCH
@@ -37,8 +36,8 @@ def vocabulary() -> list[str]:
     wordings = " ".join(text for texts in WORDINGS.values() for text in texts)
     spoken = re.findall(r"[a-z]+", wordings.lower())
     words = [*COLORS, *SHAPES, *PLURALS.values(), *DIGITS, *WORDS, *ROWS, *COLUMNS, *spoken]
-    words += "is the left or right of above below yes no shapes digit word".split()
-    words += "user assistant background object objects please answer picture a an and to with not".split()
+    words += ["is", "the", "left", "or", "right", "of", "above", "below", "yes", "no", "shapes", "digit", "word"]
+    words += ["user", "assistant", "background", "object", "objects", "please", "answer", "picture", "a", "an", "and", "to", "with", "not"]
     return [*SPECIAL, *dict.fromkeys([*words, *".,:;!?'\"()-"])]
 
 

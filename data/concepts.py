@@ -7,7 +7,6 @@ the "oracle" visual tokens on which the language model learns to answer before i
 from __future__ import annotations
 
 import numpy as np
-
 from architecture import GRID, PATCH
 from scenes import COLORS, COLUMNS, DIGITS, ROWS, SHAPES, WORDS, Scene
 

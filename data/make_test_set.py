@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from scenes import CATEGORIES, ask, draw, make_scene
 
 SEEDS = {"test": 20_001, "validation": 20_002}

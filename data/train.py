@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architecture import GRID, build_model, build_processor, build_tokenizer
+from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS, patch_labels
+from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, Scene, ask, draw, make_scene
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration
-
-from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS, patch_labels
-from architecture import GRID, build_model, build_processor, build_tokenizer
-from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, Scene, ask, draw, make_scene
 
 PATCHES = GRID * GRID
 PROMPT = build_tokenizer().encode("USER:")  # before the picture, with <s>

@@ -119,7 +119,8 @@ WIDGETS = {
         move_tradeoff_plot,
     ),
     "prediction": Widget(
-        'course.Prediction("Where are two visual tokens most alike, on average?", ["in the encoder", "in the LLM"]).show()', choose
+        'course.Prediction("Where are two visual tokens most alike, on average?", ["in the encoder", "in the LLM"]).show()',
+        choose,
     ),
     "quiz": Widget(
         'course.Quiz(course.Question("A reduction\'s matrix W has a column of zeros. That means:",\n'
@@ -134,14 +135,18 @@ WIDGETS = {
 def notebook(cells: list[str]) -> nbformat.NotebookNode:
     """Code cells for our kernel."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel})
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel}
+    )
 
 
 def photograph(reader: Reader, output: Locator, name: str) -> None:
     """One output, with a little of the page around it."""
     output.scroll_into_view_if_needed()
     box, path = output.bounding_box(), FOLDER / f"{name}.png"
-    reader.page.screenshot(path=path, clip={"x": box["x"] - 8, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 5})
+    reader.page.screenshot(
+        path=path, clip={"x": box["x"] - 8, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 5}
+    )
     with Image.open(path) as picture:
         # In 256 colours, found well: a third of the bytes, and colour scales stay smooth.
         picture.convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)

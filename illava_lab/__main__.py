@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from illava_lab.lab import Answer, Lab
+    from illava_lab.lab import Answer
 
 PROGRAM = "illava-lab"
 COMMANDS = ("lab", "ask", "compare", "bench", "check", "strategies")
@@ -75,7 +75,9 @@ def _parser() -> _Parser:
     lab.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where a copy of the notebooks goes")
     lab.set_defaults(run=_lab)
 
-    ask = commands.add_parser("ask", help="answer a question about an image or a video", description="Answer one question.")
+    ask = commands.add_parser(
+        "ask", help="answer a question about an image or a video", description="Answer one question."
+    )
     ask.add_argument("image", metavar="IMAGE", help="file of the image or video")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="none", metavar="NAME", help="default: none, the bare model")
@@ -134,7 +136,9 @@ def _parser() -> _Parser:
     )  # fmt: skip
     bench.add_argument("--batch-sizes", type=_counts, default=[1], metavar="N,...", help="prompts at once (default: 1)")
     bench.add_argument("--text-tokens", type=_counts, metavar="N,...", help="lengths of the text in a prompt")
-    bench.add_argument("--image", metavar="FILE", help="image or video that each prompt shows (default: a test picture)")
+    bench.add_argument(
+        "--image", metavar="FILE", help="image or video that each prompt shows (default: a test picture)"
+    )
     bench.add_argument("--frames", type=int, default=8, metavar="N", help="frames taken from a video (default: 8)")
     bench.add_argument("--new-tokens", type=int, default=16, metavar="N", help="decoding steps (default: 16)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each row is timed (default: 5)")
@@ -168,7 +172,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--device-map", choices=["auto"], help="auto: spread the model over all GPUs")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
-    parser.add_argument("--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)")
+    parser.add_argument(
+        "--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)"
+    )
 
 
 def _fraction(text: str) -> float:

@@ -104,9 +104,9 @@ class Chat:
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         processor = self._lab.processor
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = processor.tokenizer(
-            prompt.split(_ANSWER)[1], add_special_tokens=False, return_tensors="pt"
-        ).input_ids.to(self.tokens.device)
+        ids = processor.tokenizer(prompt.split(_ANSWER)[1], add_special_tokens=False, return_tensors="pt").input_ids.to(
+            self.tokens.device
+        )
         # The model has often ended its answer itself.
         return ids[:, 1:] if ids[0, 0] == self.tokens[0, -1] else ids
 

@@ -53,9 +53,7 @@ class EncoderStage:
 
     _mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None  # see `tap`
 
-    def __init__(
-        self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None
-    ) -> None:
+    def __init__(self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None) -> None:
         self.anatomy, self.strategy, self.plan, self.image = anatomy, strategy, plan, image
         self.visuals: dict[Medium, list[Visual]] = {}
         self.position: Tensor | None = None
@@ -201,10 +199,14 @@ class EncoderStage:
         self.position = self.position.gather(1, reduction.anchor)
         self.size = reduction.sizes(self.size)
         self._positions_after[index] = self.position
-        self.steps.append(Step("encoder", index, range(hidden.shape[0]), reduction, before, reduction.slots - cls_tokens))
+        self.steps.append(
+            Step("encoder", index, range(hidden.shape[0]), reduction, before, reduction.slots - cls_tokens)
+        )
         return reduction
 
-    def _add_log_size(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _add_log_size(
+        self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         """Proportional attention (ToMe, equation 1): a key that stands for s patches gets log s on its logits."""
         if all(step.after == step.before for step in self.steps):
             return None  # all sizes are 1: leave the fused kernel its mask-free path
@@ -214,11 +216,14 @@ class EncoderStage:
     # ---- holes
     def _leave(self, tower: nn.Module, args: tuple, out: Any) -> Any:
         if isinstance(out, tuple):
-            raise LabError("the vision tower returned a tuple; call it with return_dict=True while a strategy is attached")
+            raise LabError(
+                "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
+            )
         if out.hidden_states is not None:
             # Entry i holds the output of layer i-1.
             out["hidden_states"] = tuple(
-                self._with_holes(hidden, self._position_after_layer(i - 1)) for i, hidden in enumerate(out.hidden_states)
+                self._with_holes(hidden, self._position_after_layer(i - 1))
+                for i, hidden in enumerate(out.hidden_states)
             )
         if out.last_hidden_state is not None:
             out["last_hidden_state"] = self._with_holes(out.last_hidden_state, self.position)
@@ -366,7 +371,6 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
     if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
         raise LabError(
-            f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, "
-            f"it returned {answer!r}"
+            f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
         )
     return answer

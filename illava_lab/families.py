@@ -67,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
 }  # fmt: skip
 
+
 class LayerParts(NamedTuple):
     """Attribute names inside an encoder layer, in the order in which they run."""
 

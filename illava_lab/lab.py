@@ -122,7 +122,9 @@ class Lab:
             return {}
         kind = self.model.config.model_type
         if kind not in FRAMES:
-            raise LabError(f"{self.source} is of the family {kind!r}, which takes no videos; those that do: {', '.join(FRAMES)}")
+            raise LabError(
+                f"{self.source} is of the family {kind!r}, which takes no videos; those that do: {', '.join(FRAMES)}"
+            )
         metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
         return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
 

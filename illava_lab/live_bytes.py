@@ -32,7 +32,9 @@ class LiveBytes(TorchDispatchMode):
         """Bytes alive."""
         return sum(storage.nbytes() for storage in self._alive())
 
-    def __torch_dispatch__(self, operation: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         with self:  # composite operations come whole in inference mode, and would hide what they make on the way
             out = operation.decompose(*args, **kwargs or {})
         if out is not NotImplemented:

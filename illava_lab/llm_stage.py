@@ -199,12 +199,18 @@ class LlmStage:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         hidden = kwargs.get("inputs_embeds")
         if hidden is None:
-            raise LabError("the language model must be called through its vision-language model while a strategy is attached")
+            raise LabError(
+                "the language model must be called through its vision-language model while a strategy is attached"
+            )
         mask, past_key_values = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise LabError("prepared 4D attention masks and static caches are not supported while a strategy is attached")
+            raise LabError(
+                "prepared 4D attention masks and static caches are not supported while a strategy is attached"
+            )
         if getattr(past_key_values, "is_compileable", False):
-            raise LabError("static caches are not supported while a strategy is attached; use the default dynamic cache")
+            raise LabError(
+                "static caches are not supported while a strategy is attached; use the default dynamic cache"
+            )
         state = getattr(past_key_values, "_illava_state", None)
         if state is not None:
             state.inside, self._cache_state = True, state

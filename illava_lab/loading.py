@@ -188,7 +188,9 @@ def _where(name: str, folder: Path) -> str:
             )
         return str(folder)
     if folder.exists():
-        raise LabError(f"{name} is a file; give the folder of a checkpoint or a hub id such as llava-hf/llava-1.5-7b-hf")
+        raise LabError(
+            f"{name} is a file; give the folder of a checkpoint or a hub id such as llava-hf/llava-1.5-7b-hf"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise LabError(f"{name} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
     return name
@@ -211,8 +213,12 @@ def _reason(name: str, revision: str | None, error: BaseException) -> str:
         return "there is no such model on the hub, or it is private: check the name, or log in with: hf auth login"
     if hub.HF_HUB_OFFLINE or caused_by(errors.OfflineModeIsEnabled):
         return "it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
-    if caused_by(ConnectionError, errors.LocalEntryNotFoundError) or any("connect" in str(link).lower() for link in chain):
-        return f"it is not in the local cache, and {hub.ENDPOINT} cannot be reached: check the network, or give a folder"
+    if caused_by(ConnectionError, errors.LocalEntryNotFoundError) or any(
+        "connect" in str(link).lower() for link in chain
+    ):
+        return (
+            f"it is not in the local cache, and {hub.ENDPOINT} cannot be reached: check the network, or give a folder"
+        )
     if any("trust_remote_code" in str(link) for link in chain):
         return "it brings code of its own, which the lab never runs"
     return str(error).strip().split("\n")[0] or type(error).__name__

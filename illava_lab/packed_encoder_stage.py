@@ -216,7 +216,9 @@ class PackedEncoderStage(EncoderStage):
         if not self.plan:
             return
         if self.strategy.proportional_attention and "flash" in str(tower.config._attn_implementation):
-            raise LabError(f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the tower")
+            raise LabError(
+                f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the tower"
+            )
         for index, block in enumerate(self.anatomy.encoder_layers):
             if index in self.plan:
                 self._install_layer(undo, index)
@@ -324,7 +326,9 @@ class PackedEncoderStage(EncoderStage):
     def _leave(self, tower: nn.Module, args: tuple, out: Any) -> Any:
         """Holes in what the tower returns; hidden states of single layers keep the lengths of their layers."""
         if isinstance(out, tuple):
-            raise LabError("the vision tower returned a tuple; call it with return_dict=True while a strategy is attached")
+            raise LabError(
+                "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
+            )
         short = out.last_hidden_state
         full = short.new_full((self._total * self._patches, short.shape[1]), torch.nan)
         out["last_hidden_state"] = full.index_copy(0, self._with_patches(self._cells), short)

@@ -45,5 +45,7 @@ def _folder(name: str) -> Path:
     clone = clone_dir()
     folder = clone / name if clone else _PACKAGE / f"_{name}"
     if not folder.is_dir():
-        raise LabError(f"this installation of illava-lab lacks its {name} folder, expected at {folder}: install it again")
+        raise LabError(
+            f"this installation of illava-lab lacks its {name} folder, expected at {folder}: install it again"
+        )
     return folder

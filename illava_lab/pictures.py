@@ -40,7 +40,9 @@ def token_picture(image: Image.Image, sources: Sources) -> Image.Image:
         sources: of that image, from `Trace.sources`; of one in crops, `Sources.crop`.
     """
     rows, columns = sources.grid
-    picture = np.asarray(image.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.NEAREST)).astype(float)
+    picture = np.asarray(image.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.NEAREST)).astype(
+        float
+    )
     patches = picture.reshape(rows, CELL, columns, CELL, 3).swapaxes(1, 2).reshape(rows * columns, CELL, CELL, 3).copy()
     owner = sources.owner().numpy()
     members = np.bincount(owner[owner >= 0], minlength=len(sources.anchor))

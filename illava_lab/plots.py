@@ -148,7 +148,9 @@ def categories(table: pd.DataFrame) -> go.Figure:
     columns = ["accuracy", *(column for column in table if column.startswith("accuracy_"))]
     accuracy = rows[columns] * 100
     loss = accuracy - baseline[columns].astype(float) * 100
-    names = [row.strategy if row.strategy == BASELINE else f"{row.strategy} {budget_label(row)}" for row in rows.itertuples()]
+    names = [
+        row.strategy if row.strategy == BASELINE else f"{row.strategy} {budget_label(row)}" for row in rows.itertuples()
+    ]
     figure = go.Figure(
         go.Heatmap(
             z=loss,
@@ -197,7 +199,14 @@ def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figur
         for number, (name, table) in enumerate(tables.items()):
             own = table[(table["stage"] == stage) & table[column].notna()]
             marker = MARKERS[number % len(MARKERS)][1]
-            axes.plot(own["layer"], own[column].astype(float), color=COLORS[number % len(COLORS)], marker=marker, markersize=6, label=name)
+            axes.plot(
+                own["layer"],
+                own[column].astype(float),
+                color=COLORS[number % len(COLORS)],
+                marker=marker,
+                markersize=6,
+                label=name,
+            )
         axes.set_xlabel(title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#e5e5e5", linewidth=0.8)

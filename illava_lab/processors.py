@@ -126,7 +126,9 @@ def load_processor(where: str, config: PreTrainedConfig, revision: str | None = 
     return _without_torchvision(config).from_pretrained(where, revision=revision)
 
 
-def build_processor(config: PreTrainedConfig, settings: dict[str, Any], tokenizer: Any, chat_template: str) -> ProcessorMixin:
+def build_processor(
+    config: PreTrainedConfig, settings: dict[str, Any], tokenizer: Any, chat_template: str
+) -> ProcessorMixin:
     """A processor from the contents of its processor_config.json, without any file.
 
     Args:

@@ -619,7 +619,7 @@ def nan_survived(subject: Subject, case: Case) -> str | None:
 
 def _with_nan(name: str, x: Tensor, token: int | None) -> Tensor:
     """NaN in one token's entries, or in all."""
-    of_others = name.startswith("text_") and name not in _SCORES or name == "embeddings"
+    of_others = (name.startswith("text_") and name not in _SCORES) or name == "embeddings"
     if name in ("position", "size", "protected") or (of_others and token is not None):
         return x
     index = torch.full(x.shape, token is None)

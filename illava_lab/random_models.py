@@ -79,7 +79,9 @@ def hollow(name: str, dtype: str = "bfloat16") -> tuple[PreTrainedModel, Any]:
 def _processor(spec: dict[str, Any], model: PreTrainedModel) -> Any:
     """The processor of a configuration; the model learns where its answers end."""
     tokenizer = _tokenizer(model.config.get_text_config().vocab_size, **spec["tokenizer"])
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
     return build_processor(model.config, spec["processor"], tokenizer, spec["chat_template"])
 
 
@@ -128,7 +130,9 @@ def _tokenizer(
     tokenizer = Tokenizer(WordLevel(words, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if starts_with_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, special[bos])])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, special[bos])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, padding_side="left",
         additional_special_tokens=list(special),

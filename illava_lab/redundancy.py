@@ -147,7 +147,9 @@ def by_distance(cosine: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     height, width = grid
     if tuple(cosine.shape) != (height * width, height * width):
-        raise LabError(f"a grid of {height} x {width} patches needs a matrix of {(height * width,) * 2}, got {tuple(cosine.shape)}")
+        raise LabError(
+            f"a grid of {height} x {width} patches needs a matrix of {(height * width,) * 2}, got {tuple(cosine.shape)}"
+        )
     place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
     distance = torch.cdist(place, place).round().long().flatten()
     total = torch.zeros(int(distance.max()) + 1, dtype=torch.float64).index_add(0, distance, cosine.double().flatten())
@@ -245,7 +247,11 @@ def profile(recording: Recording, least: float = 0.9) -> pd.DataFrame:
             }
             if layer < len(recording.attention[stage]):
                 paid = recording.attention[stage][layer]
-                row |= {"half": holders(paid), "strongest": float(paid.max() / paid.mean()), "visual": float(paid.sum())}
+                row |= {
+                    "half": holders(paid),
+                    "strongest": float(paid.max() / paid.mean()),
+                    "visual": float(paid.sum()),
+                }
             rows.append(row)
     return pd.DataFrame(rows).astype({"half": "Int64"})
 

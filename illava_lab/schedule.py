@@ -80,7 +80,9 @@ class Schedule:
         wanted = known.tokens(anatomy)["image"][-1]
         nearest = strategy.reachable_keep(wanted, anatomy.grid)
         if self.image is not None and nearest != wanted:
-            raise LabError(f"{strategy.name} cannot make {wanted} of {anatomy.patches} patches; the nearest is {nearest}")
+            raise LabError(
+                f"{strategy.name} cannot make {wanted} of {anatomy.patches} patches; the nearest is {nearest}"
+            )
 
     def tokens(
         self, anatomy: Anatomy, layout: Layout | None = None, entered: int | None = None

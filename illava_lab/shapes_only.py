@@ -20,7 +20,9 @@ class ShapesOnly(TorchDispatchMode):
     """While open, matrix products, convolutions and the CPU's fused attention return zeros of the shape that they would
     have had. Everything else runs, so a model goes its usual way; what it computes means nothing."""
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         with self:  # composite operations come whole in inference mode
             out = operation.decompose(*args, **kwargs)

@@ -78,9 +78,7 @@ class ShuffledEncoderStage(EncoderStage):
         super().install(undo)
 
     # ---- one call of the tower
-    def _start(
-        self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
+    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         pixels, (across, cell) = kwargs.get("pixel_values", args[0] if args else None), self.anatomy.side
         if pixels.shape[-2:] != (across, across):
             height, width = pixels.shape[-2:]

@@ -149,7 +149,9 @@ class Tokens:
         if name not in self._statistics:
             if self._site is None:
                 have = ", ".join(self._statistics) or "none"
-                raise LabError(f"{name} was not given; statistics given here: {have}. Pass it as Tokens(..., {name}=...)")
+                raise LabError(
+                    f"{name} was not given; statistics given here: {have}. Pass it as Tokens(..., {name}=...)"
+                )
             self._statistics[name] = self._site.statistic(name)
         return self._statistics[name]
 
@@ -205,9 +207,7 @@ class TokenMap:
         own = size.gather(1, anchor)
         joining = size.gather(1, source)
         total = own.scatter_add(1, slot, joining)
-        return TokenMap(
-            anchor, size.shape[1], own / total, slot, source, joining / total.gather(1, slot), score=score
-        )
+        return TokenMap(anchor, size.shape[1], own / total, slot, source, joining / total.gather(1, slot), score=score)
 
     @staticmethod
     def from_matrix(matrix: Tensor, anchor: Tensor) -> TokenMap:
@@ -261,7 +261,9 @@ class TokenMap:
     def matrix(self) -> Tensor:
         """The dense (B, M, N) weights, float64. For pictures and checks; memory grows with M times N."""
         batch = self.anchor.shape[0]
-        own = torch.ones_like(self.anchor, dtype=torch.float64) if self.self_weight is None else self.self_weight.double()
+        own = (
+            torch.ones_like(self.anchor, dtype=torch.float64) if self.self_weight is None else self.self_weight.double()
+        )
         dense = own.new_zeros(batch, self.slots, self.tokens).scatter(2, self.anchor[..., None], own[..., None])
         if self.weight is None:
             return dense

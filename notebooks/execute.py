@@ -35,7 +35,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[float]:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the text holds its traceback.
     """
-    NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     notebook.metadata.pop("widgets", None)
     # The kernel's own times of day are popped: in a committed file they would change with every run.
     seconds = [_seconds(cell.metadata.pop("execution", {})) for cell in notebook.cells]
@@ -86,7 +88,12 @@ def write_times(notebook: nbformat.NotebookNode, seconds: Sequence[float], where
         spent[section] = spent.get(section, 0.0) + some
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and "| section |" in cell.source:
-            cell.source = re.sub(r"^\| section \|.*\n(?:\|.*\n?)*", lambda table: _filled(table[0], spent, where), cell.source, flags=re.MULTILINE)
+            cell.source = re.sub(
+                r"^\| section \|.*\n(?:\|.*\n?)*",
+                lambda table: _filled(table[0], spent, where),
+                cell.source,
+                flags=re.MULTILINE,
+            )
 
 
 def _filled(table: str, spent: dict[str, float], where: str) -> str:
@@ -99,7 +106,9 @@ def _filled(table: str, spent: dict[str, float], where: str) -> str:
         elif not set(label) <= set("-: "):
             section = number[0] if (number := re.match(r"\d+", label)) else label
             if section not in spent:
-                raise ValueError(f"the table of times has a row {label!r}, but the notebook has no such section; it has {', '.join(spent)}")
+                raise ValueError(
+                    f"the table of times has a row {label!r}, but the notebook has no such section; it has {', '.join(spent)}"
+                )
             missing.discard(section)
             columns[3] = f" {spent[section]:.0f} s " if spent[section] >= 0.5 else " < 1 s "
         lines[i] = "|".join(columns)

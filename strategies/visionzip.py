@@ -41,7 +41,7 @@ class VisionZip(Strategy):
 
     def __post_init__(self) -> None:
         kind = type(self.contextual)
-        if not (kind is int and self.contextual >= 0 or kind is float and 0 <= self.contextual <= 1):
+        if not ((kind is int and self.contextual >= 0) or (kind is float and 0 <= self.contextual <= 1)):
             raise LabError(f"contextual must be a fraction from 0 to 1 or a count, got {self.contextual!r}")
         one_of("merge", self.merge, ("sum", "mean"))
         one_of("score", self.score, ("cls", "received"))

@@ -7,16 +7,16 @@ import os
 # Models this small gain little from threads, and lose much when the threads wait for cores that others use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dataclasses import dataclass  # noqa: E402
-from functools import cache  # noqa: E402
+from dataclasses import dataclass
+from functools import cache
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen  # noqa: E402
-from qwen import SIZES as QWEN_SIZES  # noqa: E402
-from reference import anyres_cells, pooled_cells  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import (  # noqa: E402
+import pytest
+import torch
+from qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen
+from qwen import SIZES as QWEN_SIZES
+from reference import anyres_cells, pooled_cells
+from torch import Tensor
+from transformers import (
     CLIPVisionConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -34,8 +34,9 @@ from transformers import (  # noqa: E402
     SiglipVisionConfig,
 )
 
-import illava_lab as il  # noqa: E402
-from illava_lab import registry  # noqa: E402
+import illava_lab as il
+from illava_lab import registry
+
 
 @pytest.fixture(autouse=True)
 def registered():
@@ -50,7 +51,14 @@ IMAGE_SIZE, PATCH = 48, 8
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 FRAMES = 3
 
-VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=PATCH)
+VISION = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    image_size=IMAGE_SIZE,
+    patch_size=PATCH,
+)
 TEXT = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 
@@ -70,8 +78,12 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     if kind in QWENS:
         return random_qwen(kind, attention)
     torch.manual_seed(0)
-    clip = dict(vision_config=CLIPVisionConfig(**VISION), vision_feature_layer=-2, vision_feature_select_strategy="default")
-    siglip = dict(vision_config=SiglipVisionConfig(**VISION), vision_feature_layer=-1, vision_feature_select_strategy="full")
+    clip = dict(
+        vision_config=CLIPVisionConfig(**VISION), vision_feature_layer=-2, vision_feature_select_strategy="default"
+    )
+    siglip = dict(
+        vision_config=SiglipVisionConfig(**VISION), vision_feature_layer=-1, vision_feature_select_strategy="full"
+    )
     if kind == "clip-llama":
         config = LlavaConfig(**clip, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE_TOKEN)
         model = LlavaForConditionalGeneration
@@ -80,11 +92,15 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
         model = LlavaForConditionalGeneration
     elif kind == "next":
         text = MistralConfig(**TEXT, sliding_window=None)
-        config = LlavaNextConfig(**clip, text_config=text, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=NEXT_SIZES)
+        config = LlavaNextConfig(
+            **clip, text_config=text, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=NEXT_SIZES
+        )
         model = LlavaNextForConditionalGeneration
     elif kind == "internvl":
         vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, attention_bias=True)
-        config = InternVLConfig(vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES)
+        config = InternVLConfig(
+            vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES
+        )
         model = InternVLForConditionalGeneration
     else:
         config = LlavaOnevisionConfig(**siglip, text_config=Qwen2Config(**TEXT), image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
@@ -95,7 +111,17 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     # Random weights as they come attend almost evenly; larger ones make every token matter.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head", "image_newline")):
+            if any(
+                part in name
+                for part in (
+                    "q_proj.weight",
+                    "k_proj.weight",
+                    "v_proj.weight",
+                    "embed_tokens",
+                    "lm_head",
+                    "image_newline",
+                )
+            ):
                 parameter.normal_(0.0, 0.3)
             if any(part in name for part in ("position_embeddings", "cls_token", "lambda_")):  # constants in InternVL
                 parameter.normal_(0.3, 0.3)
@@ -152,7 +178,9 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
 
 def _qwen_parts(prompt: Prompt) -> list:
     sizes = [QWEN_SIZES[(prompt.seed + number) % len(QWEN_SIZES)] for number in range(prompt.images + prompt.videos)]
-    shown = [(IMAGE_TOKEN, 1, *size) for size in sizes[: prompt.images]] + [(VIDEO_TOKEN, FRAMES, *size) for size in sizes[prompt.images :]]
+    shown = [(IMAGE_TOKEN, 1, *size) for size in sizes[: prompt.images]] + [
+        (VIDEO_TOKEN, FRAMES, *size) for size in sizes[prompt.images :]
+    ]
     return [2, *(part for item in shown for part in (item, 1)), prompt.text_after]
 
 

@@ -27,10 +27,12 @@ SIZES = [(6, 6), (5, 8), (7, 6), (4, 10), (10, 4), (6, 7)]  # (height, width) of
 
 
 def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] = (1,)) -> PreTrainedModel:
-    """"qwen2-vl"; "qwen2.5-vl" with windows in layers 0 and 3; "qwen3-vl" with features of layer 1 added after LLM layer 0;
+    """ "qwen2-vl"; "qwen2.5-vl" with windows in layers 0 and 3; "qwen3-vl" with features of layer 1 added after LLM layer 0;
     float32, eval."""
     torch.manual_seed(0)
-    tokens = dict(image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, vision_start_token_id=START, vision_end_token_id=END)
+    tokens = dict(
+        image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, vision_start_token_id=START, vision_end_token_id=END
+    )
     if kind == "qwen2-vl":
         vision = dict(embed_dim=32, hidden_size=48, mlp_ratio=2, **VISION)
         model = Qwen2VLForConditionalGeneration
@@ -48,7 +50,10 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
     # Random weights as they come attend almost evenly; larger ones make every token matter.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head")):
+            if any(
+                part in name
+                for part in ("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head")
+            ):
                 parameter.normal_(0.0, 0.3)
             if any(part in name for part in ("merger", "patch_embed", "pos_embed")) and "norm" not in name:
                 parameter.normal_(0.0, 0.15)
@@ -72,14 +77,19 @@ def qwen_inputs(kind: str, prompts: list[list[tuple[int, int, int, int] | int]],
             parts = time if kind == "qwen3-vl" else 1
             stamp = [7] if kind == "qwen3-vl" and token == VIDEO_TOKEN else []
             row += [*stamp, START, *[token] * (time // parts * height * width), END] * parts
-            pixels.setdefault(token, []).append(torch.randn(4 * time * height * width, 3 * 2 * PATCH**2, generator=draw))
+            pixels.setdefault(token, []).append(
+                torch.randn(4 * time * height * width, 3 * 2 * PATCH**2, generator=draw)
+            )
             grids.setdefault(token, []).append([time, 2 * height, 2 * width])
         rows.append(row)
     length = max(map(len, rows))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": torch.zeros_like(ids, dtype=torch.int)}
-    names = {IMAGE_TOKEN: (1, "pixel_values", "image_grid_thw"), VIDEO_TOKEN: (2, "pixel_values_videos", "video_grid_thw")}
+    names = {
+        IMAGE_TOKEN: (1, "pixel_values", "image_grid_thw"),
+        VIDEO_TOKEN: (2, "pixel_values_videos", "video_grid_thw"),
+    }
     for token, (medium, values, grid) in names.items():
         if token in pixels:
             inputs["mm_token_type_ids"][ids == token] = medium

@@ -96,7 +96,10 @@ def anyres_cells(
     best = max(resolutions, key=fit)
     down, across = best[0] // pixels, best[1] // pixels
     grid = [
-        [{(1 + r // side * across + c // side) * side**2 + r % side * side + c % side: 1.0} for c in range(across * side)]
+        [
+            {(1 + r // side * across + c // side) * side**2 + r % side * side + c % side: 1.0}
+            for c in range(across * side)
+        ]
         for r in range(down * side)
     ]
     if width / height > across / down:
@@ -155,7 +158,9 @@ def surviving_cells(cells: Cells, alive: set[int], kept: float) -> list[dict[int
     return out
 
 
-def visuals(inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]], config) -> list[list[tuple[Tensor, Cells]]]:
+def visuals(
+    inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]], config
+) -> list[list[tuple[Tensor, Cells]]]:
     """Of one prompt, each video and image in order: parts with their own (crops, 3, H, W) pixels and cells.
 
     Args:
@@ -163,7 +168,9 @@ def visuals(inputs: dict[str, Tensor], picture: Callable[..., tuple[int, Cells]]
     """
     out: list[list[tuple[Tensor, Cells]]] = []
     if config.model_type == "internvl":  # an image is a run of placeholders, as many tiles as fit into it
-        runs = [len(list(run)) for token, run in groupby(inputs["input_ids"][0].tolist()) if token == config.image_token_id]
+        runs = [
+            len(list(run)) for token, run in groupby(inputs["input_ids"][0].tolist()) if token == config.image_token_id
+        ]
         tiles = inputs["pixel_values"].split([run // config.image_seq_length for run in runs])
         return [[(own, [{cell: 1.0} for cell in range(len(own) * config.image_seq_length)])] for own in tiles]
     side = config.vision_config.image_size // config.vision_config.patch_size
@@ -251,7 +258,10 @@ def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tupl
                 matrix = illava_matrix(per_cell(weights.mean((0, 1))).tolist(), plan[index] + 1, 1)
             anchor = _anchors(matrix, anchor, rule)
             cells = matrix[1:, 1:].to(x.dtype) @ x[1:].view(-1, 4 * x.shape[1])
-            x, sizes = torch.cat([x[:1], cells.view(-1, x.shape[1])]), ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
+            x, sizes = (
+                torch.cat([x[:1], cells.view(-1, x.shape[1])]),
+                ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist(),
+            )
         x = x + layer.lambda_2 * layer.mlp(layer.layernorm_after(x))
     cells = tower.layernorm(x)[1:].view(-1, 4 * x.shape[1])
     order = sorted(range(len(cells)), key=lambda m: anchor[m + 1])
@@ -277,7 +287,9 @@ def patches_of(config) -> int:
     return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
-def placeholders(model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str) -> list[tuple[Tensor | None, bool]]:
+def placeholders(
+    model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str
+) -> list[tuple[Tensor | None, bool]]:
     """(features, is it a marker) of every placeholder of one image or video; no features where it is gone."""
     per_crop = patches_of(model.config)
     out: list[tuple[Tensor | None, bool]] = []
@@ -318,7 +330,9 @@ def logits(
     patches = patches_of(model.config)
     if isinstance(images, Tensor):
         images = [[(image[None], [{patch: 1.0} for patch in range(patches)])] for image in images]
-    waiting = [(*cell, number) for number, parts in enumerate(images) for cell in placeholders(model, parts, encoder, rule)]
+    waiting = [
+        (*cell, number) for number, parts in enumerate(images) for cell in placeholders(model, parts, encoder, rule)
+    ]
     tokens = {image_token, getattr(model.config, "video_token_id", image_token)}
     x, position, image = [], [], []  # image: which one a visual token belongs to, -1 for text and markers
     for slot, token in enumerate(ids):

@@ -38,9 +38,7 @@ def encode(
     for index, block in enumerate(tower.blocks):
         row = torch.tensor([2 * (cell // grid[1]) + i for cell in anchor for i in (0, 0, 1, 1)])
         column = torch.tensor([2 * (cell % grid[1]) + j for cell in anchor for j in (0, 1, 0, 1)])
-        query, key, value = (
-            _heads(part, heads) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=1)
-        )
+        query, key, value = (_heads(part, heads) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=1))
         quarter = key.shape[-1] // 4
         frequency = 10000.0 ** (-torch.arange(quarter) / quarter)
         angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)

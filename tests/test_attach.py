@@ -121,7 +121,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", list(CONTENTS))
 def test_generation_with_cache_equals_recomputation_by_hand(kind, model, content, rule, encoder, llm, positions):
     """Every step of cached generation equals a forward pass without hooks or cache, by an independent reference."""
-    if CONTENTS[content].videos and not has_video(kind) or kind in QWENS and positions == "packed":
+    if (CONTENTS[content].videos and not has_video(kind)) or (kind in QWENS and positions == "packed"):
         return
     inputs = make_inputs([CONTENTS[content]], kind)
     prompt = inputs["input_ids"].shape[1]
@@ -155,7 +155,9 @@ def test_generation_is_the_same_with_and_without_cache(kind, model, inputs, sear
     """Holds through the public API for a strategy whose choice does not depend on the growing text."""
 
     def cached_and_plain():
-        return [model.generate(**inputs, max_new_tokens=5, use_cache=cache, **GREEDY, **search) for cache in (True, False)]
+        return [
+            model.generate(**inputs, max_new_tokens=5, use_cache=cache, **GREEDY, **search) for cache in (True, False)
+        ]
 
     several = len(inputs.get("pixel_values", [])) != 1
     if search and several and kind not in QWENS and Version(transformers.__version__) < Version("5.23"):
@@ -176,7 +178,9 @@ def test_a_cache_cannot_outlive_its_attachment(kind, model):
 # ---------------------------------------------------------------------------------------------- batch
 def prompts(kind: str) -> st.SearchStrategy[list[Prompt]]:
     videos = st.integers(0, 1) if has_video(kind) else st.just(0)
-    one = st.builds(Prompt, images=st.integers(0, 2), text_after=st.integers(1, 8), seed=st.integers(0, 99), videos=videos)
+    one = st.builds(
+        Prompt, images=st.integers(0, 2), text_after=st.integers(1, 8), seed=st.integers(0, 99), videos=videos
+    )
     return st.lists(one, min_size=2, max_size=3)
 
 
@@ -222,9 +226,17 @@ def structure(model) -> set[str]:
     out = set()
     for name, module in model.named_modules():
         out |= {f"{name}.{key}".lstrip(".") for key in vars(module)}
-        for kind in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs"):
+        for kind in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_forward_hooks_always_called",
+            "_forward_hooks_with_kwargs",
+        ):
             out |= {f"{name}:{kind}:{id(hook)}" for hook in getattr(module, kind).values()}
-        out |= {f"{name}.forward:{id(module.__dict__.get('forward'))}", f"{name}.config:{id(getattr(module, 'config', None))}"}
+        out |= {
+            f"{name}.forward:{id(module.__dict__.get('forward'))}",
+            f"{name}.config:{id(getattr(module, 'config', None))}",
+        }
     return out
 
 
@@ -269,7 +281,9 @@ def test_every_patch_is_somewhere_exactly_once_or_dropped(kind, model, name, see
     videos = int(images == 0)
     if videos and not has_video(kind):
         images, videos = 1, 0
-    strategy = il.get_strategy("illava")(ramp=ramp) if name == "illava" else il.registry.make_strategy(REDUCTIONS[name][0])
+    strategy = (
+        il.get_strategy("illava")(ramp=ramp) if name == "illava" else il.registry.make_strategy(REDUCTIONS[name][0])
+    )
     encoder = {0: first, 1: second} if "encoder" in strategy.stages else {}
     schedule = il.Schedule(encoder, {2: llm} if "llm" in strategy.stages else {})
     with il.attach(model, strategy, schedule) as trace:
@@ -277,13 +291,20 @@ def test_every_patch_is_somewhere_exactly_once_or_dropped(kind, model, name, see
     for image in range(images + videos):
         layout = trace.layout(image)
         interpolated = layout.source.shape[1] > 1
-        in_prompt = torch.zeros(layout.boxes.shape[0]).index_add(0, layout.source.flatten(), layout.weight.flatten()) > 0
+        in_prompt = (
+            torch.zeros(layout.boxes.shape[0]).index_add(0, layout.source.flatten(), layout.weight.flatten()) > 0
+        )
         for steps in range(len(trace.steps) + 1):
             sources = trace.sources(image, steps)
             torch.testing.assert_close(sources.weights.sum(1), torch.ones(len(sources.weights)).double())
             reached = (sources.weights != 0).sum(0)
             assert interpolated or reached.max() == 1
-            if name in ("illava", "tome", "visionzip") and steps <= len(encoder) and not interpolated and in_prompt.all():
+            if (
+                name in ("illava", "tome", "visionzip")
+                and steps <= len(encoder)
+                and not interpolated
+                and in_prompt.all()
+            ):
                 assert reached.min() == 1, "a merging method drops no patch"
             assert (sources.weights.gather(1, sources.anchor[:, None]) > 0).all(), "a survivor contains its anchor"
 
@@ -366,7 +387,10 @@ def test_bad_requests_are_refused_before_anything_changes(arguments, says):
 def test_wrong_use_is_refused_clearly(kind, model):
     inputs = make_inputs([Prompt()], kind)
     schedule = REDUCTIONS["random"][1]
-    with pytest.raises(il.LabError, match="must be one of 'original', 'packed'"), il.attach(model, "random", schedule, positions="x"):
+    with (
+        pytest.raises(il.LabError, match="must be one of 'original', 'packed'"),
+        il.attach(model, "random", schedule, positions="x"),
+    ):
         pass
     with il.attach(model, "random", schedule):
         with pytest.raises(il.LabError, match="already has a strategy"), il.attach(model, "none"):
@@ -379,5 +403,8 @@ def test_wrong_use_is_refused_clearly(kind, model):
             pass
     finally:
         model.eval()
-    with il.attach(model, WrongCount(), il.Schedule({0: 18})), pytest.raises(il.LabError, match="'wrong-count' .* was asked to keep"):
+    with (
+        il.attach(model, WrongCount(), il.Schedule({0: 18})),
+        pytest.raises(il.LabError, match="'wrong-count' .* was asked to keep"),
+    ):
         forward(model, inputs)

@@ -30,7 +30,9 @@ def sites(draw):
     logits = query @ key.repeat_interleave(per_group, 1).transpose(2, 3) * 0.5
     logits = logits.masked_fill(~visible, -torch.inf)
     kind = draw(st.sampled_from(["boolean", "additive", "2d"]))
-    mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[kind]
+    mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[
+        kind
+    ]
     visual = torch.arange(3, length - 2).expand(batch, -1)
     site = AttentionSite(query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
                          last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1))  # fmt: skip
@@ -91,7 +93,9 @@ def test_column_sums_come_in_blocks(monkeypatch):
     whole = site.statistic("attention_received")
     largest = []
     original = AttentionSite._logits
-    monkeypatch.setattr(AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1])
+    monkeypatch.setattr(
+        AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1]
+    )
     cases = {  # as many rows as weigh no more than the queries; never more than allowed; but so many weights in any case
         8: {"BLOCK_ROWS": 64, "CPU_WEIGHTS": 0}, 4: {"BLOCK_ROWS": 4, "CPU_WEIGHTS": 0}, 20: {"CPU_WEIGHTS": 2 * 3 * 50 * 20},
     }  # fmt: skip

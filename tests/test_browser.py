@@ -42,7 +42,11 @@ def test_start_here(reader: Reader) -> None:
     reader.run_all()
     # The keep slider: a key on its handle moves the list beside it, and the picture.
     slider = reader.output(reader.page.locator("img.widget-image"))
-    handle, keep, picture = slider.locator(".noUi-handle"), slider.get_by_label("keep"), slider.locator("img.widget-image")
+    handle, keep, picture = (
+        slider.locator(".noUi-handle"),
+        slider.get_by_label("keep"),
+        slider.locator("img.widget-image"),
+    )
     position = keep.evaluate("list => list.selectedIndex")
     address, seen = picture.get_attribute("src") or "", look(picture)
     reader.press(handle, "ArrowRight")

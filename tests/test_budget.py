@@ -30,7 +30,9 @@ def test_the_closed_form_is_what_torch_counts(name: str, model) -> None:
     for keep in (1.0, 0.5):
         schedule = il.Schedule.for_budget(strategy, model, keep=keep)
         counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
-        assert prefill_flops(model, strategy, schedule, text_tokens=text_tokens(inputs)) == pytest.approx(counted, rel=0.01)
+        assert prefill_flops(model, strategy, schedule, text_tokens=text_tokens(inputs)) == pytest.approx(
+            counted, rel=0.01
+        )
 
 
 CONTENTS = {
@@ -76,7 +78,9 @@ def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: 
 def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
     """The share that half of the tokens take, asked for by its value."""
     model = shared_llava(kind)
-    inputs = qwen_inputs(kind, [[2, (IMAGE_TOKEN, 1, 10, 12), 5]], [0]) if kind in QWENS else make_inputs([Prompt()], kind)
+    inputs = (
+        qwen_inputs(kind, [[2, (IMAGE_TOKEN, 1, 10, 12), 5]], [0]) if kind in QWENS else make_inputs([Prompt()], kind)
+    )
     shown = {"text_tokens": measure.text_tokens(model, inputs), "layouts": measure.layouts(model, inputs)}
     bare = measure.prefill_flops(model, inputs)
     for name in ("illava", "random"):
@@ -86,7 +90,9 @@ def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
         schedule = il.Schedule.for_budget(strategy, model, flops=share, **shown)
         reached = measure.cost(model, inputs, strategy, schedule).prefill_flops / bare
         assert reached == pytest.approx(share, rel=0.01)
-        assert describe(model).fixed or all(isinstance(keep, float) for keep in (schedule.encoder | schedule.llm).values())
+        assert describe(model).fixed or all(
+            isinstance(keep, float) for keep in (schedule.encoder | schedule.llm).values()
+        )
 
 
 @pytest.mark.parametrize("name", REDUCING)
@@ -107,7 +113,6 @@ def test_a_budget_by_flops_is_met_within_one_percent_or_refused(name: str) -> No
         reached = measure.cost(lab.model, inputs, strategy, schedule).prefill_flops / bare
         # A smaller picture has whole rows and columns; the others are held to 1 %.
         assert reached == pytest.approx(share, rel=0.06 if name == "downsample" else 0.01)
-
 
 
 def test_the_configuration_alone_is_enough() -> None:

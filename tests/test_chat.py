@@ -64,7 +64,9 @@ def test_a_task_is_asked_in_conversations_one_for_each_image(lab: il.Lab) -> Non
         samples = mixed.samples.iloc[rows]
         with il.chat(lab, task.image(samples["image_id"].iloc[0]), "illava", keep=0.5) as talk:
             assert [said[row] for row in rows] == [talk.say(question).text for question in samples["question"]]
-    alone = [lab.ask(task.image(row.image_id), row.question, "illava", keep=0.5).text for row in mixed.samples.itertuples()]
+    alone = [
+        lab.ask(task.image(row.image_id), row.question, "illava", keep=0.5).text for row in mixed.samples.itertuples()
+    ]
     assert said[:2] == alone[:2], "the first question of each finds nothing before it"
 
 

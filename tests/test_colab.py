@@ -45,7 +45,9 @@ show_plot(il.plots.tradeoff(table), il.plots.tradeoff_picture(table), "accuracy"
 """
 
 
-def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "google" / "colab"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -84,7 +84,7 @@ def test_compare_without_out_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_stopped_runs_go_on(tmp_path: Path) -> None:
-    words = "compare --strategies random,fastv,tome,illava --limit 16 --no-timing --out o".split()
+    words = ["compare", "--strategies", "random,fastv,tome,illava", "--limit", "16", "--no-timing", "--out", "o"]
     log = tmp_path / "o" / "run.jsonl"
 
     def stop_after(lines: int, with_signal: signal.Signals) -> tuple[int, str, str]:

@@ -19,7 +19,16 @@ from torch.nn.functional import normalize
 
 import illava_lab as il
 from illava_lab import LabError, course
-from illava_lab.course import Prediction, Question, Quiz, checks_merging, checks_redundancy, checks_start, session, teaching
+from illava_lab.course import (
+    Prediction,
+    Question,
+    Quiz,
+    checks_merging,
+    checks_redundancy,
+    checks_start,
+    session,
+    teaching,
+)
 
 
 @pytest.fixture
@@ -105,7 +114,9 @@ def test_the_last_cell_says_licences_what_to_cite_and_opens_an_issue_with_versio
 
 
 # --------------------------------------------------------------------------------------------- exercises
-PROFILE = pd.DataFrame({"stage": ["encoder", "encoder", "llm", "llm"], "layer": [0, 1, 0, 1], "similarity": [0.3, 0.4, 0.6, 0.8]})
+PROFILE = pd.DataFrame(
+    {"stage": ["encoder", "encoder", "llm", "llm"], "layer": [0, 1, 0, 1], "similarity": [0.3, 0.4, 0.6, 0.8]}
+)
 
 
 def entropy_of(values: torch.Tensor) -> torch.Tensor:
@@ -137,7 +148,9 @@ def up(count: int, reverse: bool) -> torch.Tensor:
 
 def slider(*texts: str) -> types.SimpleNamespace:
     """A keep slider with these answers at 1.0, 0.5, 0.3 and so on."""
-    return types.SimpleNamespace(keeps=[1.0, 0.5, 0.3, 0.2][: len(texts)], answers=[types.SimpleNamespace(text=text) for text in texts])
+    return types.SimpleNamespace(
+        keeps=[1.0, 0.5, 0.3, 0.2][: len(texts)], answers=[types.SimpleNamespace(text=text) for text in texts]
+    )
 
 
 def smallest_norm(score) -> dict[str, type[il.Strategy]]:
@@ -249,7 +262,9 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "more", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "more", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, more: tuple, answer, fault: str | None) -> None:
     says_what_is_wrong(check(answer, *more), fault)
 

@@ -39,7 +39,11 @@ def answer_by_reading(question: str, scene: scenes.Scene) -> str:
         return ("above" if dy < 0 else "below") if "above" in words else ("left" if dx < 0 else "right")
     color, kind = (colors or [None])[0], (kinds or [None])[0]
     if words[0] == "where":
-        (item,) = find(color, kind) if kind else [i for i in scene.items if i.kind == ("digit" if "digit" in words else "word")]
+        (item,) = (
+            find(color, kind)
+            if kind
+            else [i for i in scene.items if i.kind == ("digit" if "digit" in words else "word")]
+        )
         column, row = (int(value // (scenes.SIZE / 3)) for value in middle(item))
         return scenes.PLACES[3 * row + column]
     if "many" in words or words[0] == "count":
@@ -103,7 +107,11 @@ def test_the_committed_sets_are_what_the_script_makes(committed):
     split, table = committed
     again = pd.DataFrame(make_test_set.rows(split, images=12, each=4))
     ours = table.head(len(again))
-    assert (ours[["question", "answer", "category", "image_id"]] == again[["question", "answer", "category", "image_id"]]).to_numpy().all()
+    assert (
+        (ours[["question", "answer", "category", "image_id"]] == again[["question", "answer", "category", "image_id"]])
+        .to_numpy()
+        .all()
+    )
     for before, now in zip(ours["image"], again["image"], strict=True):
         old, new = (np.asarray(Image.open(BytesIO(data))).astype(int) for data in (before, now))
         assert np.abs(old - new).mean() < 1, "other releases of Pillow may round differently, not draw differently"

@@ -14,7 +14,7 @@ import pytest
 
 import illava_lab as il
 
-WORDS = "compare --strategies random,fastv,illava --keep 0.5 --limit 24 --batch-size 4".split()
+WORDS = ["compare", "--strategies", "random,fastv,illava", "--keep", "0.5", "--limit", "24", "--batch-size", "4"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")

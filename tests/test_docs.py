@@ -28,10 +28,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Every page of a fresh build, parsed. Half a minute on one core, most of it the chapters."""
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--fresh-env"]
-    done = subprocess.run([*build, "--doctree-dir", folder / "doctrees", CLONE / "docs", folder / "html"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*build, "--doctree-dir", folder / "doctrees", CLONE / "docs", folder / "html"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     pages = sorted((folder / "html").rglob("*.html"))
-    return {page: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in pages if "_static" not in page.parts}
+    return {
+        page: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        for page in pages
+        if "_static" not in page.parts
+    }
 
 
 def page(site: Site, name: str) -> BeautifulSoup:
@@ -42,10 +48,16 @@ def page(site: Site, name: str) -> BeautifulSoup:
 def test_every_chapter_shows_the_pictures_that_are_stored_in_it(site: Site, notebook: Path) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     outputs = [out for cell in cells if cell["cell_type"] == "code" for out in cell["outputs"]]
-    stored = ["".join("".join(out["data"]["image/png"]).split()) for out in outputs if "image/png" in out.get("data", {})]
-    shown = [image["src"].partition("base64,")[2] for image in page(site, f"course/{notebook.stem}").select("article img")]
+    stored = [
+        "".join("".join(out["data"]["image/png"]).split()) for out in outputs if "image/png" in out.get("data", {})
+    ]
+    shown = [
+        image["src"].partition("base64,")[2] for image in page(site, f"course/{notebook.stem}").select("article img")
+    ]
     assert stored and shown == stored
-    alts = [out["metadata"]["image/png"]["alt"] for out in outputs if "alt" in out.get("metadata", {}).get("image/png", {})]
+    alts = [
+        out["metadata"]["image/png"]["alt"] for out in outputs if "alt" in out.get("metadata", {}).get("image/png", {})
+    ]
     assert set(alts) <= {image["alt"] for image in page(site, f"course/{notebook.stem}").select("article img")}
 
 
@@ -65,7 +77,9 @@ def test_nothing_comes_from_outside(site: Site) -> None:
 
 
 def test_every_link_within_the_site_leads_somewhere(site: Site) -> None:
-    anchors = {path: {tag[name] for name in ("id", "name") for tag in soup.select(f"[{name}]")} for path, soup in site.items()}
+    anchors = {
+        path: {tag[name] for name in ("id", "name") for tag in soup.select(f"[{name}]")} for path, soup in site.items()
+    }
     for path, soup in site.items():
         for tag in soup.select("a[href], link[href], script[src], img[src]"):
             address = urlsplit(tag.get("href") or tag.get("src"))
@@ -99,11 +113,15 @@ def test_every_method_of_the_registry_is_described(site: Site) -> None:
 
 @pytest.mark.parametrize("summary", RESULTS, ids=lambda path: path.parent.name)
 def test_every_measured_table_is_shown_as_it_is_stored(site: Site, summary: Path) -> None:
-    assert summary.read_text(encoding="utf-8").strip() in page(site, "results").get_text(), "docs/results.md leaves it out"
+    assert summary.read_text(encoding="utf-8").strip() in page(site, "results").get_text(), (
+        "docs/results.md leaves it out"
+    )
 
 
 def test_the_reference_has_everything_public(site: Site) -> None:
-    described = {tag["id"] for path, soup in site.items() if path.parent.name == "reference" for tag in soup.select("[id]")}
+    described = {
+        tag["id"] for path, soup in site.items() if path.parent.name == "reference" for tag in soup.select("[id]")
+    }
     for module in (il, widgets, course):
         for name in module.__all__:
             documented = f"{module.__name__}.{name}"
@@ -126,7 +144,9 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     code = re.sub(r"[\"']\s*\n\s*f?[\"']", "", code)  # a message in two lines of code
     code = re.sub(r"\{[^{}]*\}", "...", code) + (CLONE / "Makefile").read_text(encoding="utf-8")
     text = (CLONE / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    quoted = [message for line in re.findall(r"^(`.*)\n: ", text, re.MULTILINE) for message in re.findall(r"`([^`]+)`", line)]
+    quoted = [
+        message for line in re.findall(r"^(`.*)\n: ", text, re.MULTILINE) for message in re.findall(r"`([^`]+)`", line)
+    ]
     assert len(quoted) > 30
     for message in quoted:
         for fragment in filter(None, (part.strip(" ;,?'") for part in message.split("..."))):

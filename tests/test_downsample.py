@@ -49,7 +49,15 @@ def test_its_savings_in_the_encoder_count_and_every_patch_is_accounted_for(model
 
 def test_only_pictures_of_whole_rows_and_columns(model) -> None:
     strategy = il.get_strategy("downsample")()
-    assert [strategy.reachable_keep(k, (14, 14)) for k in (196, 190, 180, 100, 98, 3, 1)] == [196, 196, 182, 100, 100, 2, 1]
+    assert [strategy.reachable_keep(k, (14, 14)) for k in (196, 190, 180, 100, 98, 3, 1)] == [
+        196,
+        196,
+        182,
+        100,
+        100,
+        2,
+        1,
+    ]
     with pytest.raises(il.LabError, match="downsample cannot make 17 of 36 patches; the nearest is 16"):
         with il.attach(model, "downsample", il.Schedule(image=17)):
             pass

@@ -52,7 +52,13 @@ def click(explorer: RedundancyExplorer | MergeExplorer, panel: int, row: int, co
     """What the page sends when a cell is clicked."""
     explorer.view.widget._js2py_pointsCallback = {
         "event_type": "plotly_click",
-        "points": {"trace_indexes": [panel], "point_indexes": [[row, column]], "xs": [column], "ys": [row], "zs": [0.0]},
+        "points": {
+            "trace_indexes": [panel],
+            "point_indexes": [[row, column]],
+            "xs": [column],
+            "ys": [row],
+            "zs": [0.0],
+        },
         "device_state": {"alt": False, "ctrl": False, "meta": False, "shift": False, "button": 0, "buttons": 1},
         "selector": None,
     }
@@ -68,15 +74,24 @@ def assert_synced(widget: go.FigureWidget) -> None:
 # --------------------------------------------------------------------------------------------- panels
 def test_both_drawings_show_the_same_cells() -> None:
     values = np.array([[0.0, 0.5, 1.0], [np.nan, 0.25, 0.75]])
-    rows = [Panel("a<br>b", (2, 3), Image.new("RGB", (3, 2), "red"), values, legend="x", frames=[4]), Panel("c", (2, 3), note="none")]
+    rows = [
+        Panel("a<br>b", (2, 3), Image.new("RGB", (3, 2), "red"), values, legend="x", frames=[4]),
+        Panel("c", (2, 3), note="none"),
+    ]
     figure, picture = live(rows), still(rows)
     json.dumps([trace.z.tolist() for trace in figure.data], allow_nan=False)
-    assert np.allclose(figure.data[0].z.astype(float), values, equal_nan=True) and figure.data[0].showscale and not figure.data[1].showscale
+    assert (
+        np.allclose(figure.data[0].z.astype(float), values, equal_nan=True)
+        and figure.data[0].showscale
+        and not figure.data[1].showscale
+    )
     drawn = picture.axes[0].get_images()[-1].get_array().filled(np.nan)
     assert np.allclose(drawn, values, equal_nan=True)
     assert {(s.x0, s.y0) for s in figure.layout.shapes} == {(0.5, 0.5)}  # patch 4 is row 1, column 1
     assert {(p.get_x(), p.get_y()) for p in picture.axes[0].patches} == {(0.5, 0.5)}
-    assert len(figure.layout.images) == 1 and figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1], "row 0 is on top"
+    assert len(figure.layout.images) == 1 and figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1], (
+        "row 0 is on top"
+    )
     with Image.open(BytesIO(to_png(picture))) as png:
         assert len(png.convert("RGB").getcolors(10**6)) > 20
     with pytest.raises(il.LabError, match="values must have the shape"):
@@ -84,13 +99,17 @@ def test_both_drawings_show_the_same_cells() -> None:
 
 
 # --------------------------------------------------------------------------------------------- redundancy
-def test_redundancy_explorer_shows_the_similarity(redundancy: RedundancyExplorer, lab: il.Lab, image: Image.Image) -> None:
+def test_redundancy_explorer_shows_the_similarity(
+    redundancy: RedundancyExplorer, lab: il.Lab, image: Image.Image
+) -> None:
     redundancy.set(image="scene", stage="llm", layer=3, patch=37, centred=True)
     x = redundancy.recordings["scene"].hidden["llm"][3]
     x = x - x.mean(0)
     want = torch.stack([torch.cosine_similarity(x[37], row, dim=0) for row in x]).view(14, 14)
     assert np.allclose(shown(redundancy)[1], want, atol=1e-5)
-    twin = redundancy_figure(seen_image(lab, image), redundancy.recordings["scene"], stage="llm", layer=3, patch=37, centred=True)
+    twin = redundancy_figure(
+        seen_image(lab, image), redundancy.recordings["scene"], stage="llm", layer=3, patch=37, centred=True
+    )
     assert np.allclose(twin.data[1].z.astype(float), shown(redundancy)[1])
     assert "patch 37" in redundancy.text.value and "layer 3 of the LLM" in redundancy.text.value
     assert_synced(redundancy.view.widget)
@@ -108,7 +127,14 @@ def test_redundancy_controls_fit_each_other(redundancy: RedundancyExplorer) -> N
     field.value = 2
     assert redundancy.settings["layer"] == 2 and field.max == 6, "the field beside a slider does the same"
     redundancy.reset.click()
-    assert redundancy.settings == {"image": "scene", "stage": "encoder", "layer": 0, "patch": 20, "centred": False, "third": "groups"}
+    assert redundancy.settings == {
+        "image": "scene",
+        "stage": "encoder",
+        "layer": 0,
+        "patch": 20,
+        "centred": False,
+        "third": "groups",
+    }
     with pytest.raises(il.LabError, match="between 0 and 6 in the llm"):
         redundancy.set(stage="llm", layer=7)
     with pytest.raises(il.LabError, match="image must be one of"):
@@ -145,7 +171,9 @@ def test_scores_stand_where_their_tokens_stand(lab: il.Lab, image: Image.Image, 
             anchor = torch.cat([first, order[: keep - len(first)]])[None]
             return il.TokenMap.keep(anchor, tokens.count, score=tokens.position.float())
 
-    trace = lab.ask(image, QUESTION, Shuffled(), schedule=il.Schedule(encoder={2: 150, 4: 120, 5: 100}, llm={1: 80, 2: 60})).trace
+    trace = lab.ask(
+        image, QUESTION, Shuffled(), schedule=il.Schedule(encoder={2: 150, 4: 120, 5: 100}, llm={1: 80, 2: 60})
+    ).trace
     seen = seen_image(lab, image)
     for step in range(1, 6):
         values = merge_panels(seen, trace, step)[0].values.flatten()
@@ -172,7 +200,9 @@ def test_merge_controls_fit_each_other(merge: MergeExplorer) -> None:
 
 
 @pytest.mark.parametrize("name", ["redundancy", "merge"])
-def test_a_move_is_fast_and_the_static_picture_follows(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_is_fast_and_the_static_picture_follows(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     explorer, pictures = request.getfixturevalue(name), []
     monkeypatch.setattr(shared, "show_widget", lambda box, png, alt: pictures.append((box, png, alt)))
     times = []

@@ -21,7 +21,19 @@ import illava_lab as il
 from illava_lab.families import describe
 from illava_lab.fidelity import divergence, fidelity, first_difference
 
-NAMES = ["number", "question", "strategy", "keep", "tokens", "kl", "agreement", "equal", "first_difference", "reference", "answer"]
+NAMES = [
+    "number",
+    "question",
+    "strategy",
+    "keep",
+    "tokens",
+    "kl",
+    "agreement",
+    "equal",
+    "first_difference",
+    "reference",
+    "answer",
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +92,7 @@ def test_it_equals_the_whole_model_recomputed_for_every_token(lab: il.Lab, promp
 
         def write(plan: il.Schedule) -> list[int]:
             answer: list[int] = []
-            while len(answer) < longest and end not in answer:  # noqa: B023
+            while len(answer) < longest and end not in answer:
                 answer.append(int(logits(prompt + answer, pixels, len(prompt), plan).argmax()))  # noqa: B023
             return answer
 
@@ -93,7 +105,9 @@ def test_it_equals_the_whole_model_recomputed_for_every_token(lab: il.Lab, promp
         assert row.agreement == (both[0].argmax(1) == both[1].argmax(1)).double().mean()
         assert (row.tokens, row.equal) == (len(answer), own == answer)
         decode = lab.processor.tokenizer.decode
-        assert (row.reference, row.answer) == tuple(decode(ids, skip_special_tokens=True).strip() for ids in (answer, own))
+        assert (row.reference, row.answer) == tuple(
+            decode(ids, skip_special_tokens=True).strip() for ids in (answer, own)
+        )
     assert not table["equal"].all() and table["equal"].any(), "both ways must have been tried"
 
 
@@ -120,7 +134,10 @@ def test_one_pass_on_the_cache_equals_one_step_for_each_token(name: str, tmp_pat
     assert len(table) == 8 and table["tokens"].max() == length
     for row in table.itertuples():
         inputs = lab.inputs([shown[row.number]], [row.question])
-        start, write = inputs["input_ids"].shape[1], lambda **more: lab.model.generate(**inputs, do_sample=False, **more)  # noqa: B023
+        start, write = (
+            inputs["input_ids"].shape[1],
+            lambda **more: lab.model.generate(**inputs, do_sample=False, **more),
+        )
         answer = write(max_new_tokens=length)[0, start:]
         keeps_logits = dict(max_new_tokens=len(answer), logits_processor=LogitsProcessorList([Lead(answer, start)]),
                             output_logits=True, return_dict_in_generate=True)  # fmt: skip
@@ -135,7 +152,9 @@ def test_one_pass_on_the_cache_equals_one_step_for_each_token(name: str, tmp_pat
         assert row.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
         assert row.equal == (parted is None) and (parted is None or row.first_difference == parted)
     assert table["kl"].max() > 5e-4, "a reduction that changes nothing would show nothing"
-    assert ((table["first_difference"] > 0) & (table["first_difference"] < length - 2)).any(), "the cache has to be cut at least once"
+    assert ((table["first_difference"] > 0) & (table["first_difference"] < length - 2)).any(), (
+        "the cache has to be cut at least once"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- invariants
@@ -159,7 +178,9 @@ def test_rows_and_what_they_say_of_free_answers(lab: il.Lab, prompts) -> None:
         assert row.equal == (row.agreement == 1), "greedy writing follows where every first choice is the same"
     again = fidelity(lab, images, questions, ["random", "none"], [0.5, 0.1])
     assert again.equals(table)
-    assert not fidelity(lab, images, questions, "random", 0.1, seed=7)["kl"].equals(table.loc[table["keep"] == 0.1, "kl"])
+    assert not fidelity(lab, images, questions, "random", 0.1, seed=7)["kl"].equals(
+        table.loc[table["keep"] == 0.1, "kl"]
+    )
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 9))
@@ -212,5 +233,8 @@ def test_bad_input_is_refused_before_the_model_runs(lab: il.Lab, prompts, monkey
         assert "\n" not in str(caught.value)
     with pytest.raises(il.LabError, match="max_new_tokens must be a whole number of at least 1, got 0"):
         fidelity(lab, [image], [question], "illava", 0.5, max_new_tokens=0)
-    with il.attach(lab.model, "random"), pytest.raises(il.LabError, match="a strategy is attached to it; leave that block first"):
+    with (
+        il.attach(lab.model, "random"),
+        pytest.raises(il.LabError, match="a strategy is attached to it; leave that block first"),
+    ):
         fidelity(lab, [image], [question], "illava", 0.5)

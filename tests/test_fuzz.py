@@ -46,7 +46,10 @@ def drawn_schedule(draw: random.Random, strategy: il.Strategy, model: Any) -> il
     least = 0.6 if strategy.smallest_keep else 0.3
     layers = {"encoder": range(anatomy.encoder_depth), "llm": range(anatomy.first_llm_layer, len(anatomy.llm_layers))}
     plan = {
-        stage: {layer: draw.uniform(least, 1.0) for layer in draw.sample(layers[stage], draw.randint(1, min(3, len(layers[stage]))))}
+        stage: {
+            layer: draw.uniform(least, 1.0)
+            for layer in draw.sample(layers[stage], draw.randint(1, min(3, len(layers[stage]))))
+        }
         for stage in strategy.stages
     }
     if len(plan) == 2 and draw.random() < 0.5:
@@ -57,7 +60,11 @@ def drawn_schedule(draw: random.Random, strategy: il.Strategy, model: Any) -> il
 def longer(inputs: dict[str, torch.Tensor], sequences: torch.Tensor) -> dict[str, torch.Tensor]:
     """The inputs of prompts with what was generated after them."""
     more = sequences.shape[1] - inputs["input_ids"].shape[1]
-    out = {**inputs, "input_ids": sequences, "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, more), value=1)}
+    out = {
+        **inputs,
+        "input_ids": sequences,
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, more), value=1),
+    }
     if "mm_token_type_ids" in inputs:
         out["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, more))
     return out
@@ -86,7 +93,9 @@ def turn(draw: random.Random) -> None:
     model, strategy = shared_llava(kind), il.get_strategy(name)(**settings)
     schedule = drawn_schedule(draw, strategy, model)
     prompts = [
-        Prompt(draw.randint(0, 2), draw.randint(1, 9), draw.randint(0, 99), draw.randint(0, 1) if has_video(kind) else 0)
+        Prompt(
+            draw.randint(0, 2), draw.randint(1, 9), draw.randint(0, 99), draw.randint(0, 1) if has_video(kind) else 0
+        )
         for _ in range(draw.randint(1, 3))
     ]
     prompts[0].images = max(1, prompts[0].images)

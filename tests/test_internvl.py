@@ -54,15 +54,23 @@ def test_flops_are_what_torch_counts(name):
         assert prefill_flops(model, strategy, schedule, text_tokens=text) == pytest.approx(counted, rel=0.01)
 
 
-@pytest.mark.parametrize("text", [LlamaConfig(**TEXT), Qwen3Config(**TEXT, head_dim=8)], ids=lambda text: text.model_type)
-@pytest.mark.parametrize("tower", [dict(use_qk_norm=True, norm_type="rms_norm"), dict(use_mean_pooling=False)], ids=["6B", "norm"])
+@pytest.mark.parametrize(
+    "text", [LlamaConfig(**TEXT), Qwen3Config(**TEXT, head_dim=8)], ids=lambda text: text.model_type
+)
+@pytest.mark.parametrize(
+    "tower", [dict(use_qk_norm=True, norm_type="rms_norm"), dict(use_mean_pooling=False)], ids=["6B", "norm"]
+)
 @pytest.mark.parametrize("layer", [-1, -2])
 @torch.no_grad()
 def test_other_decoders_towers_and_feature_layers(text, tower, layer):
     """Keeping everything is the bare model, what the LLM gets is the share that was asked for, the cache is right."""
     vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, **tower)
     config = InternVLConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES, vision_feature_layer=layer
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=PATCHES,
+        vision_feature_layer=layer,
     )
     model, inputs = random_model(config, "cpu", torch.float32), make_inputs([Prompt(2), Prompt()], "internvl")
     bare = model(**inputs).logits
@@ -70,7 +78,9 @@ def test_other_decoders_towers_and_feature_layers(text, tower, layer):
         with il.attach(model, name, il.Schedule({0: 1.0, 2: 1.0})):
             assert torch.equal(model(**inputs).logits, bare)
         with il.attach(model, name, il.Schedule({0: 0.75, 2: 18})) as trace:
-            cached, plain = (model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False))
+            cached, plain = (
+                model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False)
+            )
         assert torch.equal(cached, plain)
         assert [len(trace.sources(image).anchor) for image in range(3)] == [36, 18, 36]
 
@@ -91,8 +101,19 @@ def test_a_smaller_tile_is_what_the_bare_tower_makes_of_it(size):
     torch.testing.assert_close(seen[0], want, rtol=1e-5, atol=1e-5)
 
 
-SPECIAL = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-PREPARED = {"do_resize": True, "do_normalize": True, "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "crop_to_patches": True, "max_patches": 6}
+SPECIAL = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+PREPARED = {
+    "do_resize": True,
+    "do_normalize": True,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "crop_to_patches": True,
+    "max_patches": 6,
+}
 TEMPLATE = """{% for m in messages %}{% for c in m.content %}{{ '<IMG_CONTEXT>\n' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"""
 
 
@@ -100,12 +121,20 @@ def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
     """Without torchvision. A picture twice as wide as high is two tiles and a view of the whole, a square is one tile."""
     words = trained_tokenizer(list(SPECIAL.values()))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<pad>", extra_special_tokens=SPECIAL
+        tokenizer_object=words.backend_tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<pad>",
+        extra_special_tokens=SPECIAL,
     )
     base = shared_llava("internvl").config.to_dict()
     base["text_config"]["vocab_size"] = len(tokenizer)
     config = InternVLConfig(**{**base, "image_token_id": tokenizer.context_image_token_id})
-    settings = {"image_processor": {"image_processor_type": "GotOcr2ImageProcessor", **PREPARED}, "video_processor": PREPARED, "image_seq_length": PATCHES}
+    settings = {
+        "image_processor": {"image_processor_type": "GotOcr2ImageProcessor", **PREPARED},
+        "video_processor": PREPARED,
+        "image_seq_length": PATCHES,
+    }
     build_processor(config, settings, tokenizer, TEMPLATE).save_pretrained(tmp_path)
     random_model(config, "cpu", torch.float32).save_pretrained(tmp_path)
 
@@ -114,6 +143,9 @@ def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
     inputs = lab.inputs([[wide, square], [square]], ["What is on the table?", "Why?"])
     assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [4 * PATCHES, PATCHES]
     answer = lab.ask([wide, square], "What is on the table?", "illava", keep=0.5, max_new_tokens=3)
-    assert [len(answer.trace.sources(image).anchor) for image in range(2)] == [pytest.approx(1.5 * PATCHES, abs=2), PATCHES // 2]
+    assert [len(answer.trace.sources(image).anchor) for image in range(2)] == [
+        pytest.approx(1.5 * PATCHES, abs=2),
+        PATCHES // 2,
+    ]
     with pytest.raises(il.LabError, match="of the family 'internvl', which takes no videos"):
         lab.inputs([il.read_video(np.zeros((4, 60, 60, 3), np.uint8), frames=4)], ["What?"])

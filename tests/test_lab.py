@@ -12,8 +12,8 @@ import pytest
 import reference
 import torch
 from conftest import random_llava
-from transformers import LlamaConfig
 from test_attach import structure
+from transformers import LlamaConfig
 
 import illava_lab as il
 from illava_lab.evaluate import correct, predict
@@ -208,9 +208,14 @@ def test_device_and_dtype_are_checked_first():
 
 
 def test_a_hub_id_without_network_is_one_sentence():
-    code = "import illava_lab as il\ntry: il.load('llava-hf/llava-1.5-7b-hf')\nexcept il.LabError as error: print(error)"
+    code = (
+        "import illava_lab as il\ntry: il.load('llava-hf/llava-1.5-7b-hf')\nexcept il.LabError as error: print(error)"
+    )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"},
     )
     wanted = "llava-hf/llava-1.5-7b-hf cannot be loaded: it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
     assert run.stdout.startswith(wanted), run.stderr

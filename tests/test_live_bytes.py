@@ -76,7 +76,10 @@ def test_illava_never_needs_more_than_the_bare_model(name: str, side: int) -> No
     """At real size: in a toy, the lists of places and sizes weigh as much as the states."""
     model, processor = hollow(name)
     lab, strategy = il.Lab(model, processor, name), il.get_strategy("illava")()
-    inputs, schedule = lab.inputs([Image.new("RGB", (side, side))], ["What?"]), il.Schedule.preset("illava-image", model)
+    inputs, schedule = (
+        lab.inputs([Image.new("RGB", (side, side))], ["What?"]),
+        il.Schedule.preset("illava-image", model),
+    )
     with ShapesOnly():
         bare_cache, bare = measure.memory(model, inputs)
         with il.attach(model, strategy, schedule):

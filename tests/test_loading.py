@@ -37,7 +37,12 @@ BILLIONS = {
 EACH_FAMILY = ["llava-1.5-7b", "llava-next-34b", "llava-onevision-7b", "qwen2-vl-7b"]
 # Visual tokens of one square picture: 24 x 24; a view of 24 x 24 and 48 x 48 with 48 newlines; 27 x 27 twice with 27
 # newlines; 280 / 28 squared.
-SQUARE = {"llava-1.5-7b": (336, 576), "llava-next-34b": (672, 2928), "llava-onevision-7b": (384, 1485), "qwen2-vl-7b": (280, 100)}
+SQUARE = {
+    "llava-1.5-7b": (336, 576),
+    "llava-next-34b": (672, 2928),
+    "llava-onevision-7b": (384, 1485),
+    "qwen2-vl-7b": (280, 100),
+}
 
 
 def config_of(name: str):
@@ -48,7 +53,9 @@ def scaled_down(name: str) -> dict:
     """A published configuration with few and narrow layers; picture sizes, ids and vocabulary stay."""
     spec = copy.deepcopy(random_models._read(name))
     text, vision = spec["config"]["text_config"], spec["config"]["vision_config"]
-    text |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+    text |= dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+    )
     if "depth" in vision:
         vision |= dict(embed_dim=32, depth=3, num_heads=2, hidden_size=32)
         text["rope_parameters"]["mrope_section"] = [2, 1, 1]
@@ -104,7 +111,9 @@ def test_random_weights_are_seeded_in_the_wanted_dtype_and_answer(tmp_path, pict
     state, same = lab.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(state[name], same[name]) for name in state)
     language = lab.model.model.language_model
-    assert language.norm.weight.eq(1).all() and language.embed_tokens.weight.detach().float().std() == pytest.approx(0.02, rel=0.05)
+    assert language.norm.weight.eq(1).all() and language.embed_tokens.weight.detach().float().std() == pytest.approx(
+        0.02, rel=0.05
+    )
     ordinary = dict(AutoModelForImageTextToText.from_config(lab.model.config, dtype=torch.float16).named_buffers())
     for name, buffer in lab.model.named_buffers():
         assert torch.equal(buffer, ordinary[name]), f"{name}: rotary tables and positions are computed, not drawn"
@@ -131,7 +140,9 @@ def test_too_little_memory_is_refused_with_both_figures_before_any_work():
 def test_a_checkpoint_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path):
     folder = shutil.copytree(data_dir() / "model", tmp_path / "huge")
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= dict(num_hidden_layers=500, hidden_size=16384, intermediate_size=65536, num_attention_heads=128)
+    config["text_config"] |= dict(
+        num_hidden_layers=500, hidden_size=16384, intermediate_size=65536, num_attention_heads=128
+    )
     config["text_config"] |= dict(num_key_value_heads=128, head_dim=128)
     config["text_config"].pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
@@ -204,7 +215,12 @@ def test_device_map_through_accelerate_answers_as_without(picture, tmp_path):
     plain = il.load().ask(picture, question, "illava", keep=0.5)
     assert il.load(device_map="auto").ask(picture, question, "illava", keep=0.5).text == plain.text
     # Layers on the disk go through the same hooks of accelerate as layers on another GPU.
-    spread = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "model.language_model": "disk", "lm_head": "cpu"}
+    spread = {
+        "model.vision_tower": "cpu",
+        "model.multi_modal_projector": "cpu",
+        "model.language_model": "disk",
+        "lm_head": "cpu",
+    }
     lab = il.load(device_map=spread)
     assert hasattr(lab.model.model.language_model.layers[0], "_hf_hook")
     answer = lab.ask(picture, question, "illava", keep=0.5)
@@ -221,7 +237,11 @@ def trained_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(["What is on the table?", "What happens in the film, and why?"] * 9, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<pad>", additional_special_tokens=special
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<pad>",
+        additional_special_tokens=special,
     )
 
 
@@ -230,7 +250,9 @@ def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
     spec = random_models._read("qwen2-vl-7b" if name == "qwen2.5-vl" else name)
     kind = "qwen2_5_vl" if name == "qwen2.5-vl" else spec["config"]["model_type"]
     config = AutoConfig.for_model(kind)
-    made = build_processor(config, spec["processor"], trained_tokenizer(list(spec["tokenizer"]["special"])[1:]), spec["chat_template"])
+    made = build_processor(
+        config, spec["processor"], trained_tokenizer(list(spec["tokenizer"]["special"])[1:]), spec["chat_template"]
+    )
     made.save_pretrained(tmp_path)
     loaded = load_processor(str(tmp_path), config)
     assert type(loaded).__name__ == type(made).__name__ and loaded.image_processor.backend == "pil"
@@ -242,7 +264,9 @@ def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
     film = il.read_video(np.random.default_rng(1).integers(0, 256, (6, 96, 128, 3), dtype=np.uint8), frames=3, fps=6.0)
     shown = [film, picture] if kind in FRAMES else [picture]
     before, after = (il.Lab(OnlyItsConfig, p, name).inputs([shown], ["What is on the table?"]) for p in (made, loaded))
-    assert set(before) == set(after) and "pixel_values" in after and ("pixel_values_videos" in after) == (kind in FRAMES)
+    assert (
+        set(before) == set(after) and "pixel_values" in after and ("pixel_values_videos" in after) == (kind in FRAMES)
+    )
     for key in before:
         torch.testing.assert_close(before[key], after[key], rtol=0, atol=0)
     if kind == "qwen2_5_vl":

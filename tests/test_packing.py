@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMES, IMAGE_SIZE, IMAGE_TOKEN, PATCH, PATCHES, VIDEO_TOKEN, Prompt, make_inputs, picture, shared_llava
+from conftest import (
+    FRAMES,
+    IMAGE_SIZE,
+    IMAGE_TOKEN,
+    PATCH,
+    PATCHES,
+    VIDEO_TOKEN,
+    Prompt,
+    make_inputs,
+    picture,
+    shared_llava,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -86,7 +97,9 @@ class Look(il.Strategy):
         return il.TokenMap.keep(torch.arange(keep).expand(tokens.batch, -1), tokens.count)
 
 
-@pytest.mark.parametrize(("kind", "prompt"), [(kind, Prompt(seed=3)) for kind in (*KINDS, "internvl")] + [("onevision", Prompt(0, videos=1))])
+@pytest.mark.parametrize(
+    ("kind", "prompt"), [(kind, Prompt(seed=3)) for kind in (*KINDS, "internvl")] + [("onevision", Prompt(0, videos=1))]
+)
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 @torch.no_grad()
 def test_the_llm_gets_the_fraction_that_was_asked_for(kind, prompt, keep):
@@ -192,7 +205,12 @@ def processor(kind: str, config):
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     common = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=Image.Resampling.BILINEAR)
     if kind == "next":
-        return LlavaNextImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size, image_grid_pinpoints=config.image_grid_pinpoints, **common)
+        return LlavaNextImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE},
+            crop_size=size,
+            image_grid_pinpoints=config.image_grid_pinpoints,
+            **common,
+        )
     if kind == "onevision":
         return LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints, **common)
     return CLIPImageProcessorPil(size=size, crop_size=size, **common)
@@ -211,7 +229,11 @@ def test_known_patches_lead_back_to_their_pixels(kind, sizes, tmp_path):
     pixels = type(processor(kind, made.config)).from_pretrained(tmp_path)(images, return_tensors="pt")
     pixels.pop("batch_num_images", None)
     inputs, cells = prompt_of(kind, sizes)
-    inputs = {name: value for name, value in inputs.items() if name in ("input_ids", *(("batch_num_images",) if kind == "onevision" else ()))}
+    inputs = {
+        name: value
+        for name, value in inputs.items()
+        if name in ("input_ids", *(("batch_num_images",) if kind == "onevision" else ()))
+    }
     if kind == "onevision" and len(sizes) > 1:
         pixels["pixel_values"] = pixels["pixel_values"][:, :1]
     with il.attach(model, KeepKnown(), il.Schedule({2: len(KNOWN)})) as trace:
@@ -244,9 +266,15 @@ def same_pixels(crops: torch.Tensor, patch: int, sources) -> None:
 @torch.no_grad()
 def test_known_patches_of_a_video_lead_back_to_their_frames():
     model, shades = shared_llava("onevision"), [0.2, 0.5, 0.8]
-    frames = [torch.from_numpy(np.array(gradient((IMAGE_SIZE, IMAGE_SIZE), shade))).permute(2, 0, 1) / 127.5 - 1 for shade in shades]
+    frames = [
+        torch.from_numpy(np.array(gradient((IMAGE_SIZE, IMAGE_SIZE), shade))).permute(2, 0, 1) / 127.5 - 1
+        for shade in shades
+    ]
     slots = len(shades) * len(pooled_cells(SIDE)) + 1
-    inputs = {"input_ids": torch.tensor([[1, *[VIDEO_TOKEN] * slots, 5]]), "pixel_values_videos": torch.stack(frames)[None]}
+    inputs = {
+        "input_ids": torch.tensor([[1, *[VIDEO_TOKEN] * slots, 5]]),
+        "pixel_values_videos": torch.stack(frames)[None],
+    }
     with il.attach(model, KeepKnown(), il.Schedule({2: len(KNOWN)})) as trace:
         model(**inputs)
     sources = trace.sources(0)
@@ -293,4 +321,6 @@ def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
         assert sum(trace.images_per_row) == len(alone)
         for image, want in enumerate(alone):
             torch.testing.assert_close(trace.sources(image).weights, want.weights, atol=1e-6, rtol=1e-6)
-            assert torch.equal(trace.sources(image).anchor, want.anchor) and torch.equal(trace.sources(image).boxes, want.boxes)
+            assert torch.equal(trace.sources(image).anchor, want.anchor) and torch.equal(
+                trace.sources(image).boxes, want.boxes
+            )

@@ -82,7 +82,9 @@ def test_what_cannot_be_drawn_is_said(table: pd.DataFrame) -> None:
 
 
 def test_layers_draws_each_measure_where_it_was_taken() -> None:
-    table = pd.DataFrame({"stage": ["encoder"] * 3 + ["llm"] * 2, "layer": [0, 1, 2, 0, 1], "half": [9, 8, None, 7, None]})
+    table = pd.DataFrame(
+        {"stage": ["encoder"] * 3 + ["llm"] * 2, "layer": [0, 1, 2, 0, 1], "half": [9, 8, None, 7, None]}
+    )
     figure = plots.layers({"photo": table, "scene": table.assign(half=1)}, "half", "tokens")
     encoder, llm = figure.axes
     assert [line.get_label() for line in encoder.lines] == ["photo", "scene"]

@@ -173,7 +173,9 @@ def test_notebook_is_fit_to_commit(path: Path) -> None:
 def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
     import illava_lab as il
 
-    rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([\w ]+) \| (.*) \|$", (CLONE / "README.md").read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (\w+) \| ([\w ]+) \| (.*) \|$", (CLONE / "README.md").read_text(encoding="utf-8"), re.M
+    )
     listed = {name: (kind, stages, re.findall(r"abs/([\d.]+)", source)) for name, kind, stages, source in rows}
     for name, cls in il.strategies().items():
         if name != "none" and cls.__module__.startswith("strategies."):  # other tests register theirs

@@ -315,7 +315,9 @@ def equals(name: str, tokens: il.Tokens, keep: int, want: Tensor, **setting: obj
     close(out.apply(tokens.hidden)[0], want.float() @ tokens.hidden[0])
 
 
-@pytest.mark.parametrize(("name", "statistic"), [("fastervlm", "cls_attention"), ("pyramiddrop", "next_text_attention")])
+@pytest.mark.parametrize(
+    ("name", "statistic"), [("fastervlm", "cls_attention"), ("pyramiddrop", "next_text_attention")]
+)
 @given(shape=shapes, keep=st.integers(1, 40))
 @many
 def test_scorers_equal_their_restatement(name, statistic, shape, keep):
@@ -339,7 +341,10 @@ def test_divprune_equals_its_restatement(shape, keep):
 @many
 def test_dart_equals_its_restatement(shape, keep, image, text, length):
     tokens, keep = draw((*shape[:3], False), stage="llm", text=length), min(keep, shape[0])
-    lists = [x[0].tolist() for x in (tokens.wide_keys, tokens.normed_hidden, tokens.text_wide_keys, tokens.text_normed_hidden)]
+    lists = [
+        x[0].tolist()
+        for x in (tokens.wide_keys, tokens.normed_hidden, tokens.text_wide_keys, tokens.text_normed_hidden)
+    ]
     own, _, takes = dart(*lists, keep, image, text)
     want = selection(own + sum(takes, []), shape[0])
     equals("dart", tokens, keep, want, pivot_image_token=image, pivot_text_token=text)

@@ -92,7 +92,9 @@ def test_methods_are_those_of_the_lab(table: pd.DataFrame) -> None:
 )  # fmt: skip
 def test_figures_are_the_published_ones(method, model, task, metric, part_of_setting, value, baseline) -> None:
     rows = il.published(method, metric=metric, model=model)
-    (row,) = rows[(rows["task"] == task) & rows["setting"].str.contains(part_of_setting, regex=False)].to_dict("records")
+    (row,) = rows[(rows["task"] == task) & rows["setting"].str.contains(part_of_setting, regex=False)].to_dict(
+        "records"
+    )
     assert row["value"] == value
     assert math.isnan(row["baseline"]) if baseline is None else row["baseline"] == baseline
 

@@ -46,7 +46,11 @@ def part(size: tuple[int, int, int]) -> tuple[int, int, int, int]:
 SIZES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6)), max_size=3)
 
 
-@given(sizes=st.lists(SIZES, min_size=2, max_size=3), keep=st.floats(0.05, 1.0), name=st.sampled_from(["random", "tome", "fastv"]))
+@given(
+    sizes=st.lists(SIZES, min_size=2, max_size=3),
+    keep=st.floats(0.05, 1.0),
+    name=st.sampled_from(["random", "tome", "fastv"]),
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep, name):
     """From a single cell to several windows: every image and every temporal slice is reduced on its own."""
@@ -58,7 +62,9 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep,
     seeds = list(range(len(prompts)))
     with il.attach(model, strategy, schedule):
         together = forward(model, qwen_inputs(kind, prompts, seeds))
-        alone = [forward(model, qwen_inputs(kind, [prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)]
+        alone = [
+            forward(model, qwen_inputs(kind, [prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
@@ -79,7 +85,10 @@ def test_a_kept_cache_continues_at_the_original_positions(kind, model):
 
 def test_a_chat_continues_on_its_cache(kind, model):
     """Two turns of generate on one cache, the second without pixels: as the whole conversation at once."""
-    first, settings = show(kind, (0, 3, 4), (2, 2, 3), seed=6), dict(max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
+    first, settings = (
+        show(kind, (0, 3, 4), (2, 2, 3), seed=6),
+        dict(max_new_tokens=3, return_dict_in_generate=True, **GREEDY),
+    )
     with il.attach(model, *RANDOM):
         answer = model.generate(**first, **settings)
         ids = torch.cat([answer.sequences, torch.tensor([[9, 10, 11]])], dim=1)
@@ -94,7 +103,9 @@ def test_survivors_keep_their_positions_on_all_axes(kind, model):
     """What the rotary tables of the language model are made from, and that text and markers are all there."""
     inputs, seen = show(kind, (0, 3, 4), (2, 3, 3), seed=1), {}
     rotary = model.model.language_model.rotary_emb
-    hook = rotary.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs or {}, args=args), with_kwargs=True)
+    hook = rotary.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs or {}, args=args), with_kwargs=True
+    )
     with il.attach(model, "illava", il.Schedule({1: 0.5})) as trace, torch.no_grad():
         model(**inputs)
     hook.remove()
@@ -130,7 +141,9 @@ def test_sources_point_at_the_pixels_that_were_kept(kind, model):
     for (time, height, width), cells in zip(shown, white, strict=True):
         picture = np.zeros((max(time, 1), height, width), dtype=np.uint8)
         picture.ravel()[list(cells)] = 255
-        pictures.append(np.kron(picture, np.pad(np.ones((1, PATCH, PATCH), dtype=np.uint8), ((0, 0), (PATCH, 0), (PATCH, 0)))))
+        pictures.append(
+            np.kron(picture, np.pad(np.ones((1, PATCH, PATCH), dtype=np.uint8), ((0, 0), (PATCH, 0), (PATCH, 0))))
+        )
     processor = Qwen2VLImageProcessorPil(patch_size=PATCH, do_resize=False, do_normalize=False)
     inputs = show(kind, *shown, seed=8)
     images = processor([Image.fromarray(pictures[0][0]), Image.fromarray(pictures[1][0])], return_tensors="pt")
@@ -234,7 +247,10 @@ def test_what_cannot_be_is_refused_clearly(kind, model):
     inputs = show(kind, (0, 3, 4), (0, 2, 2))
     with pytest.raises(il.LabError, match="time, row and column"), il.attach(model, *RANDOM, positions="packed"):
         pass
-    with pytest.raises(il.LabError, match="encoder layer 4 is out of range"), il.attach(model, "random", il.Schedule({4: 0.5})):
+    with (
+        pytest.raises(il.LabError, match="encoder layer 4 is out of range"),
+        il.attach(model, "random", il.Schedule({4: 0.5})),
+    ):
         pass
     with pytest.raises(il.LabError, match="let its processor"), il.attach(model, "downsample", il.Schedule(image=0.25)):
         pass
@@ -242,7 +258,10 @@ def test_what_cannot_be_is_refused_clearly(kind, model):
         il.Schedule.for_budget("downsample", model, flops=0.5)
     with il.attach(model, "visionzip", il.Schedule({3: 0.5})), pytest.raises(il.LabError, match="needs a CLS token"):
         forward(model, inputs)
-    with il.attach(model, "random", il.Schedule({0: 5})), pytest.raises(il.LabError, match="encoder layer 0: cannot keep 5 of 4"):
+    with (
+        il.attach(model, "random", il.Schedule({0: 5})),
+        pytest.raises(il.LabError, match="encoder layer 0: cannot keep 5 of 4"),
+    ):
         forward(model, inputs)
     flash = copy.deepcopy(model)
     flash.model.visual.config._attn_implementation = "flash_attention_2"

@@ -63,7 +63,9 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, answer, fault: str | None) -> None:
     says_what_is_wrong(check(answer), fault)
 

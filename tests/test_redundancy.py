@@ -52,7 +52,9 @@ def test_a_recording_is_what_transformers_reports(lab: Lab) -> None:
     assert torch.allclose(recording.attention["encoder"], received, atol=1e-6)
     llm = torch.cat(out.hidden_states)[:, visual]
     assert torch.allclose(recording.hidden["llm"][:-1], llm[:-1], atol=1e-4)
-    normed = anatomy.language_model.norm(recording.hidden["llm"][-1])  # transformers reports the last one after the norm
+    normed = anatomy.language_model.norm(
+        recording.hidden["llm"][-1]
+    )  # transformers reports the last one after the norm
     assert torch.allclose(normed, llm[-1], atol=1e-4)
     rows = torch.cat(out.attentions).mean(dim=1)[:, -1]
     assert torch.allclose(recording.attention["llm"], rows[:, visual], atol=1e-5)
@@ -116,8 +118,12 @@ def test_effective_rank_of_known_matrices() -> None:
     assert redundancy.effective_rank(torch.eye(5)) == pytest.approx(5)
     assert redundancy.effective_rank(torch.outer(torch.arange(1.0, 5), torch.ones(3))) == pytest.approx(1)
     parts = (3 / 4, 1 / 4)
-    assert redundancy.effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(math.exp(-sum(p * math.log(p) for p in parts)))
-    assert redundancy.effective_rank(torch.eye(3) + 1, centred=True) == pytest.approx(2, rel=1e-4)  # a triangle lies in a plane
+    assert redundancy.effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(
+        math.exp(-sum(p * math.log(p) for p in parts))
+    )
+    assert redundancy.effective_rank(torch.eye(3) + 1, centred=True) == pytest.approx(
+        2, rel=1e-4
+    )  # a triangle lies in a plane
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,7 +15,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_every_file_in_strategies_is_found():
     files = {path.stem for path in (REPOSITORY / "strategies").glob("*.py")} - {"__init__"}
-    modules = {cls.__module__.split(".")[-1] for cls in il.strategies().values() if cls.__module__.startswith("strategies.")}
+    modules = {
+        cls.__module__.split(".")[-1] for cls in il.strategies().values() if cls.__module__.startswith("strategies.")
+    }
     assert modules == files
     assert list(il.strategies())[0] == "none"
 
@@ -60,10 +62,14 @@ def test_other_peoples_packages_are_found_and_broken_ones_are_named(tmp_path):
     )
     (package / "bad.py").write_text("import nothing_of_this_name\n")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[illava_lab.strategies]\ntheirs = their_methods\ngone = missing_package\n")
+    (metadata / "entry_points.txt").write_text(
+        "[illava_lab.strategies]\ntheirs = their_methods\ngone = missing_package\n"
+    )
     code = (
         "import illava_lab as il; from illava_lab.registry import broken_plugins; "
         "print('theirs' in il.strategies(), 'illava' in il.strategies(), sorted(broken_plugins()))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
+    )
     assert run.stdout.strip() == "True True ['gone', 'their_methods.bad']", run.stderr

@@ -30,10 +30,25 @@ def test_a_budget_is_met_by_what_the_last_llm_layer_sees(model, keep, name):
 
 def onevision_sized() -> LlavaForConditionalGeneration:
     """Depths and grid of LLaVA-OneVision-7B with tiny widths: 26 encoder layers, 27 x 27 patches, 28 decoder layers."""
-    vision = SiglipVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=26, num_attention_heads=2, image_size=54, patch_size=2)
-    text = Qwen2Config(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=28, num_attention_heads=2, num_key_value_heads=1)
+    vision = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=26, num_attention_heads=2, image_size=54, patch_size=2
+    )
+    text = Qwen2Config(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, vision_feature_layer=-1, vision_feature_select_strategy="full")
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=3,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
     ).eval()
 
 
@@ -54,7 +69,9 @@ def test_keep_outside_the_allowed_is_refused(model, keep):
     with pytest.raises(il.LabError, match=r"keep must be a fraction in \(0, 1\]"):
         il.Schedule.for_budget("illava", model, keep=keep)
     if keep is not True:
-        with pytest.raises(il.LabError, match=r"schedule encoder layer 3: keep must be a fraction in \(0, 1\] or a count"):
+        with pytest.raises(
+            il.LabError, match=r"schedule encoder layer 3: keep must be a fraction in \(0, 1\] or a count"
+        ):
             il.Schedule(encoder={3: keep})
 
 

@@ -107,7 +107,12 @@ def test_case_e_fastv(keep, want):
 
 def test_case_n_rounding():
     kept = il.schedule.kept
-    assert [kept(fraction, n, "") for fraction, n in ((0.9, 15), (0.7, 12), (0.7, 2333), (0.01, 10))] == [14, 8, 1633, 1]
+    assert [kept(fraction, n, "") for fraction, n in ((0.9, 15), (0.7, 12), (0.7, 2333), (0.01, 10))] == [
+        14,
+        8,
+        1633,
+        1,
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- random shapes
@@ -211,7 +216,9 @@ def test_strategy_files_are_short_and_know_no_model():
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 root = name.split(".")[0]
-                assert root not in ("transformers", "tests") and (root != "illava_lab" or name in allowed), f"{path.name} imports {name}"
+                assert root not in ("transformers", "tests") and (root != "illava_lab" or name in allowed), (
+                    f"{path.name} imports {name}"
+                )
 
 
 def test_every_published_method_is_there_with_its_paper_stages_and_kind():

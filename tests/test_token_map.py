@@ -50,7 +50,9 @@ def test_from_matrix_restores_the_map(token_map):
 @settings(max_examples=100, deadline=None)
 def test_then_is_one_after_the_other(first, data):
     keep = data.draw(st.integers(1, first.slots))
-    second = il.TokenMap.keep(torch.arange(first.slots - keep, first.slots).expand(first.anchor.shape[0], -1), first.slots)
+    second = il.TokenMap.keep(
+        torch.arange(first.slots - keep, first.slots).expand(first.anchor.shape[0], -1), first.slots
+    )
     x = torch.randn(first.anchor.shape[0], first.tokens, 3, dtype=torch.float64)
     torch.testing.assert_close(first.then(second).apply(x), second.apply(first.apply(x)))
     assert torch.equal(first.then(second).anchor, first.anchor.gather(1, second.anchor))

@@ -32,7 +32,9 @@ def task() -> Task:
 def run(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """A real comparison, and the table that it returned; fastv fails, as it cannot go so low."""
     folder = tmp_path_factory.mktemp("run")
-    table = il.compare(il.load(), ["random", "fastv", "tome"], flops=[0.6, 0.4], task=task, timing=False, out=folder, progress=False)
+    table = il.compare(
+        il.load(), ["random", "fastv", "tome"], flops=[0.6, 0.4], task=task, timing=False, out=folder, progress=False
+    )
     return folder, table
 
 
@@ -44,13 +46,19 @@ def explorer(run: tuple[Path, pd.DataFrame], task: Task) -> TradeoffExplorer:
 # --------------------------------------------------------------------------------------------- plain functions
 def test_the_rows_are_those_that_compare_returned(run: tuple[Path, pd.DataFrame], task: Task) -> None:
     rows, answers = read_run(run[0], task)
-    assert list(rows["point"]) == list(answers) == ["none", *(f"{name} at FLOPs {share}" for name in ("random", "tome") for share in (0.6, 0.4))]
+    assert (
+        list(rows["point"])
+        == list(answers)
+        == ["none", *(f"{name} at FLOPs {share}" for name in ("random", "tome") for share in (0.6, 0.4))]
+    )
     whole, table = within(rows, answers, task), run[1][run[1]["status"] == "ok"].reset_index(drop=True)
     for column in ("accuracy", "difference", "difference_low", "difference_high"):
         assert whole[column].to_numpy() == pytest.approx(table[column].to_numpy(dtype=float)), column
     for category in task.categories:
         one = within(rows, answers, task, [category])
-        assert one["accuracy"].to_numpy() == pytest.approx(table[f"accuracy_{category}"].to_numpy(dtype=float)), category
+        assert one["accuracy"].to_numpy() == pytest.approx(table[f"accuracy_{category}"].to_numpy(dtype=float)), (
+            category
+        )
 
 
 def test_lost_are_the_questions_that_only_the_bare_model_gets_right(run: tuple[Path, pd.DataFrame], task: Task) -> None:
@@ -58,7 +66,11 @@ def test_lost_are_the_questions_that_only_the_bare_model_gets_right(run: tuple[P
     bare, point = correct(answers["none"], task), "random at FLOPs 0.4"
     wanted = task.samples[bare & ~correct(answers[point], task)]
     found = lost(answers, task, point)
-    assert len(found) > 3 and list(found.index) == list(wanted.index) and (found["said"] == answers[point][found.index]).all()
+    assert (
+        len(found) > 3
+        and list(found.index) == list(wanted.index)
+        and (found["said"] == answers[point][found.index]).all()
+    )
     some = lost(answers, task, point, ["count", "word"])
     assert list(some.index) == list(found.index[found["category"].isin(["count", "word"])])
     assert lost(answers, task, "none").empty
@@ -79,7 +91,9 @@ def test_bad_input_is_refused(run: tuple[Path, pd.DataFrame], task: Task, tmp_pa
 
 
 # --------------------------------------------------------------------------------------------- the widget
-def test_controls_change_plot_and_questions(explorer: TradeoffExplorer, run: tuple[Path, pd.DataFrame], task: Task) -> None:
+def test_controls_change_plot_and_questions(
+    explorer: TradeoffExplorer, run: tuple[Path, pd.DataFrame], task: Task
+) -> None:
     rows, answers = read_run(run[0], task)
     explorer.reset.click()
     start = explorer.settings
@@ -87,7 +101,12 @@ def test_controls_change_plot_and_questions(explorer: TradeoffExplorer, run: tup
     explorer.set(strategies=["random"], categories=["count", "word"], point="random at FLOPs 0.4")
     twin = tradeoff_figure(within(rows, answers, task, ["count", "word"]), ["random"], "random at FLOPs 0.4")
     for shown, wanted in zip(explorer.widget.data, twin.data, strict=True):
-        assert (shown.name, shown.visible, list(shown.x), list(shown.y)) == (wanted.name, wanted.visible, list(wanted.x), list(wanted.y))
+        assert (shown.name, shown.visible, list(shown.x), list(shown.y)) == (
+            wanted.name,
+            wanted.visible,
+            list(wanted.x),
+            list(wanted.y),
+        )
     assert explorer.widget.layout.shapes[0].y0 == twin.layout.shapes[0].y0
     assert [trace.name for trace in explorer.widget.data if trace.visible is False] == ["tome"]
     wanted = lost(answers, task, "random at FLOPs 0.4", ["count", "word"])
@@ -114,13 +133,17 @@ def test_moves_are_fast(explorer: TradeoffExplorer) -> None:
         assert time.perf_counter() - start < SECONDS, move
 
 
-def test_a_picture_stands_beside_the_widget(explorer: TradeoffExplorer, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_stands_beside_the_widget(
+    explorer: TradeoffExplorer, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[tuple] = []
     monkeypatch.setattr(tradeoff_explorer, "show_widget", lambda *given: shown.append(given))
     explorer.show(point="random at FLOPs 0.4", categories=task.categories, strategies=["random", "tome"])
     ((box, png, alt),) = shown
     image = Image.open(BytesIO(png))
-    assert box is explorer.box and image.width < image.height * 2 and "questions lost that the bare model answers" in alt
+    assert (
+        box is explorer.box and image.width < image.height * 2 and "questions lost that the bare model answers" in alt
+    )
     assert lost_picture(task, explorer.lost.head(0), "nothing").axes  # nothing lost is a picture too
 
 
@@ -187,7 +210,9 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)])
+@pytest.mark.parametrize(
+    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
+)
 def test_checks_name_the_fault(check, answer, fault: str | None) -> None:
     says_what_is_wrong(check(answer), fault)
 

@@ -89,7 +89,9 @@ def test_sampling_takes_what_is_shown_in_the_middle_of_equal_spans(durations, fr
     for span, index in enumerate(chosen):
         middle = (span + 0.5) * ends[-1] / frames
         assert ends[index] - durations[index] - 1e-9 <= middle <= ends[index] + 1e-9
-    assert _sample([i / 3 for i in range(len(durations))], len(durations) / 3, len(durations), "") == list(range(len(durations)))
+    assert _sample([i / 3 for i in range(len(durations))], len(durations) / 3, len(durations), "") == list(
+        range(len(durations))
+    )
 
 
 def test_a_film_from_a_phone_held_upright_is_read_upright(tmp_path):

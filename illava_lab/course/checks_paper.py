@@ -9,11 +9,23 @@ from illava_lab.course.exercises import exercise, need, number
 
 SUPPORTED, NOT_SUPPORTED, NOT_CHECKED = VERDICTS = ("supported here", "not supported here", "not checked here")
 LEDGER = {
-    "loses 0.2 to 0.5 %": (NOT_SUPPORTED, "the table of section 1 has 1.6 points at 0.7 of the FLOPs, with an interval from 0.9 to 2.3"),
+    "loses 0.2 to 0.5 %": (
+        NOT_SUPPORTED,
+        "the table of section 1 has 1.6 points at 0.7 of the FLOPs, with an interval from 0.9 to 2.3",
+    ),
     "recycling keeps what dropping loses": (NOT_SUPPORTED, "in section 2 no ramp can be told from dropping"),
-    "the 2026 code ranks by attention": (NOT_SUPPORTED, "section 3: it computes a log-sum-exp, and ranks other tokens first"),
-    "without the encoder this model's work cannot be halved": (SUPPORTED, "section 4: LLM only, from its layer 2 on, stays at 0.71 or more whatever it keeps"),
-    "twice the throughput of a 7B model": (NOT_CHECKED, "no section ran a 7B model or a GPU; FLOPs are a bound, not a measurement"),
+    "the 2026 code ranks by attention": (
+        NOT_SUPPORTED,
+        "section 3: it computes a log-sum-exp, and ranks other tokens first",
+    ),
+    "without the encoder this model's work cannot be halved": (
+        SUPPORTED,
+        "section 4: LLM only, from its layer 2 on, stays at 0.71 or more whatever it keeps",
+    ),
+    "twice the throughput of a 7B model": (
+        NOT_CHECKED,
+        "no section ran a 7B model or a GPU; FLOPs are a bound, not a measurement",
+    ),
 }
 
 
@@ -21,11 +33,20 @@ LEDGER = {
 def check_own_share(function: Callable[[int], float]) -> str:
     """R tokens merged into a target with the weights of the published code -> the weight that the target keeps of itself."""
     got = number(function(0))
-    need(abs(got - 1) < 1e-9, f"with nothing merged (R = 0) the target is itself: 1; yours gives {got:.4g} (is the sum of the weights (R+1)(R+2)/2?)")
+    need(
+        abs(got - 1) < 1e-9,
+        f"with nothing merged (R = 0) the target is itself: 1; yours gives {got:.4g} (is the sum of the weights (R+1)(R+2)/2?)",
+    )
     got = number(function(3))
     need(abs(got - 0.25) > 1e-9, "1/4 would be the plain mean of four tokens; the weights are a ramp")
-    need(abs(got - 0.4) > 1e-9, "0.4 is the share of the *least* attended token, which weighs most; the target weighs least")
-    need(abs(got - 0.1) < 1e-9, f"for R = 3 the weights are 4, 3, 2, 1 of 10, and the target has the 1: 0.1; yours gives {got:.4g}")
+    need(
+        abs(got - 0.4) > 1e-9,
+        "0.4 is the share of the *least* attended token, which weighs most; the target weighs least",
+    )
+    need(
+        abs(got - 0.1) < 1e-9,
+        f"for R = 3 the weights are 4, 3, 2, 1 of 10, and the target has the 1: 0.1; yours gives {got:.4g}",
+    )
     return f"for R = 92 the target keeps {100 * number(function(92)):.3f} % of itself."
 
 
@@ -33,15 +54,24 @@ def check_own_share(function: Callable[[int], float]) -> str:
 def check_published_counts(function: Callable[[int, int, int, float], Any]) -> str:
     """Patches, layers, removed in each, keep ratio in the LLM -> (tokens that leave the encoder, tokens that the LLM keeps)."""
     got = function(729, 4, 92, 0.7)
-    need(got is not None and got is not ..., "nothing is returned yet; a pair (after the encoder, after the LLM's layer) is expected")
-    need(isinstance(got, tuple) and len(got) == 2, f"a pair (after the encoder, after the LLM's layer) is expected, got {got!r}")
+    need(
+        got is not None and got is not ...,
+        "nothing is returned yet; a pair (after the encoder, after the LLM's layer) is expected",
+    )
+    need(
+        isinstance(got, tuple) and len(got) == 2,
+        f"a pair (after the encoder, after the LLM's layer) is expected, got {got!r}",
+    )
     encoder, llm = got
     need(encoder != 365, "365 follows from the README's 364; its command removes 92 in each of 4 layers, which is 368")
     need(encoder == 361, f"729 - 4 * 92 = 361 = 19 * 19 leave the encoder; yours are {encoder!r}")
     need(llm != 510 and llm != 511, "the LLM keeps 0.7 of what *reaches* it, which is not 729 any more")
     need(llm != 252, "the code rounds what it *removes*: 361 - round(361 * 0.3) = 253, not int(361 * 0.7)")
     need(llm == 253, f"361 - round(361 * 0.3) = 253 are left in the LLM; yours are {llm!r}")
-    need(function(100, 2, 10, 0.5) == (80, 40), f"100 patches, 2 layers, 10 each, half: (80, 40), yours gives {function(100, 2, 10, 0.5)!r}")
+    need(
+        function(100, 2, 10, 0.5) == (80, 40),
+        f"100 patches, 2 layers, 10 each, half: (80, 40), yours gives {function(100, 2, 10, 0.5)!r}",
+    )
     return "361 is a square, which the code's later pooling needs; 364 removed would not have been."
 
 
@@ -51,7 +81,10 @@ def check_ledger(ledger: Mapping[str, str]) -> str:
     need(isinstance(ledger, Mapping), f"a dict from claim to verdict is expected, got {ledger!r}")
     for claim, (right, why) in LEDGER.items():
         got = ledger.get(claim)
-        need(claim in ledger and got is not ..., f"“{claim}” has no verdict yet; one of {', '.join(VERDICTS)} is expected")
+        need(
+            claim in ledger and got is not ...,
+            f"“{claim}” has no verdict yet; one of {', '.join(VERDICTS)} is expected",
+        )
         need(got in VERDICTS, f"“{claim}”: one of {', '.join(VERDICTS)} is expected, got {got!r}")
         need(got == right, f"“{claim}” is {right}: {why}; yours says {got}")
     return "“here” is part of each verdict: one small model, on a CPU."

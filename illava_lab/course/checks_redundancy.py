@@ -24,7 +24,10 @@ def check_similarity(function: Callable[[Tensor], Tensor]) -> str:
         "(is every row divided by its own length? is it a similarity, not a distance?)",
     )
     need((got - got.T).abs().max() < 1e-5, "i is as like j as j is like i: the matrix must be symmetric")
-    need(abs(got[0, 2] - 1) < 1e-5, f"a token twice as long points the same way: entry (0, 2) must be 1, got {got[0, 2]:.3g}")
+    need(
+        abs(got[0, 2] - 1) < 1e-5,
+        f"a token twice as long points the same way: entry (0, 2) must be 1, got {got[0, 2]:.3g}",
+    )
     need(abs(got[0, 1]) < 1e-5, f"tokens at a right angle have similarity 0: entry (0, 1) is {got[0, 1]:.3g}")
     need(abs(got[0, 3] + 1) < 1e-5, f"opposite tokens have similarity -1: entry (0, 3) is {got[0, 3]:.3g}")
     return "symmetric, 1 on the diagonal, and blind to the lengths of tokens."
@@ -40,9 +43,15 @@ def check_effective_rank(function: Callable[[Tensor], float]) -> str:
     )
     x = torch.diag(torch.tensor([3.0, 1.0]))
     uneven, scaled = number(function(x)), number(function(5 * x))
-    need(abs(uneven - scaled) < 1e-4, f"multiplying all tokens by 5 changes nothing, but yours goes from {uneven:.3g} to {scaled:.3g}")
+    need(
+        abs(uneven - scaled) < 1e-4,
+        f"multiplying all tokens by 5 changes nothing, but yours goes from {uneven:.3g} to {scaled:.3g}",
+    )
     want = math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
-    need(uneven < 1.99, f"a weak direction counts less than a strong one: singular values 3 and 1 give less than 2, got {uneven:.3g}")
+    need(
+        uneven < 1.99,
+        f"a weak direction counts less than a strong one: singular values 3 and 1 give less than 2, got {uneven:.3g}",
+    )
     need(
         abs(uneven - want) < 1e-3,
         f"singular values 3 and 1 must give {want:.3f}, got {uneven:.3f} (the parts are 3/4 and 1/4: the values themselves, not their squares)",

@@ -17,7 +17,9 @@ from illava_lab.widgets import KeepSlider
 @exercise
 def check_edge(smallest_keep: Any, slider: KeepSlider) -> str:
     """The smallest position of the slider at which the answer is right and stays right at every larger one."""
-    right = {keep: answer.text == slider.answers[0].text for keep, answer in zip(slider.keeps, slider.answers, strict=True)}
+    right = {
+        keep: answer.text == slider.answers[0].text for keep, answer in zip(slider.keeps, slider.answers, strict=True)
+    }
     need(smallest_keep is not ..., f"one of the slider's positions is expected: {slider.keeps}")
     need(smallest_keep in right, f"{smallest_keep!r} is no position of the slider; those are {slider.keeps}")
     wrong = [keep for keep in right if keep >= smallest_keep and not right[keep]]
@@ -30,7 +32,10 @@ def check_edge(smallest_keep: Any, slider: KeepSlider) -> str:
 @exercise
 def check_worst(worst: Any, losses: pd.Series) -> str:
     """The category of questions that lost most; `losses` are fractions by category."""
-    need(isinstance(worst, str) and worst in losses, f"one of {', '.join(map(repr, losses.index))} is expected, got {worst!r}")
+    need(
+        isinstance(worst, str) and worst in losses,
+        f"one of {', '.join(map(repr, losses.index))} is expected, got {worst!r}",
+    )
     lost = 100 * losses[worst]
     need(losses[worst] == losses.max(), f"{worst} lost {lost:.0f} points; another category lost more")
     return f"{worst} lost {lost:.0f} points."
@@ -39,10 +44,15 @@ def check_worst(worst: Any, losses: pd.Series) -> str:
 @exercise
 def check_smallest(strategies: Mapping[str, type[Strategy]]) -> str:
     """A registered strategy "smallest-norm" that keeps the tokens with the smallest norm, and every promise."""
-    need("smallest-norm" in strategies, 'no strategy named "smallest-norm" is registered yet; @il.register goes above the class')
+    need(
+        "smallest-norm" in strategies,
+        'no strategy named "smallest-norm" is registered yet; @il.register goes above the class',
+    )
     strategy = strategies["smallest-norm"]()
     kept = strategy.map(Tokens("encoder", torch.tensor([[[3.0], [-1.0], [0.5], [2.0]]])), keep=2).anchor[0].tolist()
-    need(kept != [0, 3], "of norms 3, 1, 0.5 and 2 it keeps 3 and 2: these are the largest; the highest *score* is kept")
+    need(
+        kept != [0, 3], "of norms 3, 1, 0.5 and 2 it keeps 3 and 2: these are the largest; the highest *score* is kept"
+    )
     need(kept == [1, 2], f"of norms 3, 1, 0.5 and 2 it must keep 1 and 0.5, which are tokens 1 and 2; it keeps {kept}")
     for fault in check_strategy(strategy, raises=False).broken:
         need(False, f"the promise {fault.promise} is broken: {fault.message}")

@@ -72,7 +72,7 @@ def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         need(not answer.is_floating_point(), f"a slot is a whole number (torch.long), got {answer.dtype}")
     slots = tensor(answer, (2, 3)).long()
     need(
-        0 <= slots.min() and slots.max() < 3,
+        slots.min() >= 0 and slots.max() < 3,
         f"{int(slots.max())} is the number of a token; there are slots 0, 1 and 2, one for each anchor",
     )
     got = slots.tolist()

@@ -32,10 +32,19 @@ def check_verdict(function: Callable[[float, float], str]) -> str:
 def check_answer_time(function: Callable[[float, float, int, float], float]) -> str:
     """Prefill seconds, seconds per new token, new tokens, prefill ratio -> time of the answer as a share of the bare model's."""
     got = number(function(1.0, 0.01, 0, 0.5))
-    need(abs(got - 0.5) < 1e-9, f"without new tokens only the prefill is left, which takes 0.5 of its time; yours gives {got:.4g}")
+    need(
+        abs(got - 0.5) < 1e-9,
+        f"without new tokens only the prefill is left, which takes 0.5 of its time; yours gives {got:.4g}",
+    )
     got = number(function(1.0, 0.01, 100, 0.5))
-    need(got <= 1, f"the prefill got shorter, so the whole must not get longer than before; yours gives {got:.4g} (a share, not a speed-up)")
-    need(abs(got - 0.5) > 1e-9, "100 new tokens take as long as the prefill did, and decoding does not get faster here: more than 0.5 is left")
+    need(
+        got <= 1,
+        f"the prefill got shorter, so the whole must not get longer than before; yours gives {got:.4g} (a share, not a speed-up)",
+    )
+    need(
+        abs(got - 0.5) > 1e-9,
+        "100 new tokens take as long as the prefill did, and decoding does not get faster here: more than 0.5 is left",
+    )
     need(abs(got - 0.25) > 1e-9, "the ratio belongs to the prefill only; the seconds of decoding stay as they are")
     need(abs(got - 0.75) < 1e-9, f"(1 × 0.5 + 100 × 0.01) / (1 + 100 × 0.01) = 0.75; yours gives {got:.4g}")
     return "the longer the answer, the less a shorter prefill is worth."
@@ -48,10 +57,19 @@ def check_crossover(function: Callable[[Sequence[float], Sequence[float]], float
     need(got is not ..., "nothing is returned yet; a share of the FLOPs, or None, is expected")
     need(got is not None, "at 0.5 and at 0.3 the time is below 1: there is a crossover")
     need(got != 0.8, "that is a time; the *share of the FLOPs* at which it falls below 1 is asked for")
-    need(got != 0.3, "0.3 is faster still, but 0.5 is faster than the bare model already: the largest such share is asked for")
-    need(got == 0.5, f"0.7 of the FLOPs still takes 1.05 of the time, 0.5 takes 0.8: the crossover is 0.5, yours is {got!r}")
+    need(
+        got != 0.3,
+        "0.3 is faster still, but 0.5 is faster than the bare model already: the largest such share is asked for",
+    )
+    need(
+        got == 0.5,
+        f"0.7 of the FLOPs still takes 1.05 of the time, 0.5 takes 0.8: the crossover is 0.5, yours is {got!r}",
+    )
     never: Any = function([0.9, 0.5], [1.3, 1.0])
     need(never is None, f"1.0 is not faster: here reduction never pays, so None is expected, yours is {never!r}")
     noisy = function([0.9, 0.7, 0.5, 0.3], [0.98, 1.04, 0.8, 0.6])
-    need(noisy == 0.5, f"0.9 looks faster once, but 0.7 is slower again: it must hold from there on, so 0.5; yours is {noisy!r}")
+    need(
+        noisy == 0.5,
+        f"0.9 looks faster once, but 0.7 is slower again: it must hold from there on, so 0.5; yours is {noisy!r}",
+    )
     return "fewer FLOPs pay only where they outweigh what choosing and merging cost."

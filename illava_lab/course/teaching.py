@@ -35,7 +35,9 @@ class Prediction:
         if len(choices) < 2 or len(set(choices)) < len(choices):
             raise LabError(f"choices must be two different ones or more, got {list(choices)!r}")
         self.question, self.choices = question, list(choices)
-        self._buttons = ipywidgets.RadioButtons(options=self.choices, value=None, layout=ipywidgets.Layout(width="max-content"))
+        self._buttons = ipywidgets.RadioButtons(
+            options=self.choices, value=None, layout=ipywidgets.Layout(width="max-content")
+        )
 
     @property
     def choice(self) -> str | None:
@@ -116,14 +118,19 @@ class Quiz:
         boxes = [self._box(number, question) for number, question in enumerate(self.questions, start=1)]
         listed = "".join(
             f"<li>{html.escape(question.text)}"
-            + "".join(f"<details><summary>{html.escape(a)}</summary>{html.escape(why)}</details>" for a, why in question.answers.items())
+            + "".join(
+                f"<details><summary>{html.escape(a)}</summary>{html.escape(why)}</details>"
+                for a, why in question.answers.items()
+            )
             + "</li>"
             for question in self.questions
         )
         _show(ipywidgets.VBox(boxes), f"<ol>{listed}</ol>", f"Quiz: {len(self.questions)} questions")
 
     def _box(self, number: int, question: Question) -> ipywidgets.Widget:
-        buttons = ipywidgets.RadioButtons(options=list(question.answers), value=None, layout=ipywidgets.Layout(width="max-content"))
+        buttons = ipywidgets.RadioButtons(
+            options=list(question.answers), value=None, layout=ipywidgets.Layout(width="max-content")
+        )
         reason = ipywidgets.HTML()
 
         def explain(change: dict) -> None:

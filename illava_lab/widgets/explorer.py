@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
-import plotly.graph_objects as go
 
 from illava_lab.pictures import to_png
 from illava_lab.strategy import one_of
@@ -103,7 +102,11 @@ def with_number(control: ipywidgets.Widget) -> ipywidgets.Widget:
     if not isinstance(control, ipywidgets.IntSlider):
         return control
     field = ipywidgets.BoundedIntText(
-        control.value, control.min, control.max, description=control.description, layout=ipywidgets.Layout(width="150px")
+        control.value,
+        control.min,
+        control.max,
+        description=control.description,
+        layout=ipywidgets.Layout(width="150px"),
     )
     for trait in ("max", "value"):
         ipywidgets.link((control, trait), (field, trait))

@@ -40,7 +40,9 @@ class KeepSlider:
             for keep, answer in zip(self.keeps, self.answers, strict=True)
         ]
         positions = [(f"{keep:g}", i) for i, keep in enumerate(self.keeps)]
-        self.slider = ipywidgets.SelectionSlider(options=positions, readout=False, layout=ipywidgets.Layout(width="320px"))
+        self.slider = ipywidgets.SelectionSlider(
+            options=positions, readout=False, layout=ipywidgets.Layout(width="320px")
+        )
         # The same as a list: a slider's handle has no name that a screen reader could say.
         self.keep = ipywidgets.Dropdown(options=positions, description="keep", layout=ipywidgets.Layout(width="160px"))
         ipywidgets.link((self.slider, "value"), (self.keep, "value"))

@@ -178,10 +178,14 @@ class MergeExplorer(Explorer):
         }
         first = next(iter(self.answers))
         grid = grid_of(self.answers[first].trace)
-        self.strategy = ipywidgets.Dropdown(options=list(self.answers), description="strategy", layout=ipywidgets.Layout(width="280px"))
+        self.strategy = ipywidgets.Dropdown(
+            options=list(self.answers), description="strategy", layout=ipywidgets.Layout(width="280px")
+        )
         steps = len(self.answers[first].trace.steps)
         self.step = ipywidgets.IntSlider(max=steps, description="step", layout=ipywidgets.Layout(width="150px"))
-        self.patch = ipywidgets.BoundedIntText(patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
+        self.patch = ipywidgets.BoundedIntText(
+            patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px")
+        )
         self.strategy.observe(self._change_strategy, names="value")
         super().__init__({"strategy": first, "step": 0, "patch": patch}, rows=[("strategy", "step", "patch")])
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from illava_lab.pictures import to_png
 
-
 # plotly's tool bar would cover what is drawn, and one of its buttons uploads the figure, the reader's image included.
 CONFIG = {"displayModeBar": False}
 
@@ -39,14 +38,22 @@ def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:
     data = {
         "text/plain": alt,
         "image/png": base64.b64encode(png).decode(),
-        "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": widget.model_id},
+        "application/vnd.jupyter.widget-view+json": {
+            "version_major": 2,
+            "version_minor": 0,
+            "model_id": widget.model_id,
+        },
     }
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def show_figure(figure: Figure, alt: str) -> None:
     """Display a matplotlib figure as a PNG with a description for those who cannot see it."""
-    display({"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display(
+        {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt},
+        raw=True,
+        metadata={"image/png": {"alt": alt}},
+    )
 
 
 def show_plot(figure: go.Figure, picture: Figure, alt: str) -> None:

@@ -84,7 +84,15 @@ def live(panels: Sequence[Panel]) -> go.Figure:
         x, y = (_axis(name, i) for name in ("x", "y"))
         if panel.image is not None:
             figure.add_layout_image(
-                source=panel.image, xref=x, yref=y, x=-0.5, y=-0.5, sizex=width, sizey=height, sizing="stretch", layer="below"
+                source=panel.image,
+                xref=x,
+                yref=y,
+                x=-0.5,
+                y=-0.5,
+                sizex=width,
+                sizey=height,
+                sizing="stretch",
+                layer="below",
             )
         for patch in panel.frames:
             row, column = divmod(patch, width)
@@ -95,13 +103,27 @@ def live(panels: Sequence[Panel]) -> go.Figure:
                 )  # fmt: skip
         if panel.note:
             figure.add_annotation(
-                text=panel.note, xref=x, yref=y, x=(width - 1) / 2, y=(height - 1) / 2, showarrow=False, bgcolor="rgba(255,255,255,0.9)"
+                text=panel.note,
+                xref=x,
+                yref=y,
+                x=(width - 1) / 2,
+                y=(height - 1) / 2,
+                showarrow=False,
+                bgcolor="rgba(255,255,255,0.9)",
             )
-        figure.layout[_axis("xaxis", i)].update(range=[-0.5, width - 0.5], constrain="domain", visible=False, fixedrange=True)
-        figure.layout[_axis("yaxis", i)].update(range=[height - 0.5, -0.5], scaleanchor=x, visible=False, fixedrange=True)
+        figure.layout[_axis("xaxis", i)].update(
+            range=[-0.5, width - 0.5], constrain="domain", visible=False, fixedrange=True
+        )
+        figure.layout[_axis("yaxis", i)].update(
+            range=[height - 0.5, -0.5], scaleanchor=x, visible=False, fixedrange=True
+        )
     figure.update_annotations(font_size=13)
     return figure.update_layout(
-        width=270 * len(panels), height=370, margin={"l": 5, "r": 5, "t": 50, "b": 60}, plot_bgcolor="white", dragmode=False
+        width=270 * len(panels),
+        height=370,
+        margin={"l": 5, "r": 5, "t": 50, "b": 60},
+        plot_bgcolor="white",
+        dragmode=False,
     )
 
 
@@ -117,7 +139,9 @@ def still(panels: Sequence[Panel]) -> Figure:
             axes.imshow(panel.image, extent=extent, interpolation="nearest")
         if panel.values is not None:
             low, high = panel.limits
-            drawn = axes.imshow(panel.values, extent=extent, cmap=panel.colors, vmin=low, vmax=high, interpolation="nearest")
+            drawn = axes.imshow(
+                panel.values, extent=extent, cmap=panel.colors, vmin=low, vmax=high, interpolation="nearest"
+            )
             if panel.legend:
                 place = figure.add_axes((left + 0.1 * share, 0.125, 0.8 * share, 0.02))
                 bar = figure.colorbar(drawn, cax=place, orientation="horizontal")

@@ -57,14 +57,20 @@ def redundancy_panels(
     x = states[layer]
     like = similarity(x, centred)[patch].view(height, width).numpy()
     number = np.arange(height * width).reshape(height, width)
-    hover = np.vectorize(lambda i, s: f"patch {i}: row {i // width}, column {i % width}<br>cosine to patch {patch}: {s:.2f}")
+    hover = np.vectorize(
+        lambda i, s: f"patch {i}: row {i // width}, column {i % width}<br>cosine to patch {patch}: {s:.2f}"
+    )
     text = hover(number, like)
     middle = Panel(
         f"how like patch {patch} they are", recording.grid, values=like, limits=(-1.0, 1.0), legend=LIKENESS[centred],
         colors="RdBu_r", hover=text, frames=[patch],
     )  # fmt: skip
     picked = Panel("what the model sees", recording.grid, seen, hover=text, frames=[patch])
-    return [picked, middle, _groups(seen, x, recording, least) if third == "groups" else _attention(recording, stage, layer)]
+    return [
+        picked,
+        middle,
+        _groups(seen, x, recording, least) if third == "groups" else _attention(recording, stage, layer),
+    ]
 
 
 def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: float) -> Panel:
@@ -87,7 +93,9 @@ def _attention(recording: Recording, stage: Stage, layer: int) -> Panel:
         return Panel(title, grid, note="what leaves a stage<br>has no attention of its own")
     times = (paid[layer] / paid[layer].mean()).view(grid).numpy()
     hover = np.vectorize(lambda t: f"{t:.1f} times the mean patch")(times)
-    return Panel(title, grid, values=times, limits=(0.0, max(5.0, float(times.max()))), legend="times the mean", hover=hover)
+    return Panel(
+        title, grid, values=times, limits=(0.0, max(5.0, float(times.max()))), legend="times the mean", hover=hover
+    )
 
 
 def redundancy_figure(seen: Image.Image, recording: Recording, **settings: object) -> go.Figure:
@@ -110,7 +118,9 @@ class RedundancyExplorer(Explorer):
         settings: what is shown now, as keyword arguments of `redundancy_panels`.
     """
 
-    def __init__(self, lab: Lab, images: Mapping[str, ImageLike], question: str = "What is it?", patch: int = 0) -> None:
+    def __init__(
+        self, lab: Lab, images: Mapping[str, ImageLike], question: str = "What is it?", patch: int = 0
+    ) -> None:
         if not images:
             raise LabError("images must name at least one image, for example {'my photo': 'photo.jpg'}")
         self.recordings = {name: record(lab, image, question) for name, image in images.items()}
@@ -118,10 +128,18 @@ class RedundancyExplorer(Explorer):
         first, patches = next(iter(images)), int(np.prod(next(iter(self.recordings.values())).grid))
         narrow = ipywidgets.Layout(width="240px")
         self.image = ipywidgets.Dropdown(options=list(images), description="image", layout=narrow)
-        self.stage = ipywidgets.Dropdown(options=[(v, k) for k, v in STAGE_NAMES.items()], description="stage", layout=narrow)
-        self.layer = ipywidgets.IntSlider(max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="190px"))
-        self.patch = ipywidgets.BoundedIntText(patch, 0, patches - 1, description="patch", layout=ipywidgets.Layout(width="160px"))
-        self.centred = ipywidgets.Checkbox(description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px"))
+        self.stage = ipywidgets.Dropdown(
+            options=[(v, k) for k, v in STAGE_NAMES.items()], description="stage", layout=narrow
+        )
+        self.layer = ipywidgets.IntSlider(
+            max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="190px")
+        )
+        self.patch = ipywidgets.BoundedIntText(
+            patch, 0, patches - 1, description="patch", layout=ipywidgets.Layout(width="160px")
+        )
+        self.centred = ipywidgets.Checkbox(
+            description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px")
+        )
         self.third = ipywidgets.Dropdown(
             options=[(v, k) for k, v in THIRD.items()], description="right", layout=ipywidgets.Layout(width="300px")
         )

@@ -202,9 +202,13 @@ class ScheduleDesigner:
         )
         # The sliders once more: their handles have no names that a screen reader could say.
         self.layer = ipywidgets.Dropdown(
-            options=[(f"{PARTS[stage]} {layer}", (stage, layer)) for stage, layer in places], description="layer", layout=ipywidgets.Layout(width="220px")
+            options=[(f"{PARTS[stage]} {layer}", (stage, layer)) for stage, layer in places],
+            description="layer",
+            layout=ipywidgets.Layout(width="220px"),
         )
-        self.percent = ipywidgets.BoundedIntText(100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px"))
+        self.percent = ipywidgets.BoundedIntText(
+            100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px")
+        )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
         self.widget = live_figure(schedule_figure(self.forecast))

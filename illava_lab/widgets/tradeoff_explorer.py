@@ -50,7 +50,10 @@ def read_run(folder: str | PathLike, task: Task) -> tuple[pd.DataFrame, pd.DataF
         raise LabError(f"the run in {str(folder)!r} was on other questions than the {len(task)} of task {task.name!r}")
     done = [entry for entry in entries if entry["row"]["status"] == "ok"]
     rows = pd.DataFrame([entry["row"] for entry in done])
-    rows["point"] = [row.strategy if row.strategy == BASELINE else f"{row.strategy} at {budget_label(row)}" for row in rows.itertuples()]
+    rows["point"] = [
+        row.strategy if row.strategy == BASELINE else f"{row.strategy} at {budget_label(row)}"
+        for row in rows.itertuples()
+    ]
     return rows, pd.DataFrame({point: entry["answers"] for point, entry in zip(rows["point"], done, strict=True)})
 
 
@@ -60,7 +63,9 @@ def right(answers: pd.DataFrame, task: Task) -> pd.DataFrame:
     return answers.apply(lambda column: column.str.strip().str.lower() == wanted)
 
 
-def within(rows: pd.DataFrame, answers: pd.DataFrame, task: Task, categories: Collection[str] | None = None) -> pd.DataFrame:
+def within(
+    rows: pd.DataFrame, answers: pd.DataFrame, task: Task, categories: Collection[str] | None = None
+) -> pd.DataFrame:
     """The rows with accuracy, difference and interval over some categories of question only: what `plots.tradeoff` draws.
 
     Raises:
@@ -70,7 +75,9 @@ def within(rows: pd.DataFrame, answers: pd.DataFrame, task: Task, categories: Co
     correct, images = right(answers, task)[chosen], task.samples["image_id"][chosen]
     rows = rows.copy()
     rows["accuracy"] = correct.mean()[rows["point"]].to_numpy()
-    found = [paired_difference(correct[point].to_numpy(), correct[BASELINE].to_numpy(), images) for point in rows["point"]]
+    found = [
+        paired_difference(correct[point].to_numpy(), correct[BASELINE].to_numpy(), images) for point in rows["point"]
+    ]
     rows[["difference", "difference_low", "difference_high"]] = found
     return rows
 
@@ -167,7 +174,9 @@ class TradeoffExplorer:
         self.categories = ipywidgets.SelectMultiple(
             options=task.categories, value=task.categories, description="categories", layout=tall
         )
-        self.point = ipywidgets.Dropdown(options=points, value=points[-1], description="point", layout=ipywidgets.Layout(width="330px"))
+        self.point = ipywidgets.Dropdown(
+            options=points, value=points[-1], description="point", layout=ipywidgets.Layout(width="330px")
+        )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
         self.text = ipywidgets.HTML()
         self._controls = {name: getattr(self, name) for name in self._start}
@@ -193,7 +202,13 @@ class TradeoffExplorer:
         """The questions that the chosen point loses, in the chosen categories."""
         return lost(self._answers, self._task, self.point.value, self._picked)
 
-    def set(self, *, strategies: Sequence[str] | None = None, categories: Sequence[str] | None = None, point: str | None = None) -> None:
+    def set(
+        self,
+        *,
+        strategies: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
+        point: str | None = None,
+    ) -> None:
         """Move controls; what is not named stays.
 
         Raises:
