@@ -4,8 +4,8 @@
 
 Every model of `data/configs/` goes through a whole prefill in bfloat16 with its real code, but matrix products,
 convolutions and fused attention return zeros of the right shape instead of being computed, and weights are never
-written. What is counted: FLOPs by the closed form (`illava_lab.flops`), bytes of keys and values, and the most bytes
-of tensors alive at once above weights and inputs (`illava_lab.live_bytes`). An allocator's rounding and the work space
+written. What is counted: FLOPs by the closed form (`illava_lab.schedules.flops`), bytes of keys and values, and the most bytes
+of tensors alive at once above weights and inputs (`illava_lab.measuring.live_bytes`). An allocator's rounding and the work space
 inside kernels are not in it, and it says nothing about time.
 """
 
@@ -22,13 +22,13 @@ from prompts import PRESETS, PROMPTS, Prompt
 from tqdm.auto import tqdm
 
 import illava_lab as il
-from illava_lab import measure
-from illava_lab.bench import QUESTION
-from illava_lab.flops import prefill_flops
-from illava_lab.lab import Lab
-from illava_lab.random_models import hollow
-from illava_lab.shapes_only import ShapesOnly
-from illava_lab.sweep import preset_rows
+from illava_lab.measuring import measure
+from illava_lab.measuring.bench import QUESTION
+from illava_lab.measuring.rows import preset_rows
+from illava_lab.measuring.shapes_only import ShapesOnly
+from illava_lab.models.random_models import hollow
+from illava_lab.schedules.flops import prefill_flops
+from illava_lab.session.lab import Lab
 
 RESULT = Path(__file__).parents[1] / "results" / "at_size"
 

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --models llava-1.5-7b            those that fit
 
 For each prompt of prompts.py: the bare model, "none" attached, the strategies at keep 0.5, and the papers' presets,
-each timed in rounds with the bare model and with its limit (`illava_lab.bench`). Writes results/gpu/; a stopped run goes
+each timed in rounds with the bare model and with its limit (`illava_lab.measuring.bench`). Writes results/gpu/; a stopped run goes
 on from results/.runs/gpu. Weights are random: speed and memory mean something, answers do not.
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from prompts import PRESETS, PROMPTS
 
 import illava_lab as il
-from illava_lab.bench import bench, summary
+from illava_lab.measuring.bench import bench, summary
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu"
 RUN = RESULT.parent / ".runs" / "gpu"

@@ -24,11 +24,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import illava_lab as il
-from illava_lab import measure
-from illava_lab.bench import QUESTION, environment
-from illava_lab.flops import prefill_flops
+from illava_lab.measuring import measure
+from illava_lab.measuring.bench import QUESTION, environment
 from illava_lab.paths import data_dir
-from illava_lab.plots import COLORS
+from illava_lab.schedules.flops import prefill_flops
+from illava_lab.views.plots import COLORS
 
 RESULT = Path(__file__).parents[1] / "results" / "scaling"
 RUN = RESULT.parent / ".runs" / "scaling.csv"

@@ -37,7 +37,22 @@ def vocabulary() -> list[str]:
     spoken = re.findall(r"[a-z]+", wordings.lower())
     words = [*COLORS, *SHAPES, *PLURALS.values(), *DIGITS, *WORDS, *ROWS, *COLUMNS, *spoken]
     words += ["is", "the", "left", "or", "right", "of", "above", "below", "yes", "no", "shapes", "digit", "word"]
-    words += ["user", "assistant", "background", "object", "objects", "please", "answer", "picture", "a", "an", "and", "to", "with", "not"]
+    words += [
+        "user",
+        "assistant",
+        "background",
+        "object",
+        "objects",
+        "please",
+        "answer",
+        "picture",
+        "a",
+        "an",
+        "and",
+        "to",
+        "with",
+        "not",
+    ]
     return [*SPECIAL, *dict.fromkeys([*words, *".,:;!?'\"()-"])]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 
 import illava_lab as il
-from illava_lab.families import table
-from illava_lab.presets import PRESETS
-from illava_lab.strategy import Strategy
+from illava_lab.method.strategy import Strategy
+from illava_lab.models.families import table
+from illava_lab.schedules.presets import PRESETS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from illava_lab.lab import Answer
+    from illava_lab.session.lab import Answer
 
 PROGRAM = "illava-lab"
 COMMANDS = ("lab", "ask", "compare", "bench", "check", "strategies")
@@ -204,14 +204,14 @@ def _names(text: str) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- what it does
 def _lab(options: argparse.Namespace) -> int:
-    from illava_lab.jupyter import open_lab
+    from illava_lab.course.jupyter import open_lab
 
     return open_lab(options.folder, options.jupyter)
 
 
 def _ask(options: argparse.Namespace) -> int:
     from illava_lab.errors import LabError
-    from illava_lab.registry import get_strategy
+    from illava_lab.method.registry import get_strategy
 
     # Mistakes in small things show before a large model is loaded.
     if get_strategy(options.strategy).kind == "none" and options.keep < 1:
@@ -244,11 +244,11 @@ def _times(answer: Answer) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from illava_lab import plots
-    from illava_lab.compare import compare, summary, summary_by_category
-    from illava_lab.distributed import is_first
-    from illava_lab.evaluate import load_task
-    from illava_lab.registry import get_strategy, strategies
+    from illava_lab.measuring.compare import compare, summary, summary_by_category
+    from illava_lab.measuring.distributed import is_first
+    from illava_lab.measuring.tasks import load_task
+    from illava_lab.method.registry import get_strategy, strategies
+    from illava_lab.views import plots
 
     names = list(strategies()) if options.strategies == ["all"] else options.strategies
     for name in names:
@@ -283,8 +283,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from illava_lab.bench import bench, summary
-    from illava_lab.registry import get_strategy, strategies
+    from illava_lab.measuring.bench import bench, summary
+    from illava_lab.method.registry import get_strategy, strategies
 
     names = options.strategies
     if names is None:
@@ -317,7 +317,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from illava_lab.registry import strategies
+    from illava_lab.method.registry import strategies
     from illava_lab.testing import check_strategies
 
     report = check_strategies(options.strategies or strategies(), raises=False)
@@ -326,7 +326,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _strategies(options: argparse.Namespace) -> int:
-    from illava_lab.registry import broken_plugins, strategies
+    from illava_lab.method.registry import broken_plugins, strategies
 
     rows = [("name", "kind", "stages", "paper")]
     for name, cls in strategies().items():
@@ -341,15 +341,15 @@ def _strategies(options: argparse.Namespace) -> int:
 
 def _shown(options: argparse.Namespace) -> Any:
     """The image or video of the command."""
-    from illava_lab.images import read_image
-    from illava_lab.video import SUFFIXES, read_video
+    from illava_lab.models.images import read_image
+    from illava_lab.models.video import SUFFIXES, read_video
 
     film = options.image.lower().endswith(SUFFIXES)
     return read_video(options.image, options.frames) if film else read_image(options.image)
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from illava_lab.lab import load
+    from illava_lab.session.lab import load
 
     _quiet()
     return load(

@@ -1,7 +1,7 @@
 """Down-sampling: a smaller picture goes in, the baseline that beats many methods."""
 
-from illava_lab.registry import register
-from illava_lab.strategy import Strategy, TokenMap, Tokens
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Strategy, TokenMap, Tokens
 from strategies.pool import Pool
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from illava_lab.registry import register
-from illava_lab.strategy import Paper, Scorer, Stage, Tokens
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Paper, Scorer, Stage, Tokens
 
 
 @register

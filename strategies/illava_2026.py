@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from illava_lab.errors import LabError
-from illava_lab.registry import register
-from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
 
 NEAREST = 5  # redundant tokens that feed one recycling token
 

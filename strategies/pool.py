@@ -6,8 +6,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from illava_lab.registry import register
-from illava_lab.strategy import Stage, Strategy, TokenMap, Tokens, one_of
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Stage, Strategy, TokenMap, Tokens, one_of
 
 
 @register

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.registry import register
-from illava_lab.strategy import Scorer, Tokens
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Scorer, Tokens
 
 
 @register

@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import normalize
 
 from illava_lab.errors import LabError
-from illava_lab.registry import register
-from illava_lab.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method.registry import register
+from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
 
 
 @register

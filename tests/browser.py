@@ -46,7 +46,7 @@ def chromium() -> str | None:
 @contextmanager
 def jupyterlab(folder: Path, scratch: Path) -> Iterator[Server]:
     """`illava-lab lab FOLDER`, which copies the notebooks there: a run must not change those of the clone."""
-    code = "import sys; from illava_lab.jupyter import open_lab; sys.exit(open_lab(sys.argv[1], sys.argv[2:]))"
+    code = "import sys; from illava_lab.course.jupyter import open_lab; sys.exit(open_lab(sys.argv[1], sys.argv[2:]))"
     command = [sys.executable, "-c", code, str(folder), "--LabApp.expose_app_in_browser=True"]
     with serving(command, cwd=scratch.parent, scratch=scratch) as server:
         yield server

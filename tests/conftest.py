@@ -35,7 +35,7 @@ from transformers import (
 )
 
 import illava_lab as il
-from illava_lab import registry
+from illava_lab.method import registry
 
 
 @pytest.fixture(autouse=True)

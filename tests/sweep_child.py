@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import illava_lab as il
-from illava_lab.bench import bench
+from illava_lab.measuring.bench import bench
 
 
 class Fails(il.Scorer):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import illava_lab as il
-from illava_lab import attention
-from illava_lab.attention import AttentionSite
-from illava_lab.strategy import STATISTICS
+from illava_lab.method.strategy import STATISTICS
+from illava_lab.sites import attention
+from illava_lab.sites.attention import AttentionSite
 
 
 @st.composite

@@ -16,11 +16,11 @@ from PIL import Image
 from test_loading import scaled_down
 
 import illava_lab as il
-from illava_lab import measure
-from illava_lab.bench import COLUMNS, Limit, bench, summary
-from illava_lab.families import describe
+from illava_lab.measuring import measure
+from illava_lab.measuring.bench import COLUMNS, Limit, bench, summary
+from illava_lab.models.families import describe
 
-module = importlib.import_module("illava_lab.bench")
+module = importlib.import_module("illava_lab.measuring.bench")
 QUICK = {"rounds": 1, "new_tokens": 1, "progress": False}
 KEPT_LISTS = [name for name in il.strategies() if name not in ("none", "downsample")]
 

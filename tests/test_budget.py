@@ -8,9 +8,9 @@ from conftest import IMAGE_TOKEN, KINDS, PATCHES, QWENS, Prompt, make_inputs, ra
 from qwen import qwen_inputs
 
 import illava_lab as il
-from illava_lab import measure
-from illava_lab.families import describe
-from illava_lab.flops import prefill_flops
+from illava_lab.measuring import measure
+from illava_lab.models.families import describe
+from illava_lab.schedules.flops import prefill_flops
 
 REDUCING = [name for name in il.strategies() if name != "none"]
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 import illava_lab as il
-from illava_lab import registry
 from illava_lab.__main__ import _split_jupyter, main
-from illava_lab.evaluate import load_task
+from illava_lab.measuring.tasks import load_task
+from illava_lab.method import registry
 
 COMMAND = [sys.executable, "-m", "illava_lab"]
 # On busy cores, waiting for a second thread costs more than it brings.
@@ -204,7 +204,7 @@ def test_words_unknown_to_the_model_are_pointed_out(capsys: pytest.CaptureFixtur
 
 def test_lab_hands_options_to_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("illava_lab.jupyter.open_lab", lambda folder, extra: seen.append((folder, extra)) or 0)
+    monkeypatch.setattr("illava_lab.course.jupyter.open_lab", lambda folder, extra: seen.append((folder, extra)) or 0)
     assert main(["lab"]) == main(["lab", "course", "--port", "9000"]) == main(["lab", "--no-browser"]) == 0
     assert seen == [(None, []), (Path("course"), ["--port", "9000"]), (None, ["--no-browser"])]
     assert _split_jupyter(["lab", "--help"]) == (["lab", "--help"], [])

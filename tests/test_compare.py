@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import illava_lab as il
-from illava_lab import runlog
-from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary, summary_by_category
-from illava_lab.evaluate import load_task
-from illava_lab.sweep import named_strategies
+from illava_lab.measuring import runlog
+from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary, summary_by_category
+from illava_lab.measuring.rows import named_strategies
+from illava_lab.measuring.tasks import load_task
 
-module = importlib.import_module("illava_lab.compare")  # `illava_lab.compare` is the function
+module = importlib.import_module("illava_lab.measuring.compare")  # `illava_lab.measuring.compare` is the function
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 import illava_lab as il
 from illava_lab.course import checks_stages
 from illava_lab.course.checks_stages import check_amdahl, check_counts, check_schedule
-from illava_lab.flops import flops_by_layer, prefill_flops
+from illava_lab.schedules.flops import flops_by_layer, prefill_flops
 from illava_lab.widgets import schedule_designer
 from illava_lab.widgets.schedule_designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture
 

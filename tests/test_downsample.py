@@ -8,7 +8,7 @@ from conftest import IMAGE_TOKEN, PATCH, PATCHES, Prompt, make_inputs
 from torch.nn.functional import interpolate
 
 import illava_lab as il
-from illava_lab import measure
+from illava_lab.measuring import measure
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 6), (1, 1)])

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 import illava_lab as il
-from illava_lab.evaluate import COLUMNS, answer_tokens, by_category, correct, load_task, paired_difference, predict
+from illava_lab.measuring.tasks import (
+    COLUMNS,
+    answer_tokens,
+    by_category,
+    correct,
+    load_task,
+    paired_difference,
+    predict,
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import illava_lab as il
-from illava_lab.pictures import seen_image, to_png
+from illava_lab.views.pictures import seen_image, to_png
 from illava_lab.widgets import explorer as shared
 from illava_lab.widgets.merge_explorer import MergeExplorer, merge_figure, merge_panels, places_before
 from illava_lab.widgets.output import sync

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import illava_lab as il
-from illava_lab.families import describe
-from illava_lab.fidelity import divergence, fidelity, first_difference
+from illava_lab.measuring.fidelity import divergence, fidelity, first_difference
+from illava_lab.models.families import describe
 
 NAMES = [
     "number",

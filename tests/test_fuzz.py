@@ -15,7 +15,7 @@ from conftest import KINDS, Prompt, make_inputs, shared_llava
 from test_attach import GREEDY, has_video, keep_everything, structure
 
 import illava_lab as il
-from illava_lab.families import describe
+from illava_lab.models.families import describe
 
 TURNS = 300
 STRATEGIES = [

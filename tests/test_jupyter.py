@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab_server import serving
 
-from illava_lab import LabError, jupyter, paths
+from illava_lab import LabError, paths
+from illava_lab.course import jupyter
 
 CLONE = Path(__file__).resolve().parent.parent
 
@@ -202,7 +203,7 @@ def test_settings_are_ones_that_jupyterlab_knows() -> None:
 
 
 def test_real_server_in_a_clone(tmp_path: Path) -> None:
-    code = "import sys; from illava_lab.jupyter import open_lab; sys.exit(open_lab(None, sys.argv[1:]))"
+    code = "import sys; from illava_lab.course.jupyter import open_lab; sys.exit(open_lab(None, sys.argv[1:]))"
     with serving([sys.executable, "-c", code], cwd=tmp_path, scratch=tmp_path / "scratch") as server:
         notebook = server.get("/api/contents/notebooks/00_start_here.ipynb?content=0")
         assert notebook["type"] == "notebook"

@@ -14,10 +14,10 @@ from test_loading import scaled_down
 from torch.profiler import ProfilerActivity, profile
 
 import illava_lab as il
-from illava_lab import measure
-from illava_lab.live_bytes import LiveBytes
-from illava_lab.random_models import hollow
-from illava_lab.shapes_only import ShapesOnly
+from illava_lab.measuring import measure
+from illava_lab.measuring.live_bytes import LiveBytes
+from illava_lab.measuring.shapes_only import ShapesOnly
+from illava_lab.models.random_models import hollow
 
 
 @pytest.mark.parametrize("inference", [False, True])

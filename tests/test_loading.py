@@ -23,10 +23,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import illava_lab as il
-from illava_lab import random_models
-from illava_lab.loading import check_memory, weights_bytes
+from illava_lab.models import random_models
+from illava_lab.models.loading import check_memory, weights_bytes
+from illava_lab.models.processors import FRAMES, build_processor, load_processor
 from illava_lab.paths import data_dir
-from illava_lab.processors import FRAMES, build_processor, load_processor
 
 # Parameters in billions: LLaVA-1.5 is CLIP (0.304) + Vicuna (6.738 and 13.016) + projector; Yi 34B is 34.4; SigLIP 0.4
 # with Qwen2 0.5B (0.494) and 7B (7.616); Qwen2-VL has 0.675 in its tower (arXiv 2409.12191, table 1).

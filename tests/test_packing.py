@@ -29,9 +29,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import illava_lab as il
-from illava_lab import families
-from illava_lab.families import describe
-from illava_lab.pictures import CELL, token_picture
+from illava_lab.models import families
+from illava_lab.models.families import describe
+from illava_lab.views.pictures import CELL, token_picture
 
 SIDE = IMAGE_SIZE // PATCH
 KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision")  # the LLaVA kin

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import illava_lab as il
-from illava_lab import plots
-from illava_lab.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES
+from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES
+from illava_lab.views import plots
 
 ROWS = [
     # strategy, keep, accuracy, low, high, prefill_flops, status

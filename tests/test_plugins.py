@@ -20,7 +20,7 @@ import pytest
 from nbclient import NotebookClient
 
 import illava_lab as il
-from illava_lab import registry
+from illava_lab.method import registry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "illava_lab")

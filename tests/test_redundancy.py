@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import illava_lab as il
-from illava_lab import redundancy
-from illava_lab.families import describe
-from illava_lab.lab import Lab
+from illava_lab.measuring import redundancy
+from illava_lab.models.families import describe
+from illava_lab.session.lab import Lab
 
 
 class RandomLab(Lab):

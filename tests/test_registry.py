@@ -66,7 +66,7 @@ def test_other_peoples_packages_are_found_and_broken_ones_are_named(tmp_path):
         "[illava_lab.strategies]\ntheirs = their_methods\ngone = missing_package\n"
     )
     code = (
-        "import illava_lab as il; from illava_lab.registry import broken_plugins; "
+        "import illava_lab as il; from illava_lab.method.registry import broken_plugins; "
         "print('theirs' in il.strategies(), 'illava' in il.strategies(), sorted(broken_plugins()))"
     )
     run = subprocess.run(

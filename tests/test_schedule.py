@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 import illava_lab as il
-from illava_lab.families import describe
+from illava_lab.models.families import describe
 
 
 @given(keep=st.floats(0.02, 1.0), name=st.sampled_from(["illava", "fastv", "tome", "random"]))

@@ -22,7 +22,7 @@ TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|images_per_sec
 
 def start(kind: str, out: Path) -> multiprocessing.Process:
     server = multiprocessing.get_context("forkserver")  # imports torch and the lab once, not for every kill
-    server.set_forkserver_preload(["illava_lab.bench"])
+    server.set_forkserver_preload(["illava_lab.measuring.bench"])
     process = server.Process(target=sweep_child.run, args=(kind, out))
     process.start()
     return process

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import illava_lab as il
-from illava_lab.processors import OnevisionFrames, QwenFrames
-from illava_lab.video import _sample
+from illava_lab.models.processors import OnevisionFrames, QwenFrames
+from illava_lab.models.video import _sample
 
 CONTAINERS = {"mp4": "libx264", "webm": "libvpx", "mkv": "mpeg4", "avi": "mpeg4"}
 HEIGHT, WIDTH = 48, 64

@@ -69,7 +69,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
         "illava_lab/_data/model/model.safetensors",
         "illava_lab/_data/test.parquet",
         "illava_lab/_notebooks/00_start_here.ipynb",
-        "illava_lab/lab_settings/overrides.json",
+        "illava_lab/course/lab_settings/overrides.json",
         "strategies/illava.py",
     ):
         assert essential in names

@@ -9,8 +9,8 @@ from torch import nn
 
 from illava_lab.course.exercises import exercise, need, number
 from illava_lab.errors import LabError
-from illava_lab.families import describe
-from illava_lab.schedule import Schedule
+from illava_lab.models.families import describe
+from illava_lab.schedules.schedule import Schedule
 from illava_lab.widgets.schedule_designer import forecast
 
 FLOPS, LEFT, TEXT = 0.55, 80, 10  # the task of `check_schedule`

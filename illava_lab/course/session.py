@@ -16,8 +16,8 @@ import psutil
 import torch
 from IPython.display import display
 
-from illava_lab.bench import machine
-from illava_lab.lab import Lab, load
+from illava_lab.measuring.bench import machine
+from illava_lab.session.lab import Lab, load
 
 # Authors as on arXiv since the version of ICLR 2026.
 PAPER = """\

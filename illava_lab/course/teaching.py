@@ -14,7 +14,7 @@ import ipywidgets
 from IPython.display import display
 
 from illava_lab.errors import LabError
-from illava_lab.strategy import one_of
+from illava_lab.method.strategy import one_of
 
 
 class Prediction:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import ipywidgets
 
-from illava_lab.images import ImageLike
-from illava_lab.lab import Answer, Lab
-from illava_lab.pictures import reduction_figure, to_png
-from illava_lab.registry import make_strategy
-from illava_lab.strategy import Strategy, one_of
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.models.images import ImageLike
+from illava_lab.session.lab import Answer, Lab
+from illava_lab.views.pictures import reduction_figure, to_png
 from illava_lab.widgets.output import show_widget
 
 
@@ -18,7 +18,7 @@ class KeepSlider:
     """Ask one question at several keep ratios; a slider shows tokens and answer at each.
 
     Every position is computed when the slider is made, so moving it only swaps a picture. The plain-function twin
-    is `illava_lab.pictures.reduction_figure`.
+    is `illava_lab.views.pictures.reduction_figure`.
 
     Args:
         keeps: fractions of the visual tokens that the last LLM layer sees, in the order of the slider.

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.images import ImageLike
-from illava_lab.lab import Answer, Lab
-from illava_lab.pictures import seen_image, token_picture
-from illava_lab.registry import make_strategy
-from illava_lab.strategy import Strategy, one_of
-from illava_lab.trace import Sources, Trace
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.models.images import ImageLike
+from illava_lab.session.lab import Answer, Lab
+from illava_lab.trace.trace import Sources, Trace
+from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
 from illava_lab.widgets.panels import Panel, live
 
@@ -45,7 +45,7 @@ def merge_panels(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> 
     """The scores that a reduction ranked by, the tokens it left, and the patches that one of them stands for.
 
     Args:
-        seen: the image as the model sees it (`illava_lab.pictures.seen_image`).
+        seen: the image as the model sees it (`illava_lab.views.pictures.seen_image`).
         trace: of one prompt with this image.
         step: after how many reductions; 0 is before the first.
         patch: the token in question is the one that holds (most of) this patch.

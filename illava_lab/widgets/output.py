@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from illava_lab.pictures import to_png
+from illava_lab.views.pictures import to_png
 
 # plotly's tool bar would cover what is drawn, and one of its buttons uploads the figure, the reader's image included.
 CONFIG = {"displayModeBar": False}

@@ -12,12 +12,12 @@ from PIL import Image
 from torch.nn.functional import one_hot
 
 from illava_lab.errors import LabError
-from illava_lab.images import ImageLike
-from illava_lab.lab import Lab
-from illava_lab.pictures import seen_image, token_picture
-from illava_lab.redundancy import Recording, clusters, record, similarity
-from illava_lab.strategy import Stage, one_of
-from illava_lab.trace import Sources
+from illava_lab.measuring.redundancy import Recording, clusters, record, similarity
+from illava_lab.method.strategy import Stage, one_of
+from illava_lab.models.images import ImageLike
+from illava_lab.session.lab import Lab
+from illava_lab.trace.trace import Sources
+from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
 from illava_lab.widgets.panels import Panel, live
 
@@ -39,7 +39,7 @@ def redundancy_panels(
     """The image, how like `patch` every patch is, and groups of like patches (or the attention they get).
 
     Args:
-        seen: the image as the model sees it (`illava_lab.pictures.seen_image`).
+        seen: the image as the model sees it (`illava_lab.views.pictures.seen_image`).
         recording: of that image.
         layer: what enters this layer; one more than the last for what leaves the stage.
         third: "groups" (cosine of `least` or more, without centring) or "attention".

@@ -19,12 +19,12 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from PIL import Image
 
-from illava_lab.budget import budget_label
 from illava_lab.errors import LabError
-from illava_lab.evaluate import Task, paired_difference
-from illava_lab.pictures import to_png
-from illava_lab.plots import BASELINE, tradeoff, tradeoff_picture
-from illava_lab.strategy import one_of
+from illava_lab.measuring.tasks import Task, paired_difference
+from illava_lab.method.strategy import one_of
+from illava_lab.schedules.reach import budget_label
+from illava_lab.views.pictures import to_png
+from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
 from illava_lab.widgets.output import live_figure, show_widget, sync
 
 SHOWN = 6  # questions in a picture

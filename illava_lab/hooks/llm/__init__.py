@@ -1,0 +1,1 @@
+"""Reductions inside a language model, with its cache, masks and positions."""

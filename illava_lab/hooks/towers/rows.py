@@ -1,0 +1,376 @@
+"""Reducing visual tokens inside an image encoder.
+
+A reduction acts inside a layer, between the attention residual and the MLP. After the tower, survivors go back to
+the places of their anchors and removed places become holes (NaN), so no length that transformers checks ever
+changes; the projector runs on survivors only; the LLM stage drops the holes. Where a model joins crops or pools
+patches after that, holes go the same way, and `packing` says which placeholders are left. A picture that was shrunk
+before the tower is treated alike: its fewer tokens stand at the places that they show.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.image_processing_utils import select_best_resolution
+
+from illava_lab.errors import LabError
+from illava_lab.method.strategy import Strategy, TokenMap, Tokens
+from illava_lab.models.families import Anatomy
+from illava_lab.models.layout import (
+    Layout,
+    Medium,
+    Visual,
+    anyres_layout,
+    fill,
+    joined_layout,
+    plain_layout,
+    pooled_layout,
+    sizes,
+    survive,
+)
+from illava_lab.schedules.schedule import Keep, kept
+from illava_lab.sites.attention import AttentionSite, tap
+from illava_lab.trace.trace import Step
+
+
+class EncoderStage:
+    """The encoder half of an attachment.
+
+    Attributes:
+        visuals: the images and the videos that were encoded last, in their order.
+        position: (rows, M) patch index of each survivor of the last call of the tower, -1 for CLS; a row is an image,
+            a crop or a frame.
+        size: (rows, M) patches that each survivor stands for.
+        steps: the reductions of that call.
+    """
+
+    _mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None  # see `tap`
+
+    def __init__(self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None) -> None:
+        self.anatomy, self.strategy, self.plan, self.image = anatomy, strategy, plan, image
+        self.visuals: dict[Medium, list[Visual]] = {}
+        self.position: Tensor | None = None
+        self.size: Tensor | None = None
+        self.steps: list[Step] = []
+        self._positions_after: dict[int, Tensor] = {}
+        self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
+        self._visuals: list[Visual] = []
+        self._layouts: dict[Any, Layout] = {}
+
+    # ---- installing
+    def watch(self, undo: ExitStack) -> None:
+        """Note what the encoder hands to the language model; `undo` takes everything back."""
+        base = self.anatomy.base
+        undo.callback(self.anatomy.tower.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True).remove)
+        for medium, media in self.anatomy.media.items():
+            replace_method(undo, base, media.encode, functools.partial(self._encode, medium))
+            if media.pack is not None:
+                replace_method(undo, base, media.pack, self._pack_images if medium == "image" else self._pool_frames)
+
+    def install(self, undo: ExitStack) -> None:
+        """Hook the tower; `undo` takes everything back."""
+        tower, layers = self.anatomy.tower, self.anatomy.encoder_layers
+        if not self.plan and self.image is None:
+            return
+        for index in self.plan:
+            self._install_layer(undo, index)
+        if self.plan and self.strategy.proportional_attention:
+            for index in range(min(self.plan) + 1, len(layers)):
+                self._weigh_keys(undo, index)
+        undo.callback(tower.register_forward_hook(self._leave, prepend=True).remove)
+        projector = self.anatomy.projector
+        undo.callback(projector.register_forward_pre_hook(self._drop_holes, prepend=True).remove)
+        undo.callback(projector.register_forward_hook(self._restore_holes, prepend=True).remove)
+
+    def _install_layer(self, undo: ExitStack, index: int) -> None:
+        """Take both residual sums of a layer out of its own code, which sees one number in place of each summand.
+
+        Between them tokens go; and the layer cannot hold on to the whole sequence while its MLP, where memory peaks, runs.
+        """
+        layer = self.anatomy.encoder_layers[index]
+        first_norm, attention, second_norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
+        attention_scale, mlp_scale = (getattr(layer, name, None) for name in ("lambda_1", "lambda_2"))  # of InternVL
+        states: list[Tensor] = []  # of the call that runs: those that the next part takes
+
+        def enter_attention(module: nn.Module, args: tuple) -> tuple:
+            return (states[0], *args[1:])
+
+        def after_attention(module: nn.Module, args: tuple, out: Any) -> Any:
+            attended, *rest = out if isinstance(out, tuple) else (out,)
+            states[0] = states[0] + _scaled(attended, attention_scale)
+            nothing = attended.new_zeros(1)
+            return (nothing, *rest) if isinstance(out, tuple) else nothing
+
+        def enter_mlp(module: nn.Module, args: tuple) -> tuple:
+            states[0] = self._reduce(index, states[0])
+            return (states[0], *args[1:])
+
+        def after_mlp(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            states[0] = states[0] + _scaled(out, mlp_scale)
+            return out.new_zeros(1)
+
+        # Not a forward hook: transformers records hidden states with one, and must see the short result.
+        def forward(original: Callable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            states[:] = [hidden_states]
+            out = original(hidden_states.new_zeros(1), *args, **kwargs)
+            new = states.pop()
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        undo.enter_context(tap(attention, self._observe, self._mask))
+        undo.callback(first_norm.register_forward_pre_hook(enter_attention, prepend=True).remove)
+        undo.callback(attention.register_forward_hook(after_attention, prepend=True).remove)
+        undo.callback(second_norm.register_forward_pre_hook(enter_mlp, prepend=True).remove)
+        undo.callback(mlp.register_forward_hook(after_mlp, prepend=True).remove)
+        replace_method(undo, layer, "forward", forward)
+
+    def _weigh_keys(self, undo: ExitStack, index: int) -> None:
+        layer = self.anatomy.encoder_layers[index]
+        undo.callback(layer.register_forward_pre_hook(self._add_log_size, with_kwargs=True, prepend=True).remove)
+
+    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._attention = (query, key, mask, scaling)
+
+    # ---- one call of the tower
+    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        pixels = kwargs.get("pixel_values", args[0] if args else None)
+        first = -self.anatomy.cls_tokens
+        place = torch.arange(first, self.anatomy.patches, device=pixels.device)
+        self.position = place.expand(pixels.shape[0], -1)
+        self.size = torch.ones(1, 1, device=pixels.device).expand(self.position.shape)
+        self.steps, self._positions_after, self._attention, self._visuals = [], {}, None, []
+        if self.image is None:
+            return None
+        smaller = self._shrink(pixels)
+        kwargs = {**kwargs, "interpolate_pos_encoding": True}
+        return ((smaller, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": smaller})
+
+    def _shrink(self, pixels: Tensor) -> Tensor:
+        """The smaller picture; notes which patches of the full one its patches show."""
+        anatomy, cls_tokens = self.anatomy, self.anatomy.cls_tokens
+        tokens = Tokens(
+            "image",
+            pixels.new_zeros(*self.position.shape, 1),
+            position=self.position,
+            protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
+            grid=anatomy.grid,
+        )
+        after = kept(self.image, anatomy.patches, "image")
+        reduction = ask(self.strategy, tokens, after + cls_tokens)
+        self.position, self.size = self.position.gather(1, reduction.anchor), reduction.sizes(self.size)
+        self._positions_after[-1] = self.position
+        self.steps.append(Step("image", 0, range(len(pixels)), reduction, anatomy.patches, after))
+        grid = self.strategy.grid(after, anatomy.grid)
+        size = tuple(pixels.shape[2 + i] // anatomy.grid[i] * grid[i] for i in range(2))
+        return functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+
+    def _reduce(self, index: int, hidden: Tensor) -> Tensor:
+        return self._ask(index, hidden, self._site(hidden)).apply(hidden)
+
+    def _site(self, hidden: Tensor) -> AttentionSite:
+        query, key, mask, scaling = self._attention
+        self._attention = None
+        return AttentionSite(query, key, scaling, mask, has_cls=bool(self.anatomy.cls_tokens), hidden=hidden)
+
+    def _ask(self, index: int, hidden: Tensor, site: Any) -> TokenMap:
+        """The strategy's map for the tokens (rows, N, C) inside a layer, noted as done."""
+        cls_tokens = self.anatomy.cls_tokens
+        tokens = Tokens(
+            "encoder",
+            hidden,
+            layer=index,
+            size=self.size,
+            position=self.position,
+            protected=self.position < 0 if cls_tokens else None,
+            protected_count=cls_tokens,
+            grid=self.anatomy.grid,
+            site=site,
+        )
+        before = hidden.shape[1] - cls_tokens
+        after = kept(self.plan[index], before, f"encoder layer {index}")
+        reduction = ask(self.strategy, tokens, after + cls_tokens)
+        self.position = self.position.gather(1, reduction.anchor)
+        self.size = reduction.sizes(self.size)
+        self._positions_after[index] = self.position
+        self.steps.append(
+            Step("encoder", index, range(hidden.shape[0]), reduction, before, reduction.slots - cls_tokens)
+        )
+        return reduction
+
+    def _add_log_size(
+        self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Proportional attention (ToMe, equation 1): a key that stands for s patches gets log s on its logits."""
+        if all(step.after == step.before for step in self.steps):
+            return None  # all sizes are 1: leave the fused kernel its mask-free path
+        bias = self.size.log()[:, None, None, :].to(args[0].dtype)
+        return (args[0], bias, *args[2:]), kwargs
+
+    # ---- holes
+    def _leave(self, tower: nn.Module, args: tuple, out: Any) -> Any:
+        if isinstance(out, tuple):
+            raise LabError(
+                "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
+            )
+        if out.hidden_states is not None:
+            # Entry i holds the output of layer i-1.
+            out["hidden_states"] = tuple(
+                self._with_holes(hidden, self._position_after_layer(i - 1))
+                for i, hidden in enumerate(out.hidden_states)
+            )
+        if out.last_hidden_state is not None:
+            out["last_hidden_state"] = self._with_holes(out.last_hidden_state, self.position)
+        return out
+
+    def _position_after_layer(self, index: int) -> Tensor | None:
+        done = [layer for layer in self._positions_after if layer <= index]
+        return self._positions_after[max(done)] if done else None
+
+    def _with_holes(self, hidden: Tensor | None, position: Tensor | None) -> Tensor | None:
+        if hidden is None or position is None:
+            return hidden
+        cls_tokens = self.anatomy.cls_tokens
+        full = hidden.new_full((hidden.shape[0], self.anatomy.patches + cls_tokens, hidden.shape[2]), torch.nan)
+        return full.scatter(1, (position + cls_tokens)[..., None].expand_as(hidden), hidden)
+
+    def _survivors(self) -> Tensor:
+        """(rows, M) patch index of the survivors in raster order, CLS left out."""
+        return self.position.sort(dim=1).values[:, self.anatomy.cls_tokens :]
+
+    def _drop_holes(self, projector: nn.Module, args: tuple) -> tuple:
+        place = self._survivors()
+        return (args[0].gather(1, place[..., None].expand(-1, -1, args[0].shape[2])), *args[1:])
+
+    def _restore_holes(self, projector: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        place = self._survivors()
+        full = out.new_full((out.shape[0], self.anatomy.patches, out.shape[2]), torch.nan)
+        return full.scatter(1, place[..., None].expand_as(out), out)
+
+    # ---- from the encoder's rows to placeholders
+    def _encode(self, medium: Medium, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around the method that encodes images or videos: what it leaves becomes `visuals`."""
+        out = original(*args, **kwargs)
+        if self.anatomy.media[medium].pack is None:
+            layout = self._layout("plain", lambda: plain_layout(self.anatomy.grid, self.anatomy.side))
+            self._visuals = self._left(layout, self._patch_sizes(), rows=1)
+        elif medium == "video":
+            self._visuals = self._join_frames(len(out.pooler_output))
+        self.visuals[medium] = self._visuals
+        return out
+
+    def _pack_images(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around the method that stitches the crops of images."""
+        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        out, *rest = original(*args, **kwargs)
+        out, size, first, self._visuals = list(out), self._patch_sizes(), 0, []
+        image_sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
+        for i, (features, image_size) in enumerate(zip(arguments["image_features"], image_sizes, strict=True)):
+            layout = self._stitched(original, arguments, len(features), tuple(image_size))
+            own = size[first : first + len(features)].reshape(1, -1)
+            visual = self._left(layout, own, len(features), first)[0]
+            if self._kept < 1 and layout.source.shape[1] > 1:
+                filled = fill(layout, visual.weight[None], features.reshape(*own.shape, -1))[0]
+                out[i] = torch.where(layout.marker.to(filled.device)[:, None], out[i], filled)
+            self._visuals.append(visual)
+            first += len(features)
+        return out, *rest
+
+    def _stitched(self, original: Callable, arguments: dict[str, Any], crops: int, size: tuple[int, int]) -> Layout:
+        def pack(features: Tensor, newline: Tensor) -> Tensor:
+            own = {"image_features": [features], "image_sizes": [list(size)], "image_newline": newline}
+            return original(**{**arguments, **own})[0][0]
+
+        grid, side = self.anatomy.grid, self.anatomy.side
+        canvas = select_best_resolution(size, self.anatomy.base.config.image_grid_pinpoints)
+        key = (crops, size, arguments.get("vision_aspect_ratio"))
+        return self._layout(key, lambda: anyres_layout(pack, crops, size, canvas, grid, side))
+
+    def _pool_frames(self, original: Callable, features: Tensor) -> Tensor:
+        """Around the method that pools the patches of video frames."""
+        layout = self._layout("frame", lambda: pooled_layout(original, self.anatomy.grid, self.anatomy.side))
+        self._visuals = self._left(layout, self._patch_sizes(), rows=1)
+        if self._kept == 1:
+            return original(features)
+        return fill(layout, torch.stack([frame.weight for frame in self._visuals]), features)
+
+    def _join_frames(self, videos: int) -> list[Visual]:
+        frame, frames = self._visuals[0].layout, len(self._visuals) // videos
+        layout = self._layout(frames, lambda: joined_layout(frame, frames))
+        out = []
+        for first in range(0, len(self._visuals), frames):
+            own = self._visuals[first : first + frames]
+            weight, size = torch.cat([v.weight for v in own]), torch.cat([v.size for v in own])
+            weight, size = functional.pad(weight, (0, 0, 0, 1)), functional.pad(size, (0, 1))
+            out.append(Visual(layout, weight, size, range(first, first + frames), self.steps))
+        return out
+
+    def _layout(self, key: Any, make: Callable[[], Layout]) -> Layout:
+        if key not in self._layouts:
+            self._layouts[key] = make()
+        return self._layouts[key]
+
+    @property
+    def _kept(self) -> float:
+        """The fraction of patches that every row of the last call still has."""
+        return (self.position.shape[1] - self.anatomy.cls_tokens) / self.anatomy.patches
+
+    def _patch_sizes(self) -> Tensor:
+        """(rows, P) size of the survivor in the place of each patch, 0 where there is none."""
+        skip = self.anatomy.cls_tokens
+        full = self.size.new_zeros(len(self.size), self.anatomy.patches + skip)
+        return full.scatter(1, self.position + skip, self.size)[:, skip:]
+
+    def _left(self, layout: Layout, size: Tensor, rows: int, first: int = 0) -> list[Visual]:
+        """What the reductions left of R images of one layout and `rows` encoder rows each; size: (R, P)."""
+        weight = survive(layout, size > 0, self._kept)
+        starts = range(first, first + len(weight) * rows, rows)
+        return [
+            Visual(layout, own, patches, range(start, start + rows), self.steps)
+            for start, own, patches in zip(starts, weight, sizes(layout, weight, size), strict=True)
+        ]
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale * x
+
+
+def replace_method(undo: ExitStack, owner: nn.Module, name: str, around: Callable) -> None:
+    """Let one module instance call `around(original, ...)` instead of a method; `undo` takes it back."""
+    had, original = vars(owner).get(name), getattr(owner, name)
+
+    # The signature stays readable: generate looks at it to decide what it may encode ahead.
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    object.__setattr__(owner, name, method)
+    if had is None:
+        undo.callback(owner.__dict__.pop, name)
+    else:
+        undo.callback(object.__setattr__, owner, name, had)
+
+
+def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
+    """The strategy's map for these tokens, refused if it is not what was asked for.
+
+    Raises:
+        LabError: more tokens are protected than `keep`, or the strategy returned something else than a TokenMap of
+            `keep` slots for every row.
+    """
+    where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    tokens.room(keep)
+    answer = strategy.map(tokens, keep)
+    if not isinstance(answer, TokenMap):
+        raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
+    if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
+        raise LabError(
+            f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
+        )
+    return answer

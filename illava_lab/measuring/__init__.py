@@ -1,0 +1,1 @@
+"""Time, memory, tasks, statistics, and the tables made of them."""

@@ -1,0 +1,274 @@
+"""compare: strategies and budgets side by side on the same questions, as one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.measuring import distributed, measure
+from illava_lab.measuring.rows import (
+    BASELINE,
+    DEFAULT_KEEP,
+    Row,
+    baseline,
+    budgets,
+    check_count,
+    named_strategies,
+    reason,
+    rows,
+)
+from illava_lab.measuring.runlog import RunLog, model_settings
+from illava_lab.measuring.tasks import Task, by_category, correct, load_task, paired_difference, predict
+from illava_lab.method.strategy import Strategy
+from illava_lab.models.layout import Layout
+from illava_lab.schedules.reach import budget_label
+from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.lab import Lab
+
+BEFORE_CATEGORIES = ("strategy", "keep", "flops", "seed", "samples", "accuracy")
+AFTER_CATEGORIES = (
+    "difference", "difference_low", "difference_high",
+    "tokens", "tokens_encoder", "tokens_llm",
+    "prefill_flops", "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high",
+    "decode_ratio", "decode_ratio_low", "decode_ratio_high",
+    "peak_bytes", "cache_bytes", "status",
+)  # fmt: skip
+
+
+def compare(
+    lab: Lab,
+    strategies: Sequence[str | Strategy | type[Strategy]],
+    keep: Sequence[float] | float | None = None,
+    *,
+    flops: Sequence[float] | float | None = None,
+    task: str | PathLike | Task = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    timing: bool = True,
+    out: str | PathLike | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run every strategy at every budget on the same questions.
+
+    The bare model ("none") is always the first row, once, and every other row is compared with it. A strategy that
+    fails is a row whose `status` says why; the others go on.
+
+    Args:
+        strategies: registered names, Strategy classes or instances (for settings other than the default ones).
+        keep: fractions of the visual tokens that the last LLM layer sees; 0.7, 0.5 and 0.3 if no budget is given.
+        flops: fractions of the bare model's prefill FLOPs, for the first question; see `Schedule.for_budget`. Given with
+            `keep`, its rows come after those.
+        task: "test", "validation", the path of a Parquet file, or a Task.
+        limit: at most so many questions, of whole images taken evenly over the task.
+        seed: of the bootstrap, and of strategies that have a `seed` and are not given as instances.
+        batch_size: questions per batch, for the answers and for the timings.
+        timing: False leaves the columns of time empty (NaN).
+        out: folder for `table.csv` and `run.jsonl` (every finished row with its answers). The same call goes on where
+            an earlier one was stopped; a row is measured again only if it failed or its strategy's code changed.
+        progress: show progress bars, on stderr, for what takes longer than two seconds.
+
+    Returns:
+        One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
+        `prefill_flops`, `cache_bytes` and `peak_bytes` are those of the first question alone,
+        `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
+        low and high hold the middle half of them). `keep` and `flops` are what was wanted, NaN where the other was.
+
+    Raises:
+        LabError: bad arguments, before any work; or the bare model itself fails.
+    """
+    if keep is None and flops is None:
+        keep = DEFAULT_KEEP
+    named, shares = named_strategies(strategies, seed), budgets(keep, flops)
+    check_count("batch_size", batch_size)
+    task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
+    task.check_images()
+    prompt = _prompt(lab, task) if "flops" in dict(shares) else (0, None)
+    plan = [baseline(), *rows(lab.model, named, shares, *prompt)]
+    log, done = None, {}
+    if out is not None and distributed.is_first():
+        given = {"task": task.name, "limit": limit, "seed": seed, "batch_size": batch_size, "timing": timing}
+        log = RunLog(Path(out), model_settings(lab) | given | {"questions": task.digest()}, "a comparison")
+        done = {row.label: entry for row in plan if (entry := log.finished(row.label, row))}
+    done = distributed.from_first(done)
+    todo = [row for row in plan if row.label not in done]
+
+    timed = timing and todo and distributed.is_first()
+    speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timed else {}
+    finished = {label: entry["row"] for label, entry in done.items()}
+    bare = np.array(done[plan[0].label]["right"]) if plan[0].label in done else None
+    runs = sum(isinstance(row.schedule, Schedule) for row in todo)
+    with _bar(len(task) * runs, "answers", "question", progress) as bar:
+        for row in todo:
+            bar.set_postfix_str(row.label)
+            right, answers = None, None
+            try:
+                values, answers = _measure(lab, task, row, batch_size, bar)
+                right = correct(answers, task)
+                bare = right if row.name == BASELINE else bare
+                values |= _ratios(speeds, row) | _accuracy(right, bare, task, seed) | {"status": "ok"}
+            except Exception as error:  # a stranger's strategy may fail in any way; the others go on
+                if row.name == BASELINE:
+                    raise LabError(f"the bare model fails on this task: {reason(error)}") from error
+                values = {"status": reason(error)}
+            values |= {"strategy": row.name, **row.budget, "seed": seed, "samples": len(task)}
+            finished[row.label] = values
+            if log:
+                log.add(row.label, row, values, right=None if right is None else right.tolist(), answers=answers)
+                log.write_table(_table([finished[r.label] for r in plan if r.label in finished], task))
+    table = distributed.from_first(_table([finished[row.label] for row in plan], task))
+    if log:
+        log.write_table(table)
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- doing it
+def _first(lab: Lab, task: Task, times: int = 1) -> dict[str, torch.Tensor]:
+    """Model inputs of the first question, by which costs and times are taken, `times` over."""
+    sample = task.samples.iloc[0]
+    return lab.inputs([task.image(sample["image_id"])] * times, [sample["question"]] * times)
+
+
+def _prompt(lab: Lab, task: Task) -> tuple[int, list[Layout]]:
+    """Text tokens of the first prompt, and what it shows."""
+    inputs = _first(lab, task)
+    return measure.text_tokens(lab.model, inputs), measure.layouts(lab.model, inputs)
+
+
+def _speeds(
+    lab: Lab, task: Task, plan: list[Row], todo: list[Row], batch_size: int, progress: bool
+) -> dict[str, measure.Speed | Exception]:
+    """Times of the rows to do, side by side with the baseline, on the first question repeated to a batch."""
+    timed = [row for row in plan if row.name == BASELINE or (row in todo and isinstance(row.schedule, Schedule))]
+    inputs, rounds = _first(lab, task, batch_size), 5
+    with _bar(len(timed) * (rounds + 1), "timing", "run", progress) as bar:
+        configurations = [(row.strategy, row.schedule) for row in timed]
+        speeds = measure.speeds(lab.model, inputs, configurations, rounds=rounds, done=bar.update)
+    return {row.label: speed for row, speed in zip(timed, speeds, strict=True)}
+
+
+def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tuple[dict[str, Any], list[str]]:
+    """What the first question costs, and the answers to all, each process having answered its share."""
+    if isinstance(row.schedule, Exception):
+        raise row.schedule
+    failure, values, own = None, {}, []
+    # Whole batches, so that every question has the neighbours that it has in a single process.
+    starts = distributed.share(range(0, len(task), batch_size))
+    try:
+        values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, row.schedule))
+        with attach(lab.model, row.strategy, row.schedule):
+            own = predict(lab, task, batch_size, bar.update, starts)
+    except Exception as error:
+        failure = error
+    # Whatever failed here, the other processes wait for an answer.
+    reasons = distributed.gather([reason(failure) if failure else None])
+    if failure:
+        raise failure
+    if any(reasons):
+        raise LabError(next(filter(None, reasons)))
+    return values, distributed.gather(own)
+
+
+def _ratios(speeds: dict[str, measure.Speed | Exception], row: Row) -> dict[str, float]:
+    """Times as multiples of those of the baseline; nothing if they were not measured."""
+    out: dict[str, float] = {}
+    if not speeds:
+        return out
+    own, bare = speeds[row.label], next(iter(speeds.values()))
+    for result in (bare, own):
+        if isinstance(result, Exception):
+            raise result
+    for kind in ("prefill", "decode"):
+        found = measure.ratio(getattr(own, kind), getattr(bare, kind))
+        out |= {f"{kind}_ratio": found.value, f"{kind}_ratio_low": found.low, f"{kind}_ratio_high": found.high}
+    return out
+
+
+def _accuracy(right: np.ndarray, baseline: np.ndarray, task: Task, seed: int) -> dict[str, float]:
+    difference = paired_difference(right, baseline, task.samples["image_id"], seed=seed)
+    return {
+        "accuracy": float(right.mean()),
+        **{f"accuracy_{category}": share for category, share in by_category(right, task).items()},
+        "difference": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+    }
+
+
+def _table(rows: list[dict[str, Any]], task: Task) -> pd.DataFrame:
+    categories = [f"accuracy_{category}" for category in task.categories]
+    return pd.DataFrame(rows, columns=[*BEFORE_CATEGORIES, *categories, *AFTER_CATEGORIES])
+
+
+def _bar(total: int, what: str, unit: str, progress: bool) -> tqdm:
+    return tqdm(total=total, desc=what, unit=unit, delay=2, disable=not progress, dynamic_ncols=True)
+
+
+# ---------------------------------------------------------------------------------------------- reading it
+def summary(table: pd.DataFrame) -> str:
+    """The main columns of a table from `compare`, for people: at most 120 characters wide.
+
+    Accuracy and difference are in percent and percentage points, with the 95 % interval of the difference; FLOPs and
+    prefill time are shares of those of "none", tokens the mean over all layers.
+    """
+    full = table.loc[table["strategy"] == BASELINE, "prefill_flops"].iloc[0]
+    lines = [("strategy", "budget", "accuracy %", "difference (95 %)", "tokens", "FLOPs", "prefill time", "cache KB")]
+    for row in table[table["status"] == "ok"].itertuples():
+        lines.append(
+            (
+                _short(row.strategy),
+                "" if row.strategy == BASELINE else budget_label(row),
+                f"{row.accuracy * 100:.1f}",
+                "" if row.strategy == BASELINE else _interval(row, "difference", "{:+.1f}", 100),
+                f"{row.tokens:.0f}",
+                f"{row.prefill_flops / full:.2f}",
+                _interval(row, "prefill_ratio", "{:.2f}"),
+                f"{row.cache_bytes / 1000:.0f}",
+            )
+        )
+    text = aligned(lines)
+    for row in table[table["status"] != "ok"].itertuples():
+        text.append(f"{row.strategy} at {budget_label(row)}: {row.status}"[:140])
+    return "\n".join(text)
+
+
+def summary_by_category(table: pd.DataFrame) -> str:
+    """Accuracy in percent for every category of question, for people."""
+    columns = [column for column in table if column.startswith("accuracy_")]
+    lines = [("strategy", "budget", "all", *(column.removeprefix("accuracy_") for column in columns))]
+    for _, row in table[table["status"] == "ok"].iterrows():
+        shares = (f"{row[column] * 100:.1f}" for column in ("accuracy", *columns))
+        lines.append((_short(row["strategy"]), "" if row["strategy"] == BASELINE else budget_label(row), *shares))
+    return "\n".join(aligned(lines))
+
+
+def aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    return [form.format(*line) for line in lines]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else name[:29] + "..."
+
+
+def _interval(row: Any, column: str, form: str, scale: float = 1) -> str:
+    """A value with its low and high, empty where it was not measured."""
+    value, low, high = (getattr(row, name) * scale for name in (column, f"{column}_low", f"{column}_high"))
+    if math.isnan(value):
+        return ""
+    if math.isnan(low):
+        return form.format(value)
+    return f"{form.format(value)} ({form.format(low)} to {form.format(high)})"

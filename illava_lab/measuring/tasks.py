@@ -1,0 +1,217 @@
+"""Tasks and accuracy: questions about images with one short right answer each, and how sure a difference is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow
+from PIL import Image
+from scipy.stats import bootstrap
+
+from illava_lab.errors import LabError
+from illava_lab.models.images import read_image
+from illava_lab.paths import data_dir
+from illava_lab.session.lab import Lab
+
+COLUMNS = ("image", "question", "answer", "category", "image_id")
+EMBEDDED = ("test", "validation")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Questions with their right answers.
+
+    Attributes:
+        name: "test", "validation" or a path.
+        samples: one row per question, numbered from 0: question, answer, category, image_id.
+        images: image_id -> encoded image (PNG or another format that `read_image` reads).
+    """
+
+    name: str
+    samples: pd.DataFrame
+    images: dict[str, bytes]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def categories(self) -> list[str]:
+        """In alphabetical order."""
+        return sorted(self.samples["category"].unique())
+
+    def image(self, image_id: str) -> Image.Image:
+        """The decoded image.
+
+        Raises:
+            LabError: it cannot be read.
+        """
+        try:
+            return read_image(self.images[image_id])
+        except LabError as error:
+            raise LabError(f"task {self.name}, image {image_id}: {error}") from None
+
+    def check_images(self) -> None:
+        """Decode every image once, so that a broken one is found before hours of work and not after.
+
+        Raises:
+            LabError: an image cannot be read.
+        """
+        for image_id in self.images:
+            self.image(image_id)
+
+    def limited(self, limit: int | None) -> Task:
+        """At most `limit` questions of whole images, but at least one image; None for all.
+
+        Every category is there as long as there is room. The draw is fixed: the same limit gives the same questions.
+
+        Raises:
+            LabError: limit is no whole number of at least 1.
+        """
+        if limit is None:
+            return self
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise LabError(f"limit must be a whole number of at least 1, got {limit!r}")
+        if limit >= len(self):
+            return self
+        asked = self.samples.groupby("image_id", sort=False)["category"].agg(list)
+        order = [asked.index[i] for i in np.random.default_rng(0).permutation(len(asked))]
+        # One image for each category first, then whatever comes.
+        first = [next(i for i in order if category in asked[i]) for category in self.categories]
+        chosen, room = set[str](), limit
+        for image_id in [*first, *order]:
+            if image_id not in chosen and (len(asked[image_id]) <= room or not chosen):
+                chosen.add(image_id)
+                room -= len(asked[image_id])
+        samples = self.samples[self.samples["image_id"].isin(chosen)].reset_index(drop=True)
+        return Task(self.name, samples, {key: value for key, value in self.images.items() if key in chosen})
+
+    def digest(self) -> str:
+        """A fingerprint of every question, answer and image."""
+        out = hashlib.sha256(self.samples.to_csv().encode())
+        for image_id, data in self.images.items():
+            out.update(image_id.encode() + hashlib.sha256(data).digest())
+        return out.hexdigest()[:16]
+
+
+def load_task(name: str | PathLike = "test") -> Task:
+    """The embedded "test" or "validation" set, or a Parquet file with the columns of `COLUMNS`.
+
+    `image` holds encoded images as bytes; rows with the same `image_id` share one image.
+
+    Raises:
+        LabError: no such file, one that cannot be read, a missing column, a missing or empty value.
+    """
+    path = data_dir() / f"{name}.parquet" if name in EMBEDDED else Path(name)
+    if not path.is_file():
+        known = " or ".join(map(repr, EMBEDDED))
+        raise LabError(f"task must be {known} or a Parquet file; there is no file {str(path)!r}")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise LabError(f"task {name}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise LabError(f"task {name} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+    if table.empty:
+        raise LabError(f"task {name} holds no questions")
+    for column in COLUMNS:
+        wrong = table[column].isna()
+        if column == "image":
+            wrong |= ~table[column].map(lambda value: isinstance(value, bytes))
+        elif column in ("question", "answer"):
+            wrong |= table[column].astype(str).str.strip() == ""
+        if wrong.any():
+            row = int(np.argmax(wrong.to_numpy()))
+            raise LabError(f"task {name}, row {row}: the column {column!r} holds no usable value")
+    samples = table[list(COLUMNS[1:])].astype(str).reset_index(drop=True)
+    first = ~samples["image_id"].duplicated().to_numpy()
+    images = dict(zip(samples["image_id"][first], table["image"][first], strict=True))
+    return Task(str(name), samples, images)
+
+
+def predict(
+    lab: Lab,
+    task: Task,
+    batch_size: int = 8,
+    done: Callable[[int], object] | None = None,
+    starts: Sequence[int] | None = None,
+) -> list[str]:
+    """Greedy answers to all questions of a task; inside an `attach` block, with that reduction.
+
+    Args:
+        done: called after each batch with its number of questions, for a progress bar.
+        starts: the batches to do, each by its first question; None for all.
+    """
+    longest = answer_tokens(lab, task)
+    answers: list[str] = []
+    for start in range(0, len(task), batch_size) if starts is None else starts:
+        batch = task.samples.iloc[start : start + batch_size]
+        pictures = {image_id: task.image(image_id) for image_id in batch["image_id"].unique()}
+        images = [pictures[image_id] for image_id in batch["image_id"]]
+        answers += lab.answer(images, list(batch["question"]), max_new_tokens=longest)
+        if done is not None:
+            done(len(batch))
+    return answers
+
+
+def answer_tokens(lab: Lab, task: Task) -> int:
+    """New tokens after which no answer can be right any more.
+
+    That is the longest right one, a space before it, and an end or a word too much after it.
+    """
+    encoded = lab.processor.tokenizer(list(task.samples["answer"].unique()), add_special_tokens=False)["input_ids"]
+    return max(map(len, encoded)) + 2
+
+
+def correct(answers: Sequence[str], task: Task) -> np.ndarray:
+    """(questions,) bool: exact match, but for case and for space at the ends."""
+    right = task.samples["answer"]
+    return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
+
+
+def by_category(right: np.ndarray, task: Task) -> dict[str, float]:
+    """Category -> share of right answers."""
+    return pd.Series(right).groupby(task.samples["category"]).mean().to_dict()
+
+
+class Difference(NamedTuple):
+    """A difference of two accuracies, in fractions, and its interval, which is NaN where there is only one image."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    right: np.ndarray, baseline: np.ndarray, image_ids: Sequence[str], *, seed: int = 0, confidence: float = 0.95
+) -> Difference:
+    """Accuracy minus the baseline's on the same questions, with a percentile bootstrap interval over images.
+
+    Whole images are drawn, not questions: questions about one image stand or fall together, and intervals that took
+    them for independent would be too narrow.
+
+    Args:
+        right, baseline: (questions,) bool.
+        image_ids: the image of each question.
+    """
+    gain = np.asarray(right, dtype=float) - np.asarray(baseline, dtype=float)
+    sums = pd.Series(gain).groupby(np.asarray(image_ids)).agg(["sum", "count"])
+    if len(sums) < 2:
+        return Difference(float(gain.mean()), float("nan"), float("nan"))
+    interval = bootstrap(
+        (sums["sum"].to_numpy(), sums["count"].to_numpy()),
+        lambda gain, questions, axis: gain.sum(axis) / questions.sum(axis),
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",  # BCa, scipy's default, is not defined where no answer changes
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Difference(float(gain.mean()), float(interval.low), float(interval.high))

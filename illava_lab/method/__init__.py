@@ -1,0 +1,1 @@
+"""What a method is: tokens, maps, strategies, their registry. Pure tensors, no model."""

@@ -1,0 +1,184 @@
+"""The registry: every strategy that is installed, by name.
+
+One way in: the entry-point group ``illava_lab.strategies``. An entry names a package (every module of it is imported)
+or a class. The lab's own `strategies` package is the first entry; other packages add theirs. A name belongs to the
+class that has it first, and the lab's own come first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from illava_lab.errors import LabError
+from illava_lab.method.strategy import STAGES, Strategy
+
+GROUP = "illava_lab.strategies"
+OWN = "strategies"  # the lab's own entry, and its package
+KINDS = ("none", "prune", "merge", "pool")
+
+_registered: dict[str, type[Strategy]] = {}
+_broken: dict[str, str] = {}
+
+S = TypeVar("S", bound=type[Strategy])
+
+
+def register(cls: S) -> S:
+    """Class decorator: make a strategy known under its `name`.
+
+    Defining the same class again replaces it, and so does any class of a notebook or script that takes the name of an
+    earlier one there: whoever runs a changed cell means the change.
+
+    Raises:
+        LabError: not a Strategy, no name, an unknown kind or stage, or a name that another class holds.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+        raise LabError(f"register expects a subclass of Strategy or Scorer, got {cls!r}")
+    if not (isinstance(cls.name, str) and cls.name):
+        raise LabError(f'{cls.__name__} needs a name, for example: name = "{cls.__name__.lower()}"')
+    if cls.kind not in KINDS:
+        raise LabError(f"{cls.__name__}.kind must be one of {KINDS}, got {cls.kind!r}")
+    known = isinstance(cls.stages, tuple) and all(stage in STAGES for stage in cls.stages)
+    if not known or (not cls.stages and cls.kind != "none"):
+        raise LabError(f"{cls.__name__}.stages must be taken from {STAGES}, got {cls.stages!r}")
+    if cls.__module__.partition(".")[0] != OWN:
+        _discover(own=True)
+    held = _registered.get(cls.name)
+    if held is not None and not _replaces(cls, held):
+        raise LabError(
+            f"the name {cls.name!r} is taken by {held.__module__}.{held.__qualname__}; "
+            f"give {cls.__module__}.{cls.__qualname__} another name"
+        )
+    _registered[cls.name] = cls
+    return cls
+
+
+def _replaces(new: type[Strategy], held: type[Strategy]) -> bool:
+    same_name = new.__qualname__ == held.__qualname__
+    return new.__module__ == held.__module__ and (same_name or new.__module__ == "__main__")
+
+
+def strategies() -> dict[str, type[Strategy]]:
+    """All strategies by name, in alphabetical order with "none" first."""
+    _discover(own=True)
+    _discover(own=False)
+    return dict(sorted(_registered.items(), key=lambda item: (item[0] != "none", item[0])))
+
+
+def broken_plugins() -> dict[str, str]:
+    """Plug-ins that could not be loaded: entry or module name -> reason, one line. The lab starts without them.
+
+    The name of an entry is followed by its distribution, in brackets, where several distributions chose the same.
+    """
+    strategies()
+    return dict(_broken)
+
+
+def get_strategy(name: str) -> type[Strategy]:
+    """The class registered as `name`; call it with settings to get a strategy.
+
+    Raises:
+        LabError: no such strategy; names the nearest ones, and the plug-ins that could not be loaded.
+    """
+    known = strategies()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    broken = ", ".join(f"{plugin} ({reason})" for plugin, reason in _broken.items())
+    missing = f". Plug-ins that could not be loaded: {broken}" if broken else ""
+    raise LabError(f"unknown strategy {name!r}{hint} Known: {', '.join(known)}{missing}")
+
+
+def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
+    """A strategy from its name, its class or an instance."""
+    if isinstance(strategy, str):
+        return get_strategy(strategy)()
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        return strategy()
+    if isinstance(strategy, Strategy):
+        return strategy
+    raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
+
+
+def load_file(path: str | Path) -> list[type[Strategy]]:
+    """Run a Python file; the strategies that it registers. They replace those of an earlier run.
+
+    Raises:
+        LabError: there is no such file, it fails, or it registers nothing. The registry is then as it was.
+    """
+    strategies()
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise LabError(f"there is no Python file {str(path)!r}")
+    # A file that is imported already, such as one of `strategies/`, keeps the name of its module.
+    modules = {name: getattr(module, "__dict__", {}).get("__file__") for name, module in sys.modules.items()}
+    name = next((name for name, origin in modules.items() if origin == str(file) and name != "__main__"), str(file))
+    registered, imported = dict(_registered), sys.modules.get(name)
+    module = sys.modules[name] = module_from_spec(spec_from_file_location(name, file))
+    try:
+        for held in [held for held, cls in registered.items() if cls.__module__ == name]:
+            del _registered[held]
+        # Not by the import system, whose cache of bytecode overlooks a second edit within one second.
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+        found = [cls for key, cls in _registered.items() if registered.get(key) is not cls]
+        if not found:
+            raise LabError("it registers no strategy; put @il.register above the class")
+        return found
+    except BaseException as error:  # as in `_attempt`
+        _registered.clear()
+        _registered.update(registered)
+        sys.modules[name] = imported
+        if imported is None:
+            del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise LabError(f"{str(path)!r} could not be loaded: {_reason(error)}") from error
+
+
+@cache
+def _discover(own: bool) -> None:
+    """Load the lab's own strategies or everybody else's, once, in an order that does not depend on the machine."""
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    entries = [entry for entry in entries if (entry.value == OWN) is own]
+    uses = Counter(entry.name for entry in entries)
+    for entry in entries:
+        name = entry.name if uses[entry.name] == 1 else f"{entry.name} ({entry.dist.name})"
+        _attempt(name, lambda entry=entry: _load(entry))
+
+
+def _load(entry: EntryPoint) -> None:
+    found = entry.load()
+    if not isinstance(found, ModuleType):
+        register(found)
+        return
+    # Sorted, so that a file comes before its copies ("fastv", "fastv-Copy1") and keeps its name. Importing __main__
+    # would run the package's own command.
+    modules = sorted(info.name for info in pkgutil.iter_modules(getattr(found, "__path__", [])))
+    for name in (f"{found.__name__}.{module}" for module in modules if module != "__main__"):
+        _attempt(name, lambda name=name: importlib.import_module(name))
+
+
+def _attempt(name: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's module may fail in any way, even sys.exit; it is reported by name
+        _broken[name] = _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    """One line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": ")

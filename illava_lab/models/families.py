@@ -1,0 +1,273 @@
+"""Where each supported model family keeps its parts. A family is a row of a table; `describe` reads a model with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from illava_lab.errors import LabError
+from illava_lab.method.strategy import Stage
+from illava_lab.models.layout import Medium
+
+
+class Media(NamedTuple):
+    """How images (or videos) get into the prompt.
+
+    Attributes:
+        token: name of the placeholder's id in the configuration.
+        encode: method of `model.model` that turns pixels into features for the placeholders.
+        pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
+        tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
+    """
+
+    token: str
+    encode: str
+    pack: str | None = None
+    tiled: bool = False
+
+
+class Family(NamedTuple):
+    """A row of the table of what is supported. Every family reduces in the encoder and in the LLM, and takes several
+    images; it takes video if `media` has it.
+
+    Attributes:
+        name: what people call it.
+        tower, projector, language_model: where these are, below `model.model`.
+        media: what goes into a prompt.
+    """
+
+    name: str
+    tower: str
+    projector: str
+    language_model: str
+    media: dict[Medium, Media]
+
+
+_LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
+_IMAGES = ("image_token_id", "get_image_features")
+_VIDEOS = ("video_token_id", "get_video_features")
+
+_QWEN = ("visual", "visual.merger", "language_model")
+_QWEN_MEDIA: dict[Medium, Media] = {"image": Media(*_IMAGES), "video": Media(*_VIDEOS)}
+
+# by the model_type of transformers
+FAMILIES: dict[str, Family] = {
+    "llava": Family("LLaVA-1.5", *_LLAVA, {"image": Media(*_IMAGES)}),
+    "llava_next": Family("LLaVA-NeXT", *_LLAVA, {"image": Media(*_IMAGES, "pack_image_features")}),
+    "llava_onevision": Family(
+        "LLaVA-OneVision", *_LLAVA,
+        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
+    ),
+    "internvl": Family("InternVL", *_LLAVA, {"image": Media(*_IMAGES, tiled=True)}),
+    "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
+}  # fmt: skip
+
+
+class LayerParts(NamedTuple):
+    """Attribute names inside an encoder layer, in the order in which they run."""
+
+    first_norm: str
+    attention: str
+    second_norm: str
+    mlp: str = "mlp"
+
+
+# vision model_type -> the parts of an encoder layer, and has the tower a CLS token
+TOWERS: dict[str, tuple[LayerParts, bool]] = {
+    "clip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), True),
+    "siglip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), False),
+    "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
+    "qwen2_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+    "qwen2_5_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+    "qwen3_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+}
+
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+
+
+TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
+
+
+class Cells(NamedTuple):
+    """How a tower that takes images of any size, packed into one sequence, groups their patches.
+
+    Attributes:
+        side: patches along the side of a cell, the block that the patch merger makes one visual token of.
+        window: cells along the side of an attention window, or None if there are none.
+        full: where there are windows, the layers that attend over the whole image all the same.
+    """
+
+    side: int
+    window: int | None
+    full: tuple[int, ...] = ()
+
+    def window_at(self, layer: int) -> int | None:
+        """The window of one encoder layer."""
+        return None if layer in self.full else self.window
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The parts of one model that the hooks need.
+
+    Attributes:
+        base: the module that joins image features and text (`model.model`).
+        encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
+        layer_parts: attribute names inside an encoder layer.
+        cls_tokens: 1 when the tower puts a CLS token in front, else 0.
+        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
+            size, that of a typical one in cells, for which budgets are computed; where there is a `shuffle`, in cells.
+        side: (pixels of such a row, pixels of a patch, or of a cell where `grid` counts these), along one edge.
+        media: what goes into a prompt, and how.
+        placeholders: the id in input_ids that holds the place of a visual token, by medium.
+        cells: how patches become visual tokens in a packed tower, or None for other towers.
+        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
+            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        deepstack: encoder layer -> the projector of the features that are taken from its output.
+        shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
+            token; 1 where there is none.
+        fixed: every image has as many visual tokens as a row has patches.
+    """
+
+    base: nn.Module
+    tower: nn.Module
+    encoder_layers: nn.ModuleList
+    encoder_depth: int
+    layer_parts: LayerParts
+    cls_tokens: int
+    grid: tuple[int, int]
+    side: tuple[int, int]
+    projector: nn.Module
+    language_model: nn.Module
+    llm_layers: nn.ModuleList
+    media: dict[Medium, Media]
+    placeholders: dict[Medium, int]
+    cells: Cells | None = None
+    first_llm_layer: int = 1
+    deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
+    shuffle: int = 1
+
+    @property
+    def fixed(self) -> bool:
+        return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
+
+    @property
+    def image_token_id(self) -> int:
+        return self.placeholders["image"]
+
+    @property
+    def patches(self) -> int:
+        """Patches (or cells, as in `grid`) in one row of the encoder (an image, a crop or a frame), unreduced."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patches_of_token(self) -> int:
+        """Patches in what `grid` counts: 1, or those of a cell."""
+        return (self.cells.side if self.cells else self.shuffle) ** 2
+
+    def depth(self, stage: Stage) -> int:
+        """Layers of a stage that a reduction can act on."""
+        return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
+
+
+def table() -> str:
+    """What is supported, as the Markdown table of the README."""
+    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
+    for kind, family in FAMILIES.items():
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+    return "\n".join(lines)
+
+
+def check_supported(config: Any) -> None:
+    """Refuse a configuration that the hooks do not know, before any weight is loaded.
+
+    Raises:
+        LabError: names the family, tower or decoder and what is supported.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        raise LabError(f"model family {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+    tower, text = config.vision_config, config.text_config
+    if tower.model_type not in TOWERS:
+        raise LabError(f"vision tower {tower.model_type!r} is not supported; supported: {', '.join(TOWERS)}")
+    if text.model_type not in DECODERS:
+        raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
+    wanted = "default" if TOWERS[tower.model_type][1] else "full"
+    if getattr(config, "vision_feature_select_strategy", wanted) != wanted:
+        raise LabError(
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported with "
+            f"{tower.model_type}; supported: {wanted!r}"
+        )
+    sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if sliding or other:
+        raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding})")
+
+
+def describe(model: nn.Module) -> Anatomy:
+    """Find the parts of a supported model.
+
+    Raises:
+        LabError: an unsupported family, tower or decoder.
+    """
+    config = getattr(model, "config", None)
+    check_supported(config)
+    base = model.model
+    family = FAMILIES[config.model_type]
+    vision = config.vision_config
+    tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
+    layers = _encoder_layers(tower)
+    parts, has_cls = TOWERS[vision.model_type]
+    cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
+    shuffle = round(1 / getattr(config, "downsample_ratio", 1))
+    patch = _edge(vision.patch_size) * (cells.side if cells else shuffle)
+    pixels = TYPICAL_CELLS * patch if cells else _edge(vision.image_size)
+    deepstack = getattr(vision, "deepstack_visual_indexes", ())
+    return Anatomy(
+        base=base,
+        tower=tower,
+        encoder_layers=layers,
+        encoder_depth=_layers_used(getattr(config, "vision_feature_layer", -1), len(layers)),
+        layer_parts=parts,
+        cls_tokens=int(has_cls),
+        grid=(pixels // patch, pixels // patch),
+        side=(pixels, patch),
+        projector=base.get_submodule(family.projector),
+        language_model=language_model,
+        llm_layers=language_model.layers,
+        media=family.media,
+        placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
+        cells=cells,
+        first_llm_layer=max(1, len(deepstack)),
+        deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
+        shuffle=shuffle,
+    )
+
+
+def _edge(size: int | list[int] | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _cells(vision: Any) -> Cells:
+    window = getattr(vision, "window_size", None)  # in pixels
+    cells = window and window // vision.patch_size // vision.spatial_merge_size
+    return Cells(vision.spatial_merge_size, cells, tuple(getattr(vision, "fullatt_block_indexes", ())))
+
+
+def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    if hasattr(tower, "blocks"):
+        return tower.blocks
+    # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.
+    encoder = getattr(tower, "vision_model", tower).encoder
+    return encoder.layer if hasattr(encoder, "layer") else encoder.layers
+
+
+def _layers_used(feature_layer: int | list[int], depth: int) -> int:
+    """Encoder layers whose output the projector sees: entry 0 of hidden_states is the input of the first layer."""
+    chosen = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
+    return max(layer if layer >= 0 else depth + 1 + layer for layer in chosen)

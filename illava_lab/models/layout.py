@@ -1,0 +1,257 @@
+"""Between the encoder and the prompt: where each placeholder of an image or a video comes from.
+
+The encoder sees an image as one row of patches or as several (crops; the frames of a video). The prompt holds a run of
+placeholders for it. In between, models stitch crops together, cut padding off, shrink or pool by interpolation, and
+put markers (newlines) in. A `Layout` says all that of one image, a `Visual` adds what a reduction left of it.
+
+Markers are no visual tokens: they survive, are never merged, are never shown to a strategy, and no fraction or count of
+a schedule counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from illava_lab.trace.trace import Step
+
+Medium = Literal["image", "video"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the placeholders of one image or video come from when nothing is reduced. It depends on sizes only.
+
+    Attributes:
+        patches: (rows, height, width): encoder rows (crops or frames), and the patches of each. Patches are counted
+            row after row, in raster order.
+        source: (S, K) long, the patches that each of the S placeholders is interpolated from; K is 1 where none is.
+        weight: (S, K) float32, with what weights: they sum to 1, and are all 0 for a marker.
+        grid: (height, width) if the visual tokens are one grid in raster order, else None.
+        boxes: (P, 4) float32, left, top, right and bottom of each patch as fractions of the picture; an empty
+            rectangle for a patch of padding.
+        parts: stretches of equally many visual tokens that are reduced each on its own (pooled frames of a video).
+    """
+
+    patches: tuple[int, int, int]
+    source: Tensor
+    weight: Tensor
+    grid: tuple[int, int] | None
+    boxes: Tensor
+    parts: int = 1
+    _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """S, the number of placeholders."""
+        return self.source.shape[0]
+
+    @cached_property
+    def marker(self) -> Tensor:
+        """(S,) bool: placeholders that stand for no patch (newlines)."""
+        return self.weight.sum(1) == 0
+
+    @cached_property
+    def place(self) -> Tensor:
+        """(S,) long: the number of each visual token in the image, markers not counted; -1 for a marker."""
+        return ((~self.marker).cumsum(0) - 1).masked_fill(self.marker, -1)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Visual tokens before any reduction: placeholders without markers."""
+        return int((~self.marker).sum())
+
+    def left(self, kept: float) -> int:
+        """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""
+        return self.parts * max(1, round(self.tokens / self.parts * kept))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`source` and `weight` on a device, copied there once."""
+        if device not in self._moved:
+            self._moved[device] = self.source.to(device), self.weight.to(device)
+        return self._moved[device]
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """One image or video as the encoder hands it to the language model. This is all that the two stages share.
+
+    A placeholder that a reduction removed is a hole (NaN) in the model's features and has weight 0 here.
+
+    Attributes:
+        layout: its placeholders before any reduction.
+        weight: (S, K) float32, `layout.weight` of what is left: sums to 1 for survivors, 0 for holes and markers.
+        size: (S,) float32, patches that each placeholder stands for; 0 for holes and markers.
+        rows: its rows in the encoder's batch.
+        steps: the encoder's reductions of that batch.
+    """
+
+    layout: Layout
+    weight: Tensor
+    size: Tensor
+    rows: range
+    steps: list[Step]
+
+
+# ---------------------------------------------------------------------------------------------- layouts
+def plain_layout(grid: tuple[int, int], side: tuple[int, int], rows: int = 1) -> Layout:
+    """One placeholder for each patch, of rows that each show the whole picture.
+
+    Args:
+        side: (pixels of the picture the encoder sees, pixels of a patch), along one edge.
+    """
+    count = rows * grid[0] * grid[1]
+    boxes = _whole(grid, side).repeat(rows, 1)
+    return Layout((rows, *grid), torch.arange(count)[:, None], torch.ones(count, 1), grid if rows == 1 else None, boxes)
+
+
+def anyres_layout(
+    pack: Callable[[Tensor, Tensor], Tensor], crops: int, size: tuple[int, int], canvas: tuple[int, int],
+    grid: tuple[int, int], side: tuple[int, int],
+) -> Layout:  # fmt: skip
+    """The layout of an image that is seen whole (crop 0) and in crops, which are stitched, un-padded, shrunk.
+
+    The model's own packing tells what it does: it runs on the coordinates of the patches instead of their features.
+    Bilinear interpolation maps coordinates to interpolated ones, and those say between which patches a cell lies.
+
+    Args:
+        pack: the model's packing of one image: features (crops, P, 3) and a newline (3,) -> (S, 3).
+        size: (height, width) of the picture in pixels.
+        canvas: (height, width) in pixels that the crops cover together.
+        grid, side: of one crop, see `plain_layout`.
+    """
+    height, width = grid
+    pixels = side[0]
+    across = canvas[1] // pixels
+    crop, row, column = (axis.flatten() for axis in _axes(crops, height, width))
+    detail = (crop > 0).long()
+    y, x = row + detail * ((crop - 1) // across * height), column + detail * ((crop - 1) % across * width)
+    coordinates = torch.stack([y, x, detail], dim=-1).double().view(crops, -1, 3)
+    packed = pack(coordinates, torch.full((3,), torch.nan, dtype=torch.float64))
+
+    marker = packed[:, 0].isnan()
+    y, x, detail = packed.nan_to_num().unbind(-1)
+    (up, down), (left, right) = _between(y), _between(x)
+    sources, weights = [], []
+    for y, vertical in (up, down):
+        for x, horizontal in (left, right):
+            stitched = (1 + y // height * across + x // width) * height * width + y % height * width + x % width
+            sources.append(torch.where(detail > 0.5, stitched, y * width + x))
+            weights.append((vertical * horizontal).masked_fill(marker, 0.0).float())
+    source, weight = torch.stack(sources, 1), torch.stack(weights, 1)
+    if not weight[:, 1:].any():
+        source, weight = source[:, :1], weight[:, :1]
+    source = source.masked_fill(weight == 0, 0)
+    one = grid if crops == 1 else None
+    return Layout((crops, *grid), source, weight, one, _anyres_boxes(crops, size, canvas, grid, side))
+
+
+def pooled_layout(pool: Callable[[Tensor], Tensor], grid: tuple[int, int], side: tuple[int, int]) -> Layout:
+    """The layout of one video frame whose patches are pooled by interpolation. `pool`: (1, P, 3) -> (1, S, 3)."""
+
+    def pack(features: Tensor, newline: Tensor) -> Tensor:
+        return pool(features)[0]
+
+    return anyres_layout(pack, 1, side[:1] * 2, side[:1] * 2, grid, side)
+
+
+def joined_layout(frame: Layout, frames: int) -> Layout:
+    """A video: `frames` frames one after another, and a newline at the end."""
+    per_frame = frame.patches[1] * frame.patches[2]
+    source = torch.cat([frame.source + i * per_frame for i in range(frames)] + [frame.source[:1] * 0])
+    weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0])
+    return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1), parts=frames)
+
+
+def join_tiles(tiles: list[Visual]) -> Visual:
+    """One image of several tiles, which lie tile after tile in the prompt. Boxes are those in the tiles: a model is not
+    told where in the picture a tile was cut out."""
+    count, (rows, *grid) = len(tiles), tiles[0].layout.patches
+    if count == 1:
+        return tiles[0]
+    layout = tiles[0].layout
+    source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
+    joined = Layout((count * rows, *grid), source, layout.weight.repeat(count, 1), None, layout.boxes.repeat(count, 1))
+    weight, size = torch.cat([tile.weight for tile in tiles]), torch.cat([tile.size for tile in tiles])
+    return Visual(joined, weight, size, range(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].steps)
+
+
+def _axes(*lengths: int) -> tuple[Tensor, ...]:
+    return torch.meshgrid(*map(torch.arange, lengths), indexing="ij")
+
+
+def _between(coordinate: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two whole coordinates around each one, with their weights. An offset below 1e-6 is rounding."""
+    low = (coordinate + 1e-6).floor()
+    share = (coordinate - low).clamp_min(0.0)
+    share = share.masked_fill(share < 1e-6, 0.0)
+    return (low.long(), 1 - share), (low.long() + 1, share)
+
+
+def _whole(grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
+    """(P, 4) boxes of a crop that shows the whole picture."""
+    row, column = (axis.flatten() for axis in _axes(*grid))
+    return torch.stack([column, row, column + 1, row + 1], dim=1).float() * (side[1] / side[0])
+
+
+def _anyres_boxes(
+    crops: int, size: tuple[int, int], canvas: tuple[int, int], grid: tuple[int, int], side: tuple[int, int]
+) -> Tensor:
+    """(crops * P, 4) boxes: crop 0 is the picture resized to a square; the others tile a canvas, on which the picture
+    lies resized with its proportions kept, centred (as the processors of LLaVA-NeXT and LLaVA-OneVision put it)."""
+    whole = _whole(grid, side)
+    scale = min(canvas[0] / size[0], canvas[1] / size[1])
+    extent = [min(ceil(length * scale), edge) for length, edge in zip(size, canvas, strict=True)]
+    start = [(edge - length) // 2 for length, edge in zip(extent, canvas, strict=True)]
+    across, boxes = canvas[1] // side[0], [whole]
+    for crop in range(crops - 1):
+        corner = torch.tensor([crop % across, crop // across] * 2) * side[0]
+        pixels = whole * side[0] + corner - torch.tensor(start[::-1] * 2)
+        boxes.append((pixels / torch.tensor(extent[::-1] * 2)).clamp(0.0, 1.0))
+    return torch.cat(boxes)
+
+
+# ---------------------------------------------------------------------------------------------- reduced layouts
+def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
+    """(R, S, K) weights of what is left of R images of one layout when patches are gone; all 0 for a hole.
+
+    A placeholder of one patch lives as long as its patch. Interpolated ones see several patches, and nearly all of
+    them would outlive half of the patches: so only the fraction `kept` of the visual tokens stays, those with the most
+    weight on patches that are there (coverage, to three decimals; ties to the first), as the average over these.
+
+    Args:
+        alive: (R, P) bool, patches in whose place a survivor stands.
+        kept: the fraction of patches that survived.
+    """
+    source, weight = layout.on(alive.device)
+    weight = weight * alive[:, source]
+    coverage = weight.sum(-1, keepdim=True)
+    if layout.source.shape[1] > 1 and kept < 1:
+        order = (coverage[..., 0] * 1000).round().argsort(dim=1, descending=True, stable=True)
+        chosen = torch.zeros_like(coverage[..., 0]).scatter(1, order[:, : max(1, round(layout.tokens * kept))], 1.0)
+        weight = weight * chosen[..., None]
+    return weight / coverage.clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def fill(layout: Layout, weight: Tensor, features: Tensor) -> Tensor:
+    """(R, S, C): the visual tokens interpolated from (R, P, C) features with `survive`'s weights; NaN at holes."""
+    source = layout.on(weight.device)[0]
+    features = features.nan_to_num()
+    out = sum(features[:, source[:, k]] * weight[:, :, k, None] for k in range(source.shape[1]))
+    return out.masked_fill(weight.sum(-1, keepdim=True) == 0, torch.nan).to(features.dtype)
+
+
+def sizes(layout: Layout, weight: Tensor, size: Tensor) -> Tensor:
+    """(R, S) patches that each placeholder stands for: a survivor's (R, P) size is divided over what it feeds."""
+    source = layout.on(weight.device)[0]
+    flat = source.flatten().expand(weight.shape[0], -1)
+    given = torch.zeros_like(size).scatter_add(1, flat, weight.flatten(1))
+    share = weight / given[:, source].clamp_min(torch.finfo(weight.dtype).tiny)
+    return (share * size[:, source]).sum(-1)

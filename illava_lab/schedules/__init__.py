@@ -1,0 +1,1 @@
+"""Which layers reduce, and to how many: plans, presets, FLOPs, budgets."""

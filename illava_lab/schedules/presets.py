@@ -1,0 +1,136 @@
+"""The settings that papers and their code publish, as schedules."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from illava_lab.errors import LabError
+from illava_lab.models.families import describe
+from illava_lab.schedules.schedule import Keep, Schedule
+
+
+class Model(NamedTuple):
+    """What a setting was published for: layers of the encoder up to the projector, LLM layers, patches of one image."""
+
+    encoder_depth: int
+    llm_depth: int
+    patches: int | None  # None: as many as the image has
+
+
+LLAVA_15 = Model(23, 32, 576)  # LLaVA-1.5-7B: CLIP-L/14-336, 24 layers of which 23 are used
+ONEVISION = Model(26, 28, 729)  # LLaVA-OneVision-7B: SigLIP-so400m/14-384, 27 layers of which 26 are used
+QWEN2_VL = Model(32, 28, None)  # Qwen2-VL-7B
+QWEN3_VL = Model(27, 36, None)  # Qwen3-VL-8B
+
+
+class Preset(NamedTuple):
+    """A published setting: layer -> visual tokens of one image left (int) or fraction kept (float)."""
+
+    strategy: str
+    encoder: dict[int, Keep]
+    llm: dict[int, Keep]
+    model: Model
+    source: str
+
+
+def _all(layers: range, keep: Keep) -> dict[int, Keep]:
+    return dict.fromkeys(layers, keep)
+
+
+_ILLAVA = "iLLaVA (arXiv 2412.06263), code release 1"
+_ICLR = "iLLaVA (arXiv 2412.06263), code of the ICLR 2026 release, configuration"
+_FASTV = "FastV (arXiv 2403.06764)"
+_SPARSEVLM = "SparseVLM (arXiv 2410.04417), code version 1.5: kept tokens and clusters after layers 2, 6 and 15"
+_VISIONZIP = "VisionZip (arXiv 2412.04467), dominant and contextual tokens for LLaVA-1.5"
+_VISPRUNER = "VisPruner (LightCompress configuration), LLaVA-1.5"
+
+PRESETS: dict[str, Preset] = {
+    # R = 92 of 729 tokens go in each of four SigLIP layers, then 30 % at one LLM layer.
+    "illava-image": Preset(
+        "illava", {5: 637, 6: 545, 7: 453, 8: 361}, {8: 0.70}, ONEVISION, f"{_ILLAVA}: LLaVA-OneVision-7B, single image"
+    ),
+    "illava-video": Preset(
+        "illava", {3: 637, 4: 545, 5: 453, 6: 361}, {2: 0.70}, ONEVISION, f"{_ILLAVA}: LLaVA-OneVision-7B, 32 frames"
+    ),
+    # Its 0.16 is the share removed, rounded down to whole groups of four patches.
+    "illava-qwen2-vl": Preset(
+        "illava", _all(range(12, 16), 0.84), _all(range(6, 9), 0.90), QWEN2_VL, f"{_ILLAVA}: Qwen2-VL-7B (score='lse')"
+    ),
+    "illava-2026-67": Preset(
+        "illava-2026", _all(range(5, 9), 0.85), _all(range(19, 26, 2), 0.90), QWEN3_VL,
+        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B (score='lse')",
+    ),
+    "illava-2026-89": Preset(
+        "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
+        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B (score='lse')",
+    ),
+    # 577 tokens with CLS become 209 by merging 16 in each of 23 layers.
+    "tome-16": Preset(
+        "tome", {layer: 576 - 16 * (layer + 1) for layer in range(23)}, {}, LLAVA_15,
+        "ToMe (arXiv 2210.09461), constant r = 16, on CLIP-L/14-336",
+    ),
+    "fastv": Preset("fastv", {}, {2: 0.5}, LLAVA_15, f"{_FASTV}, K = 2, R = 50 %"),
+    "fastv-75": Preset("fastv", {}, {2: 0.25}, LLAVA_15, f"{_FASTV}, K = 2, R = 75 %"),
+    "pyramiddrop": Preset(
+        "pyramiddrop", {}, {8: 0.5, 16: 0.5, 24: 0.5}, LLAVA_15, "PyramidDrop (arXiv 2410.17247): lambda = 0.5 before layers 8, 16, 24"
+    ),
+    "sparsevlm-192": Preset("sparsevlm", {}, {3: 309, 7: 204, 16: 113}, LLAVA_15, f"{_SPARSEVLM}, for 192 on average"),
+    "sparsevlm-128": Preset("sparsevlm", {}, {3: 312, 7: 117, 16: 39}, LLAVA_15, f"{_SPARSEVLM}, for 128 on average"),
+    "sparsevlm-64": Preset("sparsevlm", {}, {3: 82, 7: 32, 16: 18}, LLAVA_15, f"{_SPARSEVLM}, for 64 on average"),
+    "visionzip-192": Preset("visionzip", {22: 192}, {}, LLAVA_15, f"{_VISIONZIP}: 162 + 30"),
+    "visionzip-128": Preset("visionzip", {22: 128}, {}, LLAVA_15, f"{_VISIONZIP}: 108 + 20"),
+    "visionzip-64": Preset("visionzip", {22: 64}, {}, LLAVA_15, f"{_VISIONZIP}: 54 + 10"),
+    "fastervlm-128": Preset("fastervlm", {22: 128}, {}, LLAVA_15, "FasterVLM (LightCompress configuration, rate 0.778)"),
+    "vispruner-192": Preset("vispruner", {22: 192}, {}, LLAVA_15, f"{_VISPRUNER}, 66.7 % pruned"),
+    "vispruner-128": Preset("vispruner", {22: 128}, {}, LLAVA_15, f"{_VISPRUNER}, 77.8 % pruned"),
+    "vispruner-64": Preset("vispruner", {22: 64}, {}, LLAVA_15, f"{_VISPRUNER}, 88.9 % pruned"),
+    # Published before the first LLM layer; the encoder's last layer is where the lab comes nearest to that.
+    "divprune": Preset("divprune", {22: 56}, {}, LLAVA_15, "DivPrune (arXiv 2503.02175): ratio 0.098 of 576 tokens"),
+    "dart": Preset("dart", {}, {2: 124}, LLAVA_15, "DART (arXiv 2502.11494): K = 2, R = 0.778, 4 + 8 * 15 tokens"),
+}  # fmt: skip
+
+
+def preset(name: str, model: nn.Module) -> Schedule:
+    """A paper's setting: exact on a model of the depths and grid it was published for, elsewhere the same fractions
+    at the same relative depths.
+
+    Raises:
+        LabError: no such preset, or a model with too few layers for it.
+    """
+    if name not in PRESETS:
+        raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    published, anatomy = PRESETS[name], describe(model)
+    here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
+    fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
+    if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
+        return Schedule(encoder=published.encoder, llm=published.llm)
+    count, fractions = published.model.patches, []
+    for keep in (*published.encoder.values(), *published.llm.values()):
+        fractions.append(keep if isinstance(keep, float) else keep / count)
+        count = keep if isinstance(keep, int) else round((count or 0) * keep)
+    layers = len(published.encoder)
+    encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
+    return Schedule(
+        encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
+    )
+
+
+def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:
+    """The same relative depths in another model, distinct and in range.
+
+    Raises:
+        LabError: the model has too few layers.
+    """
+    out: list[int] = []
+    for layer in layers:
+        same = new_depth - 1 if layer == depth - 1 else round(layer / depth * new_depth)
+        out.append(max(first, same, out[-1] + 1 if out else first))
+    over = out[-1] - new_depth + 1 if out else 0
+    if over > 0:
+        out = [layer - over for layer in out]
+    if out and out[0] < first:
+        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
+    return out

@@ -1,0 +1,163 @@
+"""Equal budgets: the schedule by which a strategy ends with a wanted share of visual tokens, or of FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, isnan
+from typing import Any
+
+from torch import nn
+
+from illava_lab.errors import LabError
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import STAGES, Stage, Strategy
+from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.layout import Layout
+from illava_lab.schedules.flops import prefill_flops
+from illava_lab.schedules.schedule import Schedule
+
+# log(361/729) / log(361/729 * 0.70): the part of iLLaVA's image preset that its encoder does.
+ENCODER_SHARE = 0.6633
+TOLERANCE = 0.01
+
+
+def for_budget(
+    strategy: str | Strategy | type[Strategy],
+    model: nn.Module,
+    *,
+    keep: float | None = None,
+    flops: float | None = None,
+    stages: Sequence[Stage] | None = None,
+    text_tokens: int = 64,
+    layouts: Sequence[Layout] | None = None,
+) -> Schedule:
+    """The schedule by which a strategy, at the layers it stands for, reaches a budget.
+
+    A method of both stages shares the reduction as iLLaVA's image preset does (its encoder leaves 361 of 729, its LLM
+    0.70 of those); within a stage, `Strategy.counts` says how the layers share it.
+
+    Args:
+        model: only its configuration and shapes are read; it may be on the meta device.
+        keep: fraction of an image's visual tokens that the last LLM layer sees.
+        flops: instead of `keep`, the fraction of the bare model's prefill FLOPs, scoring and merging included.
+        stages: where to reduce; None for the strategy's `home`.
+        text_tokens: tokens of the prompt beside the placeholders of images and videos, for `flops`.
+        layouts: what the prompt shows (`measure.layouts`), for `flops`; None for one typical image.
+
+    Returns:
+        The schedule that comes nearest. FLOPs agree within 1 %, but where single tokens are coarser than that, or the
+        method cannot leave any count it likes ("downsample").
+
+    Raises:
+        LabError: keep or flops outside (0, 1], both or neither of them; a strategy with no stage left; a budget that
+            the strategy cannot reach in this model, with the least that it can.
+    """
+    strategy, anatomy = make_strategy(strategy), describe(model)
+    given = {name: value for name, value in {"keep": keep, "flops": flops}.items() if value is not None}
+    if len(given) != 1:
+        raise LabError(f"give a budget as keep or as flops, one of them; got keep={keep!r}, flops={flops!r}")
+    ((name, share),) = given.items()
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise LabError(f"{name} must be a fraction in (0, 1], got {share!r}")
+    wanted = stages or strategy.home or strategy.stages
+    serves = [stage for stage in STAGES if stage in strategy.stages and stage in wanted]
+    if not serves and strategy.kind != "none":
+        raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {tuple(wanted)}")
+    if not serves or share == 1:
+        return Schedule()
+    if serves == ["image"]:
+        Schedule(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
+    if keep is not None:
+        return _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
+    count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
+    return _for_flops(share, strategy, anatomy, serves, count)
+
+
+def budget_label(row: Any) -> str:
+    """What a row of a `compare` table was given: "keep 0.5" or "FLOPs 0.5"."""
+    return f"FLOPs {row.flops:g}" if isnan(row.keep) else f"keep {row.keep:g}"
+
+
+def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Schedule:
+    """The schedule that leaves `final` visual tokens of an image; in fractions where images differ in their number.
+
+    Raises:
+        LabError: the strategy cannot.
+    """
+    patches = anatomy.patches
+    if serves == ["image"]:
+        return Schedule(image=strategy.reachable_keep(final, anatomy.grid))
+    between = final if "llm" not in serves else patches
+    if len(serves) == 2:
+        between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
+    ends = {"encoder": (patches, between), "llm": (between, final)}
+    schedule = Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
+    return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
+
+
+def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
+    """The same for images of any number of tokens."""
+    counts, out = schedule.tokens(anatomy), {}
+    for stage, before in (("encoder", 0), ("llm", -1)):
+        plan, entering = schedule.plan(stage), counts[stage]
+        out[stage] = {layer: entering[layer + 1 + before] / entering[max(0, layer + before)] for layer in plan}
+    return Schedule(**out, image=schedule.image)
+
+
+def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:
+    """Counts after each of the strategy's layers in a stage.
+
+    Raises:
+        LabError: even removing all it can at every layer, the strategy keeps more.
+    """
+    first = anatomy.first_llm_layer if stage == "llm" else 0
+    layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
+    counts = strategy.counts(stage, len(layers), before, after)
+    if counts[0] < ceil(before * strategy.smallest_keep):
+        least = before
+        for _ in layers:
+            least = ceil(least * strategy.smallest_keep)
+        raise LabError(
+            f"{strategy.name} cannot go from {before} to {after} tokens in {len(layers)} layers; "
+            f"it keeps at least {least}"
+        )
+    return dict(zip(layers, counts, strict=True))
+
+
+def _for_flops(
+    share: float, strategy: Strategy, anatomy: Anatomy, serves: list[Stage], count: Callable[..., float]
+) -> Schedule:
+    """Bisection over the number of tokens left: more of them never cost less.
+
+    Args:
+        count: FLOPs with a strategy and a schedule, or of the bare model.
+
+    Raises:
+        LabError: even the fewest tokens cost more.
+    """
+    bare = count()
+    tried: dict[int, tuple[float, Schedule]] = {}
+
+    def cost(final: int) -> float:
+        """Share of the bare model's FLOPs; 0 where the strategy cannot leave so few."""
+        if final not in tried:
+            try:
+                schedule = _ending_with(final, strategy, anatomy, serves)
+            except LabError:
+                return 0.0
+            tried[final] = count(strategy, schedule) / bare, schedule
+        return tried[final][0]
+
+    low, high = 1, anatomy.patches
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= share else (low, middle)
+    cost(low), cost(high)
+    cheapest = min(cost for cost, _ in tried.values())
+    if cheapest > share * (1 + TOLERANCE):
+        raise LabError(
+            f"{strategy.name} cannot reach {share:g} of this model's prefill FLOPs: with {min(tried)} of "
+            f"{anatomy.patches} visual tokens left it still takes {cheapest:.2f}"
+        )
+    return min(tried.values(), key=lambda entry: abs(entry[0] - share))[1]

@@ -1,0 +1,1 @@
+"""The lab: a model with its processor, questions, conversations."""

@@ -1,0 +1,170 @@
+"""A conversation about images: several questions on one cache, in which the reduced images stay reduced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.measuring.tasks import Task
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import Strategy
+from illava_lab.models.images import ImageLike
+from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.lab import Answer, Lab, Timing
+from illava_lab.trace.trace import Trace
+
+_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for an answer where a chat template is asked what follows one
+
+
+class _Pieces(TextStreamer):
+    """Notes when tokens come, and hands their text on as soon as it is certain."""
+
+    def __init__(self, tokenizer: Any, stream: Callable[[str], object] | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.times: list[float] = []
+        self._stream = stream
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self._stream is not None and text:
+            self._stream(text)
+
+
+class Chat:
+    """A conversation. Make one with `chat`; it lives as long as that block.
+
+    Attributes:
+        trace: what happened to the images; they were reduced once, at the first question.
+        tokens: (1, S) all tokens so far, or None.
+    """
+
+    def __init__(self, lab: Lab, images: Sequence[ImageLike], trace: Trace) -> None:
+        self.trace, self.tokens = trace, None
+        self._lab, self._images, self._cache, self._over = lab, images, None, False
+
+    def say(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        stream: Callable[[str], object] | None = None,
+        **generation: Any,
+    ) -> Answer:
+        """Ask the next question.
+
+        Args:
+            stream: called with each piece of the answer as soon as it is there, for example
+                ``lambda piece: print(piece, end="")``.
+            generation: further arguments of `generate`, for example ``do_sample=True, temperature=0.7``.
+
+        Raises:
+            LabError: an empty question, an argument that returns several answers, or the block has been left.
+        """
+        if self._over:
+            raise LabError("this conversation ended with its `with` block; start another one")
+        if not isinstance(question, str) or not question.strip():
+            raise LabError(f"question must be a sentence, got {question!r}")
+        several = [name for name in ("num_beams", "num_return_sequences") if generation.get(name, 1) != 1]
+        if several:
+            raise LabError(f"{several[0]} must be 1 in a conversation, which goes on from one answer")
+        if self.tokens is None:
+            inputs = self._lab.inputs([self._images], [question])
+        else:
+            ids = torch.cat([self.tokens, self._next(question)], dim=1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": self._cache}
+        pieces = _Pieces(self._lab.processor.tokenizer, stream)
+        start = time.perf_counter()
+        out = self._lab.model.generate(
+            **inputs,
+            **{"do_sample": False, **generation},
+            max_new_tokens=max_new_tokens,
+            streamer=pieces,
+            return_dict_in_generate=True,
+        )
+        self.tokens, self._cache = out.sequences, out.past_key_values
+        new = out.sequences[0, inputs["input_ids"].shape[1] :]
+        first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
+        text = self._lab.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        return Answer(text, self.trace, Timing(first - start, last - first, len(new)))
+
+    def _next(self, question: str) -> Tensor:
+        """(1, T) what follows the last answer, up to the place of the next one."""
+        said = [("user", "?"), ("assistant", _ANSWER), ("user", question.strip())]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+        processor = self._lab.processor
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = processor.tokenizer(prompt.split(_ANSWER)[1], add_special_tokens=False, return_tensors="pt").input_ids.to(
+            self.tokens.device
+        )
+        # The model has often ended its answer itself.
+        return ids[:, 1:] if ids[0, 0] == self.tokens[0, -1] else ids
+
+
+@contextmanager
+def chat(
+    lab: Lab,
+    image: ImageLike | Sequence[ImageLike],
+    strategy: str | Strategy | type[Strategy] = "none",
+    keep: float = 1.0,
+    schedule: Schedule | None = None,
+) -> Iterator[Chat]:
+    """A conversation about an image, or several, with visual tokens reduced.
+
+    >>> with il.chat(lab, "photo.jpg", "illava", keep=0.5) as talk:
+    ...     talk.say("What is on the table?").text
+    ...     talk.say("And beside it?").text
+
+    Args:
+        keep: fraction of the visual tokens that the last LLM layer sees; `schedule` gives exact layers instead.
+
+    Raises:
+        LabError: as `Lab.ask`.
+    """
+    strategy = make_strategy(strategy)
+    if schedule is None:
+        schedule = Schedule.for_budget(strategy, lab.model, keep=keep)
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    with attach(lab.model, strategy, schedule) as trace:
+        talk = Chat(lab, images, trace)
+        try:
+            yield talk
+        finally:
+            talk._over = True
+
+
+def converse(
+    lab: Lab,
+    task: Task,
+    strategy: str | Strategy | type[Strategy] = "none",
+    keep: float = 1.0,
+    schedule: Schedule | None = None,
+) -> list[str]:
+    """Answers to the questions of a task, those about one image asked one after the other in one conversation.
+
+    `evaluate.correct` counts them, as it does those of `evaluate.predict`, which asks every question first.
+
+    Args:
+        keep, schedule: as for `chat`.
+
+    Returns:
+        One answer for each row of `task.samples`, in their order.
+
+    Raises:
+        LabError: as `chat`.
+    """
+    said: dict[Any, str] = {}
+    for name, rows in task.samples.groupby("image_id", sort=False):
+        with chat(lab, task.image(name), strategy, keep, schedule) as talk:
+            said |= {row.Index: talk.say(row.question).text for row in rows.itertuples()}
+    return [said[row] for row in task.samples.index]

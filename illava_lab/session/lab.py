@@ -1,0 +1,232 @@
+"""The lab bench: a model, its processor, and questions about images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Union
+
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.generation.streamers import BaseStreamer
+from transformers.video_utils import VideoMetadata
+
+from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import Strategy
+from illava_lab.models import random_models
+from illava_lab.models.images import ImageLike, read_image
+from illava_lab.models.loading import check_arguments, open_checkpoint
+from illava_lab.models.processors import FRAMES
+from illava_lab.models.video import Video
+from illava_lab.paths import data_dir
+from illava_lab.schedules.schedule import Schedule
+from illava_lab.trace.trace import Trace
+
+Visual = Union[ImageLike, Video]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of one answer, in seconds.
+
+    Attributes:
+        prefill: from the call to the first new token.
+        decode: from the first new token to the last.
+        tokens: new tokens, the end token included.
+    """
+
+    prefill: float
+    decode: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `Lab.ask` returns.
+
+    Attributes:
+        text: the answer.
+        trace: every reduction step, and the patches that each survivor stands for.
+        timing: of this one answer; a single run, not a measurement (see `compare` for that).
+        unknown_words: words of the question that the model's vocabulary does not have.
+    """
+
+    text: str
+    trace: Trace
+    timing: Timing
+    unknown_words: tuple[str, ...] = ()
+
+
+class _Clock(BaseStreamer):
+    """Notes when `generate` hands over the prompt and each new token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """A model with its processor. Make one with `load`."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    source: str
+
+    def inputs(self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str]) -> dict[str, Tensor]:
+        """Model inputs for a batch, padded on the left: one question per entry, each with one image or several.
+
+        A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
+
+        Raises:
+            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a video
+                for a model that takes none.
+        """
+        if len(images) != len(questions) or not questions:
+            raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")
+        for question in questions:
+            if not isinstance(question, str) or not question.strip():
+                raise LabError(f"question must be a sentence, got {question!r}")
+        per_prompt = [
+            [shown if isinstance(shown, Video) else read_image(shown) for shown in _as_list(entry)] for entry in images
+        ]
+        texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
+        # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
+        pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
+        videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
+        inputs = self.processor(
+            images=[own for own in pictures if own] or None,
+            text=texts,
+            padding=True,
+            return_tensors="pt",
+            padding_side="left",
+            **self._video_arguments(videos),
+        ).to(self.model.device)
+        for name in ("pixel_values", "pixel_values_videos"):
+            if name in inputs:
+                inputs[name] = inputs[name].to(self.model.dtype)
+        return dict(inputs)
+
+    def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
+        if not videos:
+            return {}
+        kind = self.model.config.model_type
+        if kind not in FRAMES:
+            raise LabError(
+                f"{self.source} is of the family {kind!r}, which takes no videos; those that do: {', '.join(FRAMES)}"
+            )
+        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
+        return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
+
+    def _prompt(self, question: str, shown: Sequence[Any]) -> str:
+        content = [{"type": "video" if isinstance(one, Video) else "image"} for one in shown]
+        content.append({"type": "text", "text": question.strip()})
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def answer(
+        self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str], max_new_tokens: int = 16
+    ) -> list[str]:
+        """Greedy answers to a batch of questions; inside an `attach` block, with that reduction."""
+        inputs = self.inputs(images, questions)
+        return self._decode(self._generate(inputs, max_new_tokens), inputs)
+
+    def _generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **kwargs: Any) -> Tensor:
+        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **kwargs)
+
+    def _decode(self, generated: Tensor, inputs: dict[str, Tensor]) -> list[str]:
+        new = generated[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+    def ask(
+        self,
+        image: Visual | Sequence[Visual],
+        question: str,
+        strategy: str | Strategy | type[Strategy] = "none",
+        keep: float = 1.0,
+        schedule: Schedule | None = None,
+        max_new_tokens: int = 64,
+    ) -> Answer:
+        """Answer one question about an image, a video, or several of them, with visual tokens reduced.
+
+        Args:
+            keep: fraction of the visual tokens that the last LLM layer sees; the strategy's own layers share the work.
+            schedule: exact layers and amounts instead of `keep`.
+
+        Raises:
+            LabError: an image that cannot be read, an empty question, an unknown strategy, keep outside (0, 1].
+        """
+        strategy = make_strategy(strategy)
+        if schedule is None:
+            schedule = Schedule.for_budget(strategy, self.model, keep=keep)
+        inputs, clock = self.inputs([image], [question]), _Clock()
+        with attach(self.model, strategy, schedule) as trace:
+            start = time.perf_counter()
+            generated = self._generate(inputs, max_new_tokens, streamer=clock)
+        first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt
+        timing = Timing(first - start, last - first, len(clock.times) - 1)
+        return Answer(self._decode(generated, inputs)[0], trace, timing, self._unknown_words(question))
+
+    def _unknown_words(self, question: str) -> tuple[str, ...]:
+        tokenizer = self.processor.tokenizer
+        if tokenizer.unk_token_id is None or not tokenizer.is_fast:
+            return ()
+        encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return tuple(question[start:end] for token, (start, end) in pairs if token == tokenizer.unk_token_id)
+
+    def __repr__(self) -> str:
+        return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
+
+
+def _as_list(entry: Visual | Sequence[Visual]) -> list[Visual]:
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
+def load(
+    source: str | PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    device_map: str | dict[str, Any] | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+) -> Lab:
+    """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
+
+    Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
+    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names, and
+    the path of a JSON file laid out like those works as well.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+        dtype: "float32", "bfloat16", "float16", or "auto", which is what the checkpoint was published in.
+        device_map: "auto" spreads the layers over all GPUs, and main memory if those are full, through accelerate;
+            `device` is then not used. A dict of module names and devices is transformers' own.
+        quantize: "4bit" or "8bit" weights through bitsandbytes, on NVIDIA GPUs.
+        revision: branch, tag or commit of a hub id, so that results can be repeated.
+
+    Raises:
+        LabError: a folder that is no checkpoint or holds no safetensors, an unsupported family, a hub id that cannot be
+            fetched (unknown, gated, no network), too little memory (says how much is needed and how much there is), an
+            unknown dtype, or a device or package that is not there.
+    """
+    check_arguments(device, dtype, device_map, quantize)
+    name = "embedded" if source is None else str(source)
+    if name.startswith(random_models.PREFIX):
+        if device_map is not None or quantize or revision:
+            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
+        return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
+    folder = data_dir() / "model" if source is None else Path(source)
+    return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -1,0 +1,1 @@
+"""What a strategy may look at: statistics of attention at one place in a model."""

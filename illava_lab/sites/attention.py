@@ -1,0 +1,295 @@
+"""Attention statistics at a reduction site, without losing the fused kernel.
+
+A `tap` lets the attention of one chosen layer run as configured and remembers its queries and keys. An
+`AttentionSite` computes from them only what a strategy asks for: one row where a row is enough, column sums in
+blocks, never a full attention matrix kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from illava_lab.errors import LabError
+
+TAP, PEEK = "illava_lab_tap", "illava_lab_peek"
+LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
+                  "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
+BLOCK_ROWS = 64  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
+CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**23  # but as many as have so many weights: small images then cost few calls
+
+
+class UnequalText(LabError):
+    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
+
+
+class _ConfigView:
+    """What one attention module sees as its config: everything live, except the name of its attention function."""
+
+    def __init__(self, base: Any, name: str) -> None:
+        self._tapped_config, self._attn_implementation = base, name
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_tapped_config", "_attn_implementation"):  # while being copied, before it is set
+            raise AttributeError(name)
+        return getattr(self._tapped_config, name)
+
+
+@contextmanager
+def tap(
+    attention: nn.Module,
+    observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
+    mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
+):
+    """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
+
+    Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
+    itself runs with the implementation that the model is configured for; other layers do not notice. If given,
+    `mask(key, mask)` says which mask it runs with.
+    """
+    config = attention.config
+    attention.config = _ConfigView(config, TAP)
+    attention._illava_tap = (observe, mask)
+    try:
+        yield
+    finally:
+        attention.config = config
+        del attention._illava_tap
+
+
+def _tapped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+):
+    name = module.config._tapped_config._attn_implementation
+    if name in (None, "eager"):
+        run = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        run = ALL_ATTENTION_FUNCTIONS[name]
+    observe, change = module._illava_tap
+    mask = attention_mask if change is None else change(key, attention_mask)
+    out = run(module, query, key, value, mask, **kwargs)
+    observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+    return out
+
+
+class _Seen(Exception):
+    """Carries queries and keys out of an attention module that is not to attend."""
+
+
+def _peeking_attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    raise _Seen(query, key)
+
+
+def peek(attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries (B, H, S, d) and keys (B, Hkv, S, d) that an attention module would make of normed `hidden` (B, S, C).
+
+    Nothing is attended to, and no cache is touched.
+    """
+    config = attention.config
+    attention.config = _ConfigView(config, PEEK)
+    try:
+        attention(hidden, position_embeddings=position_embeddings, attention_mask=None, past_key_values=None)
+    except _Seen as seen:
+        return seen.args
+    finally:
+        attention.config = config
+    raise LabError(f"{type(attention).__name__} did not come to its attention function")
+
+
+AttentionInterface.register(TAP, _tapped_attention)
+AttentionInterface.register(PEEK, _peeking_attention)
+
+
+@dataclass(eq=False)
+class AttentionSite:
+    """Queries and keys of one attention over P prompts, and where the tokens of B images are in them.
+
+    Scores are computed once for each prompt, however many of its images ask; only then are those of each image picked.
+
+    Attributes:
+        query: (P, H, T, d), key: (P, Hkv, S, d) with H a multiple of Hkv; T == S (prefill).
+        scaling: the factor on the logits.
+        mask: None, (P, S) validity, or (P or 1, 1, T, S) additive or boolean mask.
+        valid: (P, S) bool, False at padding; None when there is none.
+        causal: whether later keys are hidden when the mask does not say so.
+        visual: (B, N) positions of the visual tokens, or None when all S are the tokens of the site.
+        prompt: (B,) long, the prompt in which each image is; None where each has one (B == P).
+        has_cls: whether token 0 is CLS.
+        hidden: (P, S, C), the whole sequence that the layer after the site receives.
+        last: (P,) position of the last text token, or None.
+        text: (P, T) positions of the text tokens after the images, or None where images differ in their number.
+        ahead: computes queries and keys of the layer to come; entry: gives the sequence (P, S0, C) that entered the
+            LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (P, T); norm: the last
+            norm of the LLM. None outside it.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    mask: Tensor | None = None
+    valid: Tensor | None = None
+    causal: bool = False
+    visual: Tensor | None = None
+    prompt: Tensor | None = None
+    has_cls: bool = False
+    hidden: Tensor | None = None
+    last: Tensor | None = None
+    text: Tensor | None = None
+    ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
+    entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    norm: nn.Module | None = None
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.method.strategy.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
+            raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
+        if name in LLM_STATISTICS and self.last is None:
+            raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
+        return getattr(self, f"_{name}")()
+
+    def _offers(self) -> str:
+        have = ["attention_received", "lse", "keys", "wide_keys"]
+        have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
+        have += LLM_STATISTICS if self.last is not None else []
+        return f"it has {', '.join(have)}"
+
+    # ---- logits
+    def _logits(self, rows: slice | Tensor) -> Tensor:
+        """(B, H, R, S) float32 logits of some query rows: a slice common to the batch, or (B, R) positions."""
+        if isinstance(rows, slice):
+            query = self.query[:, :, rows]
+            position = torch.arange(self.query.shape[2], device=query.device)[rows].expand(query.shape[0], -1)
+        else:
+            position = rows
+            index = rows[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3])
+            query = self.query.gather(2, index)
+        batch, heads, count, width = query.shape
+        groups = self.key.shape[1]
+        grouped = query.reshape(batch, groups, heads // groups * count, width)
+        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1).mul_(self.scaling)
+        return self._masked(logits, position)
+
+    def _masked(self, logits: Tensor, position: Tensor) -> Tensor:
+        mask = self.mask
+        if mask is not None and mask.dim() == 4:
+            mask = mask[..., : self.key.shape[2]].expand(logits.shape[0], -1, self.query.shape[2], -1)
+            index = position[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+            mask = mask.gather(2, index)
+            return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None, None, : self.key.shape[2]].bool(), -torch.inf)
+        if self.causal:
+            later = torch.arange(self.key.shape[2], device=logits.device) > position[:, None, :, None]
+            logits = logits.masked_fill(later, -torch.inf)
+        return logits
+
+    def _visual_columns(self, x: Tensor) -> Tensor:
+        """(B, ..., N): the visual tokens along the last axis of (P, ..., S)."""
+        if self.visual is None:
+            return x
+        return tokens_at(x.movedim(-1, 1), self.visual, self.prompt).movedim(1, -1)
+
+    def _visual_tokens(self, x: Tensor) -> Tensor:
+        """(B, N, ...): the visual tokens of (P, S, ...)."""
+        return x if self.visual is None else tokens_at(x, self.visual, self.prompt)
+
+    def _text_tokens(self, x: Tensor, text: Tensor) -> Tensor:
+        """(B, T, ...): the text after each image, from (P, S, ...) and its positions (P, T)."""
+        return tokens_at(x, text if self.prompt is None else text[self.prompt], self.prompt)
+
+    # ---- statistics
+    def _query_blocks(self) -> list[slice]:
+        """Stretches of rows whose float32 weights need at most the bytes of the queries, unless these are few anyway: with
+        a copy of them for the softmax still less than what the MLP of any model needs, so a block does not make the peak.
+        """
+        batch, heads, count, width = self.query.shape
+        rows = min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2]))
+        enough = CPU_WEIGHTS if self.query.device.type == "cpu" else ACCELERATOR_WEIGHTS
+        rows = max(1, rows, enough // (batch * heads * self.key.shape[2]))
+        return [slice(start, start + rows) for start in range(0, count, rows)]
+
+    def _attention_received(self) -> Tensor:
+        total = torch.zeros(self.key.shape[0], self.key.shape[2], device=self.key.device)
+        for block in self._query_blocks():
+            weights = self._logits(block).softmax(-1)
+            if self.valid is None:
+                total += weights.sum((1, 2))
+            else:
+                total += weights.sum(1).masked_fill(~self.valid[:, block, None], 0.0).sum(1)
+        queries = self.query.shape[2] if self.valid is None else self.valid.sum(1, keepdim=True)
+        return self._visual_columns(total / (self.query.shape[1] * queries))
+
+    def _lse(self) -> Tensor:
+        blocks = [self._logits(block).logsumexp(-1).mean(1) for block in self._query_blocks()]
+        return self._visual_columns(torch.cat(blocks, dim=1))
+
+    def _row(self, rows: Tensor) -> Tensor:
+        return self._visual_columns(self._logits(rows).softmax(-1).mean(1))
+
+    def _cls_attention(self) -> Tensor:
+        return self._row(self.key.new_zeros(self.key.shape[0], 1, dtype=torch.long))[:, 0]
+
+    def _text_attention(self) -> Tensor:
+        return self._row(self.last[:, None])[:, 0]
+
+    def _text_rows(self) -> Tensor:
+        return self._row(self._text_positions())
+
+    def _text_positions(self) -> Tensor:
+        if self.text is None:
+            raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
+        return self.text
+
+    def _keys(self) -> Tensor:
+        return self._visual_tokens(self.key.float().mean(1))
+
+    def _wide_keys(self) -> Tensor:
+        return self._visual_tokens(self.key.transpose(1, 2)).flatten(2)
+
+    def _wide_cls_attention(self) -> Tensor:
+        query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
+        return (query @ key.transpose(1, 2) * key.shape[2] ** -0.5).softmax(-1)[:, 0]
+
+    def _text_hidden(self) -> Tensor:
+        return self._text_tokens(self.hidden, self._text_positions())
+
+    def _text_wide_keys(self) -> Tensor:
+        return self._text_tokens(self.key.transpose(1, 2), self._text_positions()).flatten(2)
+
+    def _next_text_attention(self) -> Tensor:
+        query, key = self.ahead()
+        return replace(self, query=query, key=key)._text_attention()
+
+    def _normed_hidden(self) -> Tensor:
+        return self.norm(self._visual_tokens(self.hidden))
+
+    def _text_normed_hidden(self) -> Tensor:
+        return self.norm(self._text_hidden())
+
+    def _embeddings(self) -> Tensor:
+        sequence, visual, _ = self.entry()
+        return tokens_at(sequence, visual, self.prompt)
+
+    def _text_embeddings(self) -> Tensor:
+        self._text_positions()  # refuses where rows have different numbers
+        sequence, _, text = self.entry()
+        return self._text_tokens(sequence, text)
+
+
+def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:
+    """(B, n, ...): what x (P, S, ...) has at the positions `at` (B, n) of prompt `prompt[b]`, or b."""
+    if prompt is None:
+        prompt = torch.arange(len(at), device=at.device)
+    return x[prompt[:, None], at]

@@ -1,0 +1,1 @@
+"""What happened: reduction steps, and which patches each survivor stands for."""
