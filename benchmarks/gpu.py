@@ -18,7 +18,8 @@ import pandas as pd
 from prompts import PRESETS, PROMPTS
 
 import illava_lab as il
-from illava_lab.measuring.bench import bench, summary
+from illava_lab.measuring.bench import bench
+from illava_lab.measuring.bench_summary import summary
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu"
 RUN = RESULT.parent / ".runs" / "gpu"

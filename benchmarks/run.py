@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 import illava_lab as il
-from illava_lab.measuring.bench import bench, summary
+from illava_lab.measuring.bench import bench
+from illava_lab.measuring.bench_summary import summary
 
 HERE = Path(__file__).parent
 MODEL = HERE / "clip-l-decoder-12.json"

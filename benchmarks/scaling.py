@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 import illava_lab as il
 from illava_lab.measuring import measure
-from illava_lab.measuring.bench import QUESTION, environment
+from illava_lab.measuring.bench import QUESTION
+from illava_lab.measuring.machine import environment
 from illava_lab.paths import data_dir
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.views.plots import COLORS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from illava_lab.session.lab import Answer
+    from illava_lab.session.answer import Answer
 
 PROGRAM = "illava-lab"
 COMMANDS = ("lab", "ask", "compare", "bench", "check", "strategies")
@@ -244,8 +244,9 @@ def _times(answer: Answer) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from illava_lab.measuring.compare import compare, summary, summary_by_category
+    from illava_lab.measuring.compare import compare
     from illava_lab.measuring.distributed import is_first
+    from illava_lab.measuring.summary import summary, summary_by_category
     from illava_lab.measuring.tasks import load_task
     from illava_lab.method.registry import get_strategy, strategies
     from illava_lab.views import plots
@@ -283,7 +284,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from illava_lab.measuring.bench import bench, summary
+    from illava_lab.measuring.bench import bench
+    from illava_lab.measuring.bench_summary import summary
     from illava_lab.method.registry import get_strategy, strategies
 
     names = options.strategies
@@ -349,7 +351,7 @@ def _shown(options: argparse.Namespace) -> Any:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from illava_lab.session.lab import load
+    from illava_lab.session.load import load
 
     _quiet()
     return load(

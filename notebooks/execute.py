@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from illava_lab.measuring.bench import machine
+from illava_lab.measuring.machine import machine
 
 FOLDER = Path(__file__).parent
 CELL_SECONDS = 300

@@ -18,8 +18,8 @@ import torch
 import transformers
 
 import illava_lab as il
-from illava_lab.measuring.bench import environment
-from illava_lab.measuring.compare import summary_by_category
+from illava_lab.measuring.machine import environment
+from illava_lab.measuring.summary import summary_by_category
 from illava_lab.paths import data_dir
 
 RESULTS = Path(__file__).parent

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, highest
+from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, highest, register
 
 
 @register

@@ -1,8 +1,6 @@
 """Down-sampling: a smaller picture goes in, the baseline that beats many methods."""
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Strategy, TokenMap, Tokens
-from strategies.pool import Pool
+from illava_lab.method import Strategy, TokenMap, Tokens, get_strategy, register
 
 
 @register
@@ -25,7 +23,7 @@ class Downsample(Strategy):
     memory = "quadratic"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        return Pool().map(tokens, keep)
+        return get_strategy("pool")().map(tokens, keep)
 
     def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
         height, width = self.grid(keep, grid)

@@ -2,8 +2,7 @@
 
 import torch
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method import Paper, Strategy, TokenMap, Tokens, one_of, ranking, register
 
 
 @register

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from illava_lab.errors import LabError
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
 
 NEAREST = 5  # redundant tokens that feed one recycling token
 

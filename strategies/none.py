@@ -1,7 +1,6 @@
 """No reduction: the bare model, the baseline of every comparison."""
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Strategy, TokenMap, Tokens
+from illava_lab.method import Strategy, TokenMap, Tokens, register
 
 
 @register

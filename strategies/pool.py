@@ -6,8 +6,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Stage, Strategy, TokenMap, Tokens, one_of
+from illava_lab.method import Stage, Strategy, TokenMap, Tokens, one_of, register
 
 
 @register

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Scorer, Stage, Tokens
+from illava_lab.method import Paper, Scorer, Stage, Tokens, register
 
 
 @register

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from illava_lab.errors import LabError
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Scorer, Tokens
+from illava_lab.method import LabError, Scorer, Tokens, register
 
 
 @register

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illava_lab.errors import LabError
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
 
 # Kept tokens and clusters after the three reductions in version 1.5, of 576, for 64, 96, 128 and 192 on average.
 LISTS = np.array([[0, 0, 0], [82, 32, 18], [249, 55, 27], [312, 117, 39], [309, 204, 113], [576, 576, 576]]) / 576

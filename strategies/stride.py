@@ -4,9 +4,7 @@ from math import ceil, sqrt
 
 import torch
 
-from illava_lab.errors import LabError
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Stage, Strategy, TokenMap, Tokens, one_of, ranking
+from illava_lab.method import LabError, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
 
 
 @register

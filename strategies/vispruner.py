@@ -3,9 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from illava_lab.errors import LabError
-from illava_lab.method.registry import register
-from illava_lab.method.strategy import Paper, Stage, Strategy, TokenMap, Tokens, ranking
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, ranking, register
 
 PER_PASS = 8  # most patches removed in one pass
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import illava_lab as il
-from illava_lab.method.strategy import ranking
+from illava_lab.method.ranking import ranking
 
 BROKEN: dict[str, type[il.Strategy]] = {}  # promise -> a strategy that breaks it, and no other
 

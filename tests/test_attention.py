@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import illava_lab as il
-from illava_lab.method.strategy import STATISTICS
+from illava_lab.method.tokens import STATISTICS
 from illava_lab.sites import attention
 from illava_lab.sites.attention import AttentionSite
 

@@ -17,7 +17,9 @@ from test_loading import scaled_down
 
 import illava_lab as il
 from illava_lab.measuring import measure
-from illava_lab.measuring.bench import COLUMNS, Limit, bench, summary
+from illava_lab.measuring.bench import COLUMNS, bench
+from illava_lab.measuring.bench_summary import summary
+from illava_lab.measuring.limit import Limit
 from illava_lab.models.families import describe
 
 module = importlib.import_module("illava_lab.measuring.bench")

@@ -9,8 +9,8 @@ import reference
 import torch
 
 import illava_lab as il
+from illava_lab.measuring.converse import converse
 from illava_lab.models.families import describe
-from illava_lab.session.chat import converse
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import torch
 
 import illava_lab as il
 from illava_lab.measuring import runlog
-from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare, summary, summary_by_category
+from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare
 from illava_lab.measuring.rows import named_strategies
+from illava_lab.measuring.summary import summary, summary_by_category
 from illava_lab.measuring.tasks import load_task
 
 module = importlib.import_module("illava_lab.measuring.compare")  # `illava_lab.measuring.compare` is the function

@@ -12,15 +12,9 @@ import pytest
 import torch
 
 import illava_lab as il
-from illava_lab.measuring.tasks import (
-    COLUMNS,
-    answer_tokens,
-    by_category,
-    correct,
-    load_task,
-    paired_difference,
-    predict,
-)
+from illava_lab.measuring.predict import answer_tokens, by_category, correct, predict
+from illava_lab.measuring.statistics import paired_difference
+from illava_lab.measuring.tasks import COLUMNS, load_task
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from torch.nn.functional import interpolate
 from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 import illava_lab as il
-from illava_lab.hooks.towers.cells import cell_places
 from illava_lab.measuring import measure
 from illava_lab.models.processors import build_processor
 from illava_lab.models.random_models import random_model
 from illava_lab.schedules.flops import prefill_flops
+from illava_lab.sites.cells import cell_places
 
 
 def one_tile() -> dict[str, torch.Tensor]:

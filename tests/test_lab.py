@@ -16,7 +16,7 @@ from test_attach import structure
 from transformers import LlamaConfig
 
 import illava_lab as il
-from illava_lab.measuring.tasks import correct, predict
+from illava_lab.measuring.predict import correct, predict
 from illava_lab.paths import data_dir
 
 BAR, CATEGORY_BAR = 0.95, 0.85

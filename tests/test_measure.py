@@ -8,7 +8,9 @@ from conftest import PATCH, PATCHES, QWENS, TEXT, VISION, Prompt, make_inputs, r
 
 import illava_lab as il
 from illava_lab.measuring import measure
-from illava_lab.method.strategy import Strategy, TokenMap, Tokens
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.token_map import TokenMap
+from illava_lab.method.tokens import Tokens
 
 SCHEDULE = il.Schedule(encoder={1: 30, 2: 20}, llm={2: 0.5})
 NONE = il.get_strategy("none")()

@@ -10,10 +10,10 @@ from broken_strategies import BROKEN, Sound
 
 import illava_lab as il
 from illava_lab.__main__ import main
-from illava_lab.method.strategy import STATISTICS
+from illava_lab.method.tokens import STATISTICS
 from illava_lab.sites.attention import LLM_STATISTICS
 from illava_lab.testing import PROMISES, BrokenPromise, choices, example_tokens, parametrize_with_checks
-from illava_lab.testing.promises import Subject
+from illava_lab.testing.subject import Subject
 
 OTHER_CHOICES = [other for cls in il.strategies().values() for other in choices(cls())[1:]]
 GOOD = """

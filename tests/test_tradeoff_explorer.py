@@ -16,7 +16,8 @@ from illava_lab import paths
 from illava_lab.course import checks_paper, checks_tradeoff
 from illava_lab.course.checks_paper import LEDGER, NOT_CHECKED, check_ledger, check_own_share, check_published_counts
 from illava_lab.course.checks_tradeoff import check_answer_time, check_crossover, check_verdict
-from illava_lab.measuring.tasks import Task, correct
+from illava_lab.measuring.predict import correct
+from illava_lab.measuring.tasks import Task
 from illava_lab.widgets import tradeoff_explorer
 from illava_lab.widgets.tradeoff_explorer import TradeoffExplorer, lost, lost_picture, read_run, tradeoff_figure, within
 

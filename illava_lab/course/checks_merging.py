@@ -10,7 +10,8 @@ from torch import Tensor
 
 from illava_lab.course.exercises import exercise, need, tensor
 from illava_lab.method.registry import get_strategy
-from illava_lab.method.strategy import Strategy, Tokens
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import Tokens
 from illava_lab.testing import check_strategy
 
 

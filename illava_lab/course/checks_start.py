@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from illava_lab.course.exercises import exercise, need
-from illava_lab.method.strategy import Strategy, Tokens
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import Tokens
 from illava_lab.testing import check_strategy
 from illava_lab.widgets import KeepSlider
 

@@ -16,8 +16,9 @@ import psutil
 import torch
 from IPython.display import display
 
-from illava_lab.measuring.bench import machine
-from illava_lab.session.lab import Lab, load
+from illava_lab.measuring.machine import machine
+from illava_lab.session.lab import Lab
+from illava_lab.session.load import load
 
 # Authors as on arXiv since the version of ICLR 2026.
 PAPER = """\

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import ipywidgets
 from IPython.display import display
 
-from illava_lab.errors import LabError
-from illava_lab.method.strategy import one_of
+from illava_lab.errors import LabError, one_of
 
 
 class Prediction:

@@ -7,15 +7,15 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from illava_lab.errors import LabError
-from illava_lab.hooks.llm.stage import LlmStage, Positions
-from illava_lab.hooks.towers.cells import ShuffledEncoderStage
-from illava_lab.hooks.towers.packed import PackedEncoderStage
-from illava_lab.hooks.towers.rows import EncoderStage
+from illava_lab.errors import LabError, one_of
+from illava_lab.hooks.llm.language_model import LlmHooks, Positions
+from illava_lab.hooks.towers.cells import CellsTower
+from illava_lab.hooks.towers.packed import PackedTower
+from illava_lab.hooks.towers.rows import RowsTower
 from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
-from illava_lab.schedules.schedule import Schedule
+from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace
 
 _MARK = "_illava_attached"
@@ -30,7 +30,7 @@ def is_attached(model: nn.Module) -> bool:
 def attach(
     model: nn.Module,
     strategy: str | Strategy | type[Strategy],
-    schedule: Schedule | None = None,
+    schedule: Plan | None = None,
     *,
     positions: Positions = "original",
 ) -> Iterator[Trace]:
@@ -50,8 +50,8 @@ def attach(
         LabError: before anything is changed, if model, strategy, schedule and positions do not fit each other. On
             leaving, also by an exception from inside, the model is exactly what it was.
     """
-    strategy, schedule = make_strategy(strategy), Schedule() if schedule is None else schedule
-    if not isinstance(schedule, Schedule):
+    strategy, schedule = make_strategy(strategy), Plan() if schedule is None else schedule
+    if not isinstance(schedule, Plan):
         raise LabError(f"schedule must be a Schedule, got {schedule!r}")
     anatomy = describe(model)
     schedule.check(anatomy, strategy)
@@ -66,11 +66,11 @@ def attach(
     with ExitStack() as undo:
         object.__setattr__(model, _MARK, True)
         undo.callback(model.__dict__.pop, _MARK)
-        stage = PackedEncoderStage if anatomy.cells else ShuffledEncoderStage if anatomy.shuffle > 1 else EncoderStage
+        stage = PackedTower if anatomy.cells else CellsTower if anatomy.shuffle > 1 else RowsTower
         encoder = stage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
-        llm = LlmStage(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
+        llm = LlmHooks(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
         encoder.watch(undo)
-        if schedule != Schedule():
+        if schedule.reduces:
             encoder.install(undo)
             llm.install(undo)
         else:

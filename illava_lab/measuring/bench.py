@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring import measure
-from illava_lab.measuring.compare import aligned
+from illava_lab.measuring.limit import Limit
+from illava_lab.measuring.machine import environment
 from illava_lab.measuring.rows import (
-    BASELINE,
     Row,
     baseline,
     budgets,
@@ -37,7 +32,7 @@ from illava_lab.measuring.rows import (
 )
 from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
 from illava_lab.measuring.tasks import load_task
-from illava_lab.method.strategy import STAGES, Strategy, TokenMap, Tokens, highest
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.video import Video
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.schedule import Schedule
@@ -53,30 +48,12 @@ COLUMNS = (
     "tokens", "tokens_encoder", "tokens_llm", "prefill_flops", "prefill_flops_formula",
     "peak_bytes", "cache_bytes", "status",
 )  # fmt: skip
+
+
 BARE = "bare"
+
+
 QUESTION = "What is shown in this picture?"
-
-
-class Limit(Strategy):
-    """What a strategy's speed is held against: it drops tokens by a list that was made once, before the clock ran.
-
-    It neither scores nor merges, but goes through the same hooks: what those cost is in both, and is seen in the
-    difference between the bare model and this.
-    """
-
-    name = "limit"
-    kind = "prune"
-    stages = STAGES
-
-    lists: dict[tuple, TokenMap] = field(default_factory=dict, repr=False)
-
-    def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        place = (tokens.stage, tokens.layer, tokens.batch, tokens.count, keep)
-        if place not in self.lists:
-            score = torch.rand(tokens.count, generator=torch.Generator().manual_seed(0)).to(tokens.hidden.device)
-            kept = highest(score.expand(tokens.batch, -1), keep, tokens)
-            self.lists[place] = TokenMap.keep(kept, tokens.count)
-        return self.lists[place]
 
 
 def bench(
@@ -183,30 +160,6 @@ def bench(
     return _table(finished)
 
 
-def environment(lab: Lab) -> dict[str, Any]:
-    """What a table of times is worth nothing without: model, machine, versions, date."""
-    return {
-        "model": lab.source,
-        "dtype": str(lab.model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(lab.model.device) if lab.model.device.type == "cuda" else "cpu",
-        "processor": machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": transformers.__version__,
-        "date": date.today().isoformat(),
-    }
-
-
-def machine() -> str:
-    """Name of the processor, as far as the system tells, and its cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} cores"
-
-
-# ---------------------------------------------------------------------------------------------- one row
 @dataclass(frozen=True, eq=False)
 class _Case:
     """One row to measure."""
@@ -307,74 +260,3 @@ def _free() -> None:
 
 def _table(finished: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(finished, columns=list(COLUMNS))
-
-
-# ---------------------------------------------------------------------------------------------- reading it
-def summary(table: pd.DataFrame) -> str:
-    """The main columns of a table from `bench`, for people: at most 120 characters wide.
-
-    "x bare" are multiples of the bare model's time, "limit" is the efficiency in percent; ± is half the width of the
-    middle half of the rounds. FLOPs are for one prompt, the other columns for the batch.
-    """
-    heads = (
-        "strategy", "budget", "prefill ms", "x bare", "limit %", "decode ms", "x bare", "images/s", "GFLOP", "cache MB",
-        "peak MB",
-    )  # fmt: skip
-    parts = []
-    for (batch, length), part in table.groupby(["batch", "text_tokens"], sort=False):
-        good = part[part["status"] == "ok"]
-        lines = [heads]
-        for row in good.itertuples():
-            lines.append(
-                (
-                    str(row.strategy)[:32],
-                    _budget(row),
-                    f"{row.prefill_ms:.1f}",
-                    _spread(row, "prefill_ratio", 1, 3),
-                    _spread(row, "efficiency", 100, 1),
-                    f"{row.decode_ms:.2f}",
-                    _number(row.decode_ratio, 2),
-                    f"{row.images_per_second:.2f}",
-                    f"{row.prefill_flops / 1e9:.4g}",
-                    _number(row.cache_bytes / 1e6, 2),
-                    _number(row.peak_bytes / 1e6, 1),
-                )
-            )
-        parts.append("\n".join([f"Batch {batch}, {length} tokens of text", *aligned(lines)]))
-        heading = f"Where the time goes, ms, with {part['new_tokens'].iloc[0]} decoding steps"
-        parts.append("\n".join([heading, *aligned(_split(good))]))
-        failed = part[part["status"] != "ok"]
-        parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:120] for row in failed.itertuples()]
-    off = table["prefill_flops"] / table["prefill_flops_formula"] - 1
-    if (off.abs() > 0.01).any():
-        parts.append(f"FLOPs: the count and the closed form differ by up to {off.abs().max():.1%}")
-    return "\n\n".join(parts)
-
-
-def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Amdahl's view: what of the whole each part takes; and what of the prefill goes into choosing what to keep."""
-    lines = [("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode", "choosing")]
-    for row in good.itertuples():
-        times = [getattr(row, f"{stage}_ms") for stage in measure.STAGES] + [row.decode_ms * row.new_tokens]
-        shares = [f"{t:.1f} ({t / sum(times):.0%})" for t in times]
-        prefill = sum(times[:-1])
-        choosing = f"{row.choice_ms:.1f} ({row.choice_ms / prefill:.1%})"
-        lines.append((str(row.strategy)[:32], _budget(row), *shares, choosing))
-    return lines
-
-
-def _budget(row: Any) -> str:
-    if row.strategy in (BARE, BASELINE):
-        return ""
-    if isinstance(row.preset, str):
-        return row.preset
-    return f"FLOPs {row.flops:g}" if math.isnan(row.keep) else f"keep {row.keep:g}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _spread(row: Any, column: str, scale: float, digits: int) -> str:
-    value, low, high = (getattr(row, name) * scale for name in (column, f"{column}_low", f"{column}_high"))
-    return "-" if math.isnan(value) else f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"

@@ -17,12 +17,12 @@ from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.lab import Lab, Visual
+from illava_lab.session.lab import ImageOrVideo, Lab
 
 
 def fidelity(
     lab: Lab,
-    shown: Sequence[Visual | Sequence[Visual]],
+    shown: Sequence[ImageOrVideo | Sequence[ImageOrVideo]],
     questions: Sequence[str],
     strategies: str | Strategy | type[Strategy] | Sequence[str | Strategy | type[Strategy]],
     keep: Sequence[float] | float,

@@ -17,11 +17,12 @@ from torch.nn.functional import normalize
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import is_attached
-from illava_lab.method.strategy import Stage
+from illava_lab.hooks.tap import tap
+from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
 from illava_lab.session.lab import Lab
-from illava_lab.sites.attention import AttentionSite, tap
+from illava_lab.sites.attention import AttentionSite
 
 
 # ---------------------------------------------------------------------------------------------- one forward pass

@@ -1,26 +1,24 @@
-"""Tasks and accuracy: questions about images with one short right answer each, and how sure a difference is."""
+"""Tasks: questions about images with one short right answer each."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow
 from PIL import Image
-from scipy.stats import bootstrap
 
 from illava_lab.errors import LabError
 from illava_lab.models.images import read_image
 from illava_lab.paths import data_dir
-from illava_lab.session.lab import Lab
 
 COLUMNS = ("image", "question", "answer", "category", "image_id")
+
+
 EMBEDDED = ("test", "validation")
 
 
@@ -134,84 +132,3 @@ def load_task(name: str | PathLike = "test") -> Task:
     first = ~samples["image_id"].duplicated().to_numpy()
     images = dict(zip(samples["image_id"][first], table["image"][first], strict=True))
     return Task(str(name), samples, images)
-
-
-def predict(
-    lab: Lab,
-    task: Task,
-    batch_size: int = 8,
-    done: Callable[[int], object] | None = None,
-    starts: Sequence[int] | None = None,
-) -> list[str]:
-    """Greedy answers to all questions of a task; inside an `attach` block, with that reduction.
-
-    Args:
-        done: called after each batch with its number of questions, for a progress bar.
-        starts: the batches to do, each by its first question; None for all.
-    """
-    longest = answer_tokens(lab, task)
-    answers: list[str] = []
-    for start in range(0, len(task), batch_size) if starts is None else starts:
-        batch = task.samples.iloc[start : start + batch_size]
-        pictures = {image_id: task.image(image_id) for image_id in batch["image_id"].unique()}
-        images = [pictures[image_id] for image_id in batch["image_id"]]
-        answers += lab.answer(images, list(batch["question"]), max_new_tokens=longest)
-        if done is not None:
-            done(len(batch))
-    return answers
-
-
-def answer_tokens(lab: Lab, task: Task) -> int:
-    """New tokens after which no answer can be right any more.
-
-    That is the longest right one, a space before it, and an end or a word too much after it.
-    """
-    encoded = lab.processor.tokenizer(list(task.samples["answer"].unique()), add_special_tokens=False)["input_ids"]
-    return max(map(len, encoded)) + 2
-
-
-def correct(answers: Sequence[str], task: Task) -> np.ndarray:
-    """(questions,) bool: exact match, but for case and for space at the ends."""
-    right = task.samples["answer"]
-    return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
-
-
-def by_category(right: np.ndarray, task: Task) -> dict[str, float]:
-    """Category -> share of right answers."""
-    return pd.Series(right).groupby(task.samples["category"]).mean().to_dict()
-
-
-class Difference(NamedTuple):
-    """A difference of two accuracies, in fractions, and its interval, which is NaN where there is only one image."""
-
-    value: float
-    low: float
-    high: float
-
-
-def paired_difference(
-    right: np.ndarray, baseline: np.ndarray, image_ids: Sequence[str], *, seed: int = 0, confidence: float = 0.95
-) -> Difference:
-    """Accuracy minus the baseline's on the same questions, with a percentile bootstrap interval over images.
-
-    Whole images are drawn, not questions: questions about one image stand or fall together, and intervals that took
-    them for independent would be too narrow.
-
-    Args:
-        right, baseline: (questions,) bool.
-        image_ids: the image of each question.
-    """
-    gain = np.asarray(right, dtype=float) - np.asarray(baseline, dtype=float)
-    sums = pd.Series(gain).groupby(np.asarray(image_ids)).agg(["sum", "count"])
-    if len(sums) < 2:
-        return Difference(float(gain.mean()), float("nan"), float("nan"))
-    interval = bootstrap(
-        (sums["sum"].to_numpy(), sums["count"].to_numpy()),
-        lambda gain, questions, axis: gain.sum(axis) / questions.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        method="percentile",  # BCa, scipy's default, is not defined where no answer changes
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Difference(float(gain.mean()), float(interval.low), float(interval.high))

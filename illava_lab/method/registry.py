@@ -1,7 +1,7 @@
 """The registry: every strategy that is installed, by name.
 
 One way in: the entry-point group ``illava_lab.strategies``. An entry names a package (every module of it is imported)
-or a class. The lab's own `strategies` package is the first entry; other packages add theirs. A name belongs to the
+or a class. The lab's own `illava_lab.strategies` is the first entry; other packages add theirs. A name belongs to the
 class that has it first, and the lab's own come first.
 """
 
@@ -21,10 +21,11 @@ from types import ModuleType
 from typing import TypeVar
 
 from illava_lab.errors import LabError
-from illava_lab.method.strategy import STAGES, Strategy
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import STAGES
 
 GROUP = "illava_lab.strategies"
-OWN = "strategies"  # the lab's own entry, and its package
+OWN = "illava_lab.strategies"  # the lab's own entry, and its package
 KINDS = ("none", "prune", "merge", "pool")
 
 _registered: dict[str, type[Strategy]] = {}
@@ -51,7 +52,7 @@ def register(cls: S) -> S:
     known = isinstance(cls.stages, tuple) and all(stage in STAGES for stage in cls.stages)
     if not known or (not cls.stages and cls.kind != "none"):
         raise LabError(f"{cls.__name__}.stages must be taken from {STAGES}, got {cls.stages!r}")
-    if cls.__module__.partition(".")[0] != OWN:
+    if not cls.__module__.startswith(f"{OWN}."):
         _discover(own=True)
     held = _registered.get(cls.name)
     if held is not None and not _replaces(cls, held):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from illava_lab.errors import LabError
-from illava_lab.method.strategy import Stage
+from illava_lab.method.tokens import Stage
 from illava_lab.models.layout import Medium
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
-from illava_lab.errors import LabError
-from illava_lab.models.families import describe
-from illava_lab.schedules.schedule import Keep, Schedule
+from illava_lab.method.keep import Keep
 
 
 class Model(NamedTuple):
@@ -20,8 +16,14 @@ class Model(NamedTuple):
 
 
 LLAVA_15 = Model(23, 32, 576)  # LLaVA-1.5-7B: CLIP-L/14-336, 24 layers of which 23 are used
+
+
 ONEVISION = Model(26, 28, 729)  # LLaVA-OneVision-7B: SigLIP-so400m/14-384, 27 layers of which 26 are used
+
+
 QWEN2_VL = Model(32, 28, None)  # Qwen2-VL-7B
+
+
 QWEN3_VL = Model(27, 36, None)  # Qwen3-VL-8B
 
 
@@ -40,11 +42,22 @@ def _all(layers: range, keep: Keep) -> dict[int, Keep]:
 
 
 _ILLAVA = "iLLaVA (arXiv 2412.06263), code release 1"
+
+
 _ICLR = "iLLaVA (arXiv 2412.06263), code of the ICLR 2026 release, configuration"
+
+
 _FASTV = "FastV (arXiv 2403.06764)"
+
+
 _SPARSEVLM = "SparseVLM (arXiv 2410.04417), code version 1.5: kept tokens and clusters after layers 2, 6 and 15"
+
+
 _VISIONZIP = "VisionZip (arXiv 2412.04467), dominant and contextual tokens for LLaVA-1.5"
+
+
 _VISPRUNER = "VisPruner (LightCompress configuration), LLaVA-1.5"
+
 
 PRESETS: dict[str, Preset] = {
     # R = 92 of 729 tokens go in each of four SigLIP layers, then 30 % at one LLM layer.
@@ -90,47 +103,3 @@ PRESETS: dict[str, Preset] = {
     "divprune": Preset("divprune", {22: 56}, {}, LLAVA_15, "DivPrune (arXiv 2503.02175): ratio 0.098 of 576 tokens"),
     "dart": Preset("dart", {}, {2: 124}, LLAVA_15, "DART (arXiv 2502.11494): K = 2, R = 0.778, 4 + 8 * 15 tokens"),
 }  # fmt: skip
-
-
-def preset(name: str, model: nn.Module) -> Schedule:
-    """A paper's setting: exact on a model of the depths and grid it was published for, elsewhere the same fractions
-    at the same relative depths.
-
-    Raises:
-        LabError: no such preset, or a model with too few layers for it.
-    """
-    if name not in PRESETS:
-        raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    published, anatomy = PRESETS[name], describe(model)
-    here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
-    fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
-    if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
-        return Schedule(encoder=published.encoder, llm=published.llm)
-    count, fractions = published.model.patches, []
-    for keep in (*published.encoder.values(), *published.llm.values()):
-        fractions.append(keep if isinstance(keep, float) else keep / count)
-        count = keep if isinstance(keep, int) else round((count or 0) * keep)
-    layers = len(published.encoder)
-    encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
-    return Schedule(
-        encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
-    )
-
-
-def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:
-    """The same relative depths in another model, distinct and in range.
-
-    Raises:
-        LabError: the model has too few layers.
-    """
-    out: list[int] = []
-    for layer in layers:
-        same = new_depth - 1 if layer == depth - 1 else round(layer / depth * new_depth)
-        out.append(max(first, same, out[-1] + 1 if out else first))
-    over = out[-1] - new_depth + 1 if out else 0
-    if over > 0:
-        out = [layer - over for layer in out]
-    if out and out[0] < first:
-        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
-    return out

@@ -11,18 +11,19 @@ from torch import nn
 
 from illava_lab.errors import LabError
 from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import STAGES, Stage, Strategy
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import STAGES, Stage
 from illava_lab.models.families import Anatomy, describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.flops import prefill_flops
-from illava_lab.schedules.schedule import Schedule
+from illava_lab.schedules.plan import Plan
 
 # log(361/729) / log(361/729 * 0.70): the part of iLLaVA's image preset that its encoder does.
 ENCODER_SHARE = 0.6633
 TOLERANCE = 0.01
 
 
-def for_budget(
+def plan_for_budget(
     strategy: str | Strategy | type[Strategy],
     model: nn.Module,
     *,
@@ -31,7 +32,7 @@ def for_budget(
     stages: Sequence[Stage] | None = None,
     text_tokens: int = 64,
     layouts: Sequence[Layout] | None = None,
-) -> Schedule:
+) -> Plan:
     """The schedule by which a strategy, at the layers it stands for, reaches a budget.
 
     A method of both stages shares the reduction as iLLaVA's image preset does (its encoder leaves 361 of 729, its LLM
@@ -65,9 +66,9 @@ def for_budget(
     if not serves and strategy.kind != "none":
         raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {tuple(wanted)}")
     if not serves or share == 1:
-        return Schedule()
+        return Plan()
     if serves == ["image"]:
-        Schedule(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
+        Plan(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
     if keep is not None:
         return _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
     count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
@@ -79,7 +80,7 @@ def budget_label(row: Any) -> str:
     return f"FLOPs {row.flops:g}" if isnan(row.keep) else f"keep {row.keep:g}"
 
 
-def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Schedule:
+def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Plan:
     """The schedule that leaves `final` visual tokens of an image; in fractions where images differ in their number.
 
     Raises:
@@ -87,22 +88,22 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
     """
     patches = anatomy.patches
     if serves == ["image"]:
-        return Schedule(image=strategy.reachable_keep(final, anatomy.grid))
+        return Plan(image=strategy.reachable_keep(final, anatomy.grid))
     between = final if "llm" not in serves else patches
     if len(serves) == 2:
         between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
     ends = {"encoder": (patches, between), "llm": (between, final)}
-    schedule = Schedule(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
+    schedule = Plan(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
     return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
 
 
-def _in_fractions(schedule: Schedule, anatomy: Anatomy) -> Schedule:
+def _in_fractions(schedule: Plan, anatomy: Anatomy) -> Plan:
     """The same for images of any number of tokens."""
     counts, out = schedule.tokens(anatomy), {}
     for stage, before in (("encoder", 0), ("llm", -1)):
         plan, entering = schedule.plan(stage), counts[stage]
         out[stage] = {layer: entering[layer + 1 + before] / entering[max(0, layer + before)] for layer in plan}
-    return Schedule(**out, image=schedule.image)
+    return Plan(**out, image=schedule.image)
 
 
 def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:
@@ -127,7 +128,7 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
 
 def _for_flops(
     share: float, strategy: Strategy, anatomy: Anatomy, serves: list[Stage], count: Callable[..., float]
-) -> Schedule:
+) -> Plan:
     """Bisection over the number of tokens left: more of them never cost less.
 
     Args:
@@ -137,7 +138,7 @@ def _for_flops(
         LabError: even the fewest tokens cost more.
     """
     bare = count()
-    tried: dict[int, tuple[float, Schedule]] = {}
+    tried: dict[int, tuple[float, Plan]] = {}
 
     def cost(final: int) -> float:
         """Share of the bare model's FLOPs; 0 where the strategy cannot leave so few."""

@@ -13,12 +13,12 @@ from transformers import TextStreamer
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.measuring.tasks import Task
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.images import ImageLike
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.lab import Answer, Lab, Timing
+from illava_lab.session.answer import Answer, Timing
+from illava_lab.session.lab import Lab
 from illava_lab.trace.trace import Trace
 
 _ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for an answer where a chat template is asked what follows one
@@ -141,30 +141,3 @@ def chat(
             yield talk
         finally:
             talk._over = True
-
-
-def converse(
-    lab: Lab,
-    task: Task,
-    strategy: str | Strategy | type[Strategy] = "none",
-    keep: float = 1.0,
-    schedule: Schedule | None = None,
-) -> list[str]:
-    """Answers to the questions of a task, those about one image asked one after the other in one conversation.
-
-    `evaluate.correct` counts them, as it does those of `evaluate.predict`, which asks every question first.
-
-    Args:
-        keep, schedule: as for `chat`.
-
-    Returns:
-        One answer for each row of `task.samples`, in their order.
-
-    Raises:
-        LabError: as `chat`.
-    """
-    said: dict[Any, str] = {}
-    for name, rows in task.samples.groupby("image_id", sort=False):
-        with chat(lab, task.image(name), strategy, keep, schedule) as talk:
-            said |= {row.Index: talk.say(row.question).text for row in rows.itertuples()}
-    return [said[row] for row in task.samples.index]

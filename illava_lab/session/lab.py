@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any, Union
 
 from torch import Tensor
@@ -18,48 +16,13 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
-from illava_lab.models import random_models
 from illava_lab.models.images import ImageLike, read_image
-from illava_lab.models.loading import check_arguments, open_checkpoint
 from illava_lab.models.processors import FRAMES
 from illava_lab.models.video import Video
-from illava_lab.paths import data_dir
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.trace.trace import Trace
+from illava_lab.session.answer import Answer, Timing
 
-Visual = Union[ImageLike, Video]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Wall times of one answer, in seconds.
-
-    Attributes:
-        prefill: from the call to the first new token.
-        decode: from the first new token to the last.
-        tokens: new tokens, the end token included.
-    """
-
-    prefill: float
-    decode: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What `Lab.ask` returns.
-
-    Attributes:
-        text: the answer.
-        trace: every reduction step, and the patches that each survivor stands for.
-        timing: of this one answer; a single run, not a measurement (see `compare` for that).
-        unknown_words: words of the question that the model's vocabulary does not have.
-    """
-
-    text: str
-    trace: Trace
-    timing: Timing
-    unknown_words: tuple[str, ...] = ()
+ImageOrVideo = Union[ImageLike, Video]
 
 
 class _Clock(BaseStreamer):
@@ -83,7 +46,9 @@ class Lab:
     processor: ProcessorMixin
     source: str
 
-    def inputs(self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str]) -> dict[str, Tensor]:
+    def inputs(
+        self, images: Sequence[ImageOrVideo | Sequence[ImageOrVideo]], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Model inputs for a batch, padded on the left: one question per entry, each with one image or several.
 
         A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
@@ -136,7 +101,10 @@ class Lab:
         )
 
     def answer(
-        self, images: Sequence[Visual | Sequence[Visual]], questions: Sequence[str], max_new_tokens: int = 16
+        self,
+        images: Sequence[ImageOrVideo | Sequence[ImageOrVideo]],
+        questions: Sequence[str],
+        max_new_tokens: int = 16,
     ) -> list[str]:
         """Greedy answers to a batch of questions; inside an `attach` block, with that reduction."""
         inputs = self.inputs(images, questions)
@@ -151,7 +119,7 @@ class Lab:
 
     def ask(
         self,
-        image: Visual | Sequence[Visual],
+        image: ImageOrVideo | Sequence[ImageOrVideo],
         question: str,
         strategy: str | Strategy | type[Strategy] = "none",
         keep: float = 1.0,
@@ -190,43 +158,5 @@ class Lab:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
 
 
-def _as_list(entry: Visual | Sequence[Visual]) -> list[Visual]:
+def _as_list(entry: ImageOrVideo | Sequence[ImageOrVideo]) -> list[ImageOrVideo]:
     return list(entry) if isinstance(entry, (list, tuple)) else [entry]
-
-
-def load(
-    source: str | PathLike | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    *,
-    device_map: str | dict[str, Any] | None = None,
-    quantize: str | None = None,
-    revision: str | None = None,
-) -> Lab:
-    """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
-
-    Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
-    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names, and
-    the path of a JSON file laid out like those works as well.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:1".
-        dtype: "float32", "bfloat16", "float16", or "auto", which is what the checkpoint was published in.
-        device_map: "auto" spreads the layers over all GPUs, and main memory if those are full, through accelerate;
-            `device` is then not used. A dict of module names and devices is transformers' own.
-        quantize: "4bit" or "8bit" weights through bitsandbytes, on NVIDIA GPUs.
-        revision: branch, tag or commit of a hub id, so that results can be repeated.
-
-    Raises:
-        LabError: a folder that is no checkpoint or holds no safetensors, an unsupported family, a hub id that cannot be
-            fetched (unknown, gated, no network), too little memory (says how much is needed and how much there is), an
-            unknown dtype, or a device or package that is not there.
-    """
-    check_arguments(device, dtype, device_map, quantize)
-    name = "embedded" if source is None else str(source)
-    if name.startswith(random_models.PREFIX):
-        if device_map is not None or quantize or revision:
-            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
-        return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
-    folder = data_dir() / "model" if source is None else Path(source)
-    return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, one_of
 from illava_lab.method.registry import load_file, make_strategy
-from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.method.strategy import Strategy
 from illava_lab.testing.examples import example_tokens
-from illava_lab.testing.promises import PROMISES, Result, Subject, choices
+from illava_lab.testing.promise import PROMISES, Result
+from illava_lab.testing.promises_of_class import choices
+from illava_lab.testing.subject import Subject
 
 __all__ = [
     "PROMISES", "BrokenPromise", "Report", "Result", "check_strategies", "check_strategy", "choices", "example_tokens",

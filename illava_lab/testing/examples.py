@@ -1,20 +1,20 @@
-"""Small tokens without a model, for checks and for trying a strategy in a notebook."""
+"""Example tokens: what a strategy would see in a model, made of random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import isqrt
 
 import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.method.strategy import STAGES, STATISTICS, Stage, Tokens
+from illava_lab.method.tokens import STAGES, STATISTICS, Stage, Tokens
 from illava_lab.sites.attention import AttentionSite
+from illava_lab.testing.tensors import squarest_grid
 
 CHANNELS, HEADS = 8, 2
+
+
 TEXT_BEFORE, TEXT_AFTER = 2, 3
 
 
@@ -149,66 +149,3 @@ def _example_site(
             norm=torch.nn.RMSNorm(CHANNELS, elementwise_affine=False),
         )
     return site, hidden.clone()
-
-
-def squarest_grid(patches: int) -> tuple[int, int]:
-    """The squarest grid of so many patches."""
-    height = next(h for h in range(isqrt(patches), 0, -1) if patches % h == 0)
-    return height, patches // height
-
-
-def tensors(tokens: Tokens) -> dict[str, Tensor]:
-    own = {"hidden": tokens.hidden, "size": tokens.size, "position": tokens.position}
-    return own | ({"protected": tokens.protected} if tokens.has_protected else {}) | tokens._statistics
-
-
-def changed(tokens: Tokens, change: Callable[[str, Tensor], Tensor]) -> Tokens:
-    """New tokens, every tensor x of the old ones replaced by change(name, x)."""
-    new = {name: change(name, x) for name, x in tensors(tokens).items()}
-    return Tokens(tokens.stage, new.pop("hidden"), layer=tokens.layer, grid=tokens.grid, site=tokens._site, **new)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a strategy was asked: `keep` of these tokens."""
-
-    stage: Stage
-    patches: int
-    keep: int
-    batch: int = 1
-    cls: bool = False
-    newlines: int = 0
-    reduced: bool = False
-    equal: bool = False
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-
-    @property
-    def protected(self) -> int:
-        return int(self.cls) + self.newlines
-
-    @property
-    def count(self) -> int:
-        return self.patches + self.protected
-
-    def tokens(self) -> Tokens:
-        """Fresh ones, which a strategy may spoil."""
-        return changed(_example(replace(self, keep=0)), lambda name, x: x.clone())
-
-    def __str__(self) -> str:
-        protected = f", {self.newlines} of them protected line ends" if self.newlines else ", CLS first" * self.cls
-        height, width = squarest_grid(2 * self.patches if self.reduced else self.patches)
-        parts = [f"{self.stage} stage", f"batch {self.batch}", f"{self.count} tokens{protected}", f"keep {self.keep}"]
-        parts += [f"grid {height} x {width}" + (" with patches missing" if self.reduced else "")]
-        parts += ["all tokens equal"] if self.equal else []
-        parts += [str(self.dtype).removeprefix("torch.")] if self.dtype != torch.float32 else []
-        parts += [self.device] if self.device != "cpu" else []
-        return ", ".join(parts)
-
-
-@lru_cache(maxsize=256)
-def _example(case: Case) -> Tokens:
-    return example_tokens(
-        case.stage, case.patches, case.batch, cls=case.cls, newlines=case.newlines, reduced=case.reduced,
-        equal=case.equal, dtype=case.dtype, device=case.device,
-    )  # fmt: skip

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from illava_lab.models.images import ImageLike
-from illava_lab.session.lab import Answer, Lab
-from illava_lab.trace.trace import Sources, Trace
+from illava_lab.session.answer import Answer
+from illava_lab.session.lab import Lab
+from illava_lab.trace.sources import Sources
+from illava_lab.trace.trace import Trace
 
 # Okabe and Ito's colours, told apart also by colour-blind readers; black and grey are left for "gone".
 GROUP_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")

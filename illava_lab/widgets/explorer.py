@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets
 
-from illava_lab.method.strategy import one_of
+from illava_lab.errors import one_of
 from illava_lab.views.pictures import to_png
 from illava_lab.widgets.output import live_figure, show_widget, sync
 from illava_lab.widgets.panels import Panel, live, still

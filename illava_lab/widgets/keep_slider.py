@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+from illava_lab.errors import one_of
 from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.images import ImageLike
-from illava_lab.session.lab import Answer, Lab
+from illava_lab.session.answer import Answer
+from illava_lab.session.lab import Lab
 from illava_lab.views.pictures import reduction_figure, to_png
 from illava_lab.widgets.output import show_widget
 

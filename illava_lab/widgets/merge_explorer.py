@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, one_of
 from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy, one_of
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.images import ImageLike
-from illava_lab.session.lab import Answer, Lab
-from illava_lab.trace.trace import Sources, Trace
+from illava_lab.session.answer import Answer
+from illava_lab.session.lab import Lab
+from illava_lab.trace.sources import Sources
+from illava_lab.trace.trace import Trace
 from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
 from illava_lab.widgets.panels import Panel, live

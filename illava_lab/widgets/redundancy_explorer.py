@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import one_hot
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, one_of
 from illava_lab.measuring.redundancy import Recording, clusters, record, similarity
-from illava_lab.method.strategy import Stage, one_of
+from illava_lab.method.tokens import Stage
 from illava_lab.models.images import ImageLike
 from illava_lab.session.lab import Lab
-from illava_lab.trace.trace import Sources
+from illava_lab.trace.sources import Sources
 from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
 from illava_lab.widgets.panels import Panel, live

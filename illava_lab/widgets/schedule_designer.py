@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 from torch import nn
 
-from illava_lab.errors import LabError
-from illava_lab.method.strategy import one_of
+from illava_lab.errors import LabError, one_of
 from illava_lab.models.families import describe
 from illava_lab.schedules.flops import flops_by_layer
-from illava_lab.schedules.presets import PRESETS, preset
+from illava_lab.schedules.presets import PRESETS
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.schedules.transfer import preset
 from illava_lab.views.pictures import to_png
 from illava_lab.widgets.output import live_figure, show_widget, sync
 

@@ -19,9 +19,9 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from PIL import Image
 
-from illava_lab.errors import LabError
-from illava_lab.measuring.tasks import Task, paired_difference
-from illava_lab.method.strategy import one_of
+from illava_lab.errors import LabError, one_of
+from illava_lab.measuring.statistics import paired_difference
+from illava_lab.measuring.tasks import Task
 from illava_lab.schedules.reach import budget_label
 from illava_lab.views.pictures import to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture

@@ -14,56 +14,18 @@ Were single patches removed, most cells would lose some of theirs, and none woul
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.towers.rows import EncoderStage
-from illava_lab.sites.attention import AttentionSite, tap
+from illava_lab.hooks.tap import tap
+from illava_lab.hooks.towers.rows import RowsTower
+from illava_lab.sites.cells import ShuffledSite, at_cells, cell_places
 
 
-@dataclass(eq=False)
-class ShuffledSite:
-    """What a strategy can ask about CLS and cells: an `AttentionSite` of single patches, and where these are in it.
-
-    Attributes:
-        at: (rows, 1 + n, K) long, the places in the sequence of CLS (K times) and of the K patches of each cell.
-    """
-
-    patches: AttentionSite
-    at: Tensor
-
-    def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.strategy.STATISTICS`, the mean over the patches of each cell.
-
-        Raises:
-            LabError: this site does not have it.
-        """
-        return at_cells(self.patches.statistic(name), self.at).mean(2)
-
-
-def at_cells(x: Tensor, at: Tensor) -> Tensor:
-    """(rows, S, ...) of a sequence -> (rows, 1 + n, K, ...) at the places `at`."""
-    return x[torch.arange(len(x), device=x.device)[:, None, None], at]
-
-
-def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tensor:
-    """(1 + n, K) long: where CLS (K times) and the K patches of each cell are in a sequence in raster order.
-
-    Args:
-        grid: (height, width) in cells, side: patches along the side of a cell. Patches of a cell in raster order, which
-            is the order of channels that the pixel shuffle makes.
-    """
-    lengths = (torch.arange(n, device=device) for n in (*grid, side, side))
-    row, column, down, across = torch.meshgrid(*lengths, indexing="ij")
-    place = 1 + (row * side + down) * grid[1] * side + column * side + across
-    return torch.cat([place.new_zeros(1, side**2), place.view(-1, side**2)])
-
-
-class ShuffledEncoderStage(EncoderStage):
+class CellsTower(RowsTower):
     """The encoder half of an attachment, for a tower with CLS and a pixel shuffle. `position` and `size` are those of
     cells; its state describes the last call of the tower."""
 

@@ -21,20 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.towers.rows import EncoderStage, ask
-from illava_lab.method.strategy import Tokens
-from illava_lab.models.layout import Layout, Medium, Visual
-from illava_lab.schedules.schedule import kept
-from illava_lab.sites.attention import AttentionSite, tap
-from illava_lab.trace.trace import Step
+from illava_lab.hooks.tap import tap
+from illava_lab.hooks.towers.rows import RowsTower
+from illava_lab.method.ask import ask
+from illava_lab.method.keep import kept
+from illava_lab.method.tokens import Tokens
+from illava_lab.models.cells import cell_layout
+from illava_lab.models.layout import Medium
+from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
+from illava_lab.trace.step import Step
+from illava_lab.trace.survivors import EncodedImage
 
 
 @dataclass(eq=False)
@@ -83,112 +86,7 @@ def packed_frames(grids: list[list[int]], merge: int, window: int | None, device
     return out
 
 
-def window_of_cells(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
-    """(height, width) long, a number for the window that each cell of a frame lies in: they rise in raster order."""
-    row = torch.arange(grid[0], device=device)[:, None] // window
-    column = torch.arange(grid[1], device=device) // window
-    return row * grid[1] + column
-
-
-def cell_layout(grid: list[int], merge: int) -> Layout:
-    """The placeholders of one image or video: one for each cell, slice after slice. Its patches are these cells.
-
-    Args:
-        grid: (time, height, width) in patches, merge: patches along the side of a cell.
-    """
-    time, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    boxes = torch.stack([column / width, row / height, (column + 1) / width, (row + 1) / height], dim=1)
-    cells, one_grid = torch.arange(time * height * width), (height, width) if time == 1 else None
-    return Layout((time, height, width), cells[:, None], torch.ones(len(cells), 1), one_grid, boxes.repeat(time, 1))
-
-
-@dataclass(eq=False)
-class PackedAttention:
-    """The attention of one layer over a packed sequence of S patches. A statistic is computed once, for all of them.
-
-    Attributes:
-        parts: queries and keys (H, L, d), rotated, of consecutive stretches of the sequence.
-        rotary: (cos, sin), (S, d) each.
-        bounds: (R + 1,) long, where each of the R sequences that attend within themselves begins and ends.
-        frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
-        log_size: (S,) added to the logits of each key (proportional attention), or None.
-        patches: how many patches are a cell.
-    """
-
-    parts: list[tuple[Tensor, Tensor]]
-    rotary: tuple[Tensor, Tensor]
-    scaling: float
-    bounds: Tensor
-    frames: list[Tensor]
-    log_size: Tensor | None
-    patches: int
-    _known: dict[str, Tensor] = field(default_factory=dict)
-
-    def per_cell(self, name: str) -> Tensor:
-        """(G,) or (G, d): one statistic of all cells, the mean over their patches.
-
-        Attention received comes as a sum over queries, not as their mean.
-        """
-        if name not in self._known:
-            value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
-            self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
-        return self._known[name]
-
-    def _keys(self, name: str) -> Tensor:
-        cos, sin = (table.float() for table in self.rotary)
-        key = self._joined[1].float()
-        first, second = key.chunk(2, dim=-1)
-        key = key * cos - torch.cat([-second, first], dim=-1) * sin  # the rotation backwards
-        return key.mean(0) if name == "keys" else key.transpose(0, 1).flatten(1)
-
-    @cached_property
-    def _joined(self) -> tuple[Tensor, Tensor]:
-        return tuple(torch.cat(stretches, dim=1) for stretches in zip(*self.parts, strict=True))
-
-    def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding, or None."""
-        if len(self.bounds) - 1 == sum(len(frames) for frames in self.frames):
-            return [(frames, None) for frames in self.frames]
-        lengths = self.bounds.diff()[:, None]
-        offset = torch.arange(int(lengths.max()), device=lengths.device)
-        index = self.bounds[:-1, None] + offset
-        return [(index.clamp_max(self.rotary[0].shape[0] - 1), offset < lengths)]
-
-    def _attended(self, name: str) -> Tensor:
-        out = torch.zeros(self.rotary[0].shape[0] + 1, device=self.bounds.device)  # one more, for padding
-        for index, valid in self._sequences():
-            query, key = (x[:, index].transpose(0, 1) for x in self._joined)
-            mask = None if self.log_size is None else self.log_size[index]
-            if valid is not None:
-                mask = torch.zeros(index.shape, device=index.device) if mask is None else mask
-                mask = mask.masked_fill(~valid, -torch.inf)
-            site = AttentionSite(query, key, self.scaling, None if mask is None else mask[:, None, None], valid)
-            value = site.statistic(name)
-            if name == "attention_received":
-                value = value * (index.shape[1] if valid is None else valid.sum(1, keepdim=True))
-            out[index if valid is None else index.masked_fill(~valid, len(out) - 1)] = value
-        return out[:-1]
-
-
-@dataclass(eq=False)
-class CellSite:
-    """What a strategy can ask about the cells of some frames: an `AttentionSite` for a packed sequence."""
-
-    attention: PackedAttention
-    at: Tensor  # (F, n)
-
-    def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.strategy.STATISTICS`.
-
-        Raises:
-            LabError: this site does not have it.
-        """
-        value = self.attention.per_cell(name)[self.at]
-        return value / (self.at.shape[1] * self.attention.patches) if name == "attention_received" else value
-
-
-class PackedEncoderStage(EncoderStage):
+class PackedTower(RowsTower):
     """The encoder half of an attachment, for packed towers. Its state describes the last call of the tower.
 
     Attributes:
@@ -346,7 +244,7 @@ class PackedEncoderStage(EncoderStage):
         lengths = [time * height * width // self._patches for time, height, width in self._grids]
         for grid, own in zip(self._grids, size.split(lengths), strict=True):
             layout = self._layout(tuple(grid), lambda grid=grid: cell_layout(grid, self.anatomy.cells.side))
-            visual = Visual(layout, (own > 0).float()[:, None], own, range(row, row + grid[0]), self.steps)
+            visual = EncodedImage(layout, (own > 0).float()[:, None], own, range(row, row + grid[0]), self.steps)
             self.visuals[medium].append(visual)
             row += grid[0]
         return out

@@ -3,14 +3,12 @@
 A reduction acts inside a layer, between the attention residual and the MLP. After the tower, survivors go back to
 the places of their anchors and removed places become holes (NaN), so no length that transformers checks ever
 changes; the projector runs on survivors only; the LLM stage drops the holes. Where a model joins crops or pools
-patches after that, holes go the same way, and `packing` says which placeholders are left. A picture that was shrunk
+patches after that, holes go the same way, and `hooks/connectors` say which placeholders are left. A picture that was shrunk
 before the tower is treated alike: its fewer tokens stand at the places that they show.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -18,62 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.image_processing_utils import select_best_resolution
 
 from illava_lab.errors import LabError
-from illava_lab.method.strategy import Strategy, TokenMap, Tokens
+from illava_lab.hooks.connectors.connector import Connector
+from illava_lab.hooks.replace import replace_method
+from illava_lab.hooks.tap import tap
+from illava_lab.method.ask import ask
+from illava_lab.method.keep import Keep, kept
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.token_map import TokenMap
+from illava_lab.method.tokens import Tokens
 from illava_lab.models.families import Anatomy
-from illava_lab.models.layout import (
-    Layout,
-    Medium,
-    Visual,
-    anyres_layout,
-    fill,
-    joined_layout,
-    plain_layout,
-    pooled_layout,
-    sizes,
-    survive,
-)
-from illava_lab.schedules.schedule import Keep, kept
-from illava_lab.sites.attention import AttentionSite, tap
-from illava_lab.trace.trace import Step
+from illava_lab.sites.attention import AttentionSite
+from illava_lab.trace.step import Step
 
 
-class EncoderStage:
+class RowsTower(Connector):
     """The encoder half of an attachment.
 
-    Attributes:
-        visuals: the images and the videos that were encoded last, in their order.
-        position: (rows, M) patch index of each survivor of the last call of the tower, -1 for CLS; a row is an image,
-            a crop or a frame.
-        size: (rows, M) patches that each survivor stands for.
-        steps: the reductions of that call.
+    Its state describes the last call of the tower.
     """
 
     _mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None  # see `tap`
 
     def __init__(self, anatomy: Anatomy, strategy: Strategy, plan: dict[int, Keep], image: Keep | None = None) -> None:
-        self.anatomy, self.strategy, self.plan, self.image = anatomy, strategy, plan, image
-        self.visuals: dict[Medium, list[Visual]] = {}
-        self.position: Tensor | None = None
-        self.size: Tensor | None = None
-        self.steps: list[Step] = []
+        super().__init__(anatomy)
+        self.strategy, self.plan, self.image = strategy, plan, image
         self._positions_after: dict[int, Tensor] = {}
         self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
-        self._visuals: list[Visual] = []
-        self._layouts: dict[Any, Layout] = {}
 
     # ---- installing
-    def watch(self, undo: ExitStack) -> None:
-        """Note what the encoder hands to the language model; `undo` takes everything back."""
-        base = self.anatomy.base
-        undo.callback(self.anatomy.tower.register_forward_pre_hook(self._start, with_kwargs=True, prepend=True).remove)
-        for medium, media in self.anatomy.media.items():
-            replace_method(undo, base, media.encode, functools.partial(self._encode, medium))
-            if media.pack is not None:
-                replace_method(undo, base, media.pack, self._pack_images if medium == "image" else self._pool_frames)
-
     def install(self, undo: ExitStack) -> None:
         """Hook the tower; `undo` takes everything back."""
         tower, layers = self.anatomy.tower, self.anatomy.encoder_layers
@@ -253,124 +225,6 @@ class EncoderStage:
         full = out.new_full((out.shape[0], self.anatomy.patches, out.shape[2]), torch.nan)
         return full.scatter(1, place[..., None].expand_as(out), out)
 
-    # ---- from the encoder's rows to placeholders
-    def _encode(self, medium: Medium, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Around the method that encodes images or videos: what it leaves becomes `visuals`."""
-        out = original(*args, **kwargs)
-        if self.anatomy.media[medium].pack is None:
-            layout = self._layout("plain", lambda: plain_layout(self.anatomy.grid, self.anatomy.side))
-            self._visuals = self._left(layout, self._patch_sizes(), rows=1)
-        elif medium == "video":
-            self._visuals = self._join_frames(len(out.pooler_output))
-        self.visuals[medium] = self._visuals
-        return out
-
-    def _pack_images(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Around the method that stitches the crops of images."""
-        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-        out, *rest = original(*args, **kwargs)
-        out, size, first, self._visuals = list(out), self._patch_sizes(), 0, []
-        image_sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
-        for i, (features, image_size) in enumerate(zip(arguments["image_features"], image_sizes, strict=True)):
-            layout = self._stitched(original, arguments, len(features), tuple(image_size))
-            own = size[first : first + len(features)].reshape(1, -1)
-            visual = self._left(layout, own, len(features), first)[0]
-            if self._kept < 1 and layout.source.shape[1] > 1:
-                filled = fill(layout, visual.weight[None], features.reshape(*own.shape, -1))[0]
-                out[i] = torch.where(layout.marker.to(filled.device)[:, None], out[i], filled)
-            self._visuals.append(visual)
-            first += len(features)
-        return out, *rest
-
-    def _stitched(self, original: Callable, arguments: dict[str, Any], crops: int, size: tuple[int, int]) -> Layout:
-        def pack(features: Tensor, newline: Tensor) -> Tensor:
-            own = {"image_features": [features], "image_sizes": [list(size)], "image_newline": newline}
-            return original(**{**arguments, **own})[0][0]
-
-        grid, side = self.anatomy.grid, self.anatomy.side
-        canvas = select_best_resolution(size, self.anatomy.base.config.image_grid_pinpoints)
-        key = (crops, size, arguments.get("vision_aspect_ratio"))
-        return self._layout(key, lambda: anyres_layout(pack, crops, size, canvas, grid, side))
-
-    def _pool_frames(self, original: Callable, features: Tensor) -> Tensor:
-        """Around the method that pools the patches of video frames."""
-        layout = self._layout("frame", lambda: pooled_layout(original, self.anatomy.grid, self.anatomy.side))
-        self._visuals = self._left(layout, self._patch_sizes(), rows=1)
-        if self._kept == 1:
-            return original(features)
-        return fill(layout, torch.stack([frame.weight for frame in self._visuals]), features)
-
-    def _join_frames(self, videos: int) -> list[Visual]:
-        frame, frames = self._visuals[0].layout, len(self._visuals) // videos
-        layout = self._layout(frames, lambda: joined_layout(frame, frames))
-        out = []
-        for first in range(0, len(self._visuals), frames):
-            own = self._visuals[first : first + frames]
-            weight, size = torch.cat([v.weight for v in own]), torch.cat([v.size for v in own])
-            weight, size = functional.pad(weight, (0, 0, 0, 1)), functional.pad(size, (0, 1))
-            out.append(Visual(layout, weight, size, range(first, first + frames), self.steps))
-        return out
-
-    def _layout(self, key: Any, make: Callable[[], Layout]) -> Layout:
-        if key not in self._layouts:
-            self._layouts[key] = make()
-        return self._layouts[key]
-
-    @property
-    def _kept(self) -> float:
-        """The fraction of patches that every row of the last call still has."""
-        return (self.position.shape[1] - self.anatomy.cls_tokens) / self.anatomy.patches
-
-    def _patch_sizes(self) -> Tensor:
-        """(rows, P) size of the survivor in the place of each patch, 0 where there is none."""
-        skip = self.anatomy.cls_tokens
-        full = self.size.new_zeros(len(self.size), self.anatomy.patches + skip)
-        return full.scatter(1, self.position + skip, self.size)[:, skip:]
-
-    def _left(self, layout: Layout, size: Tensor, rows: int, first: int = 0) -> list[Visual]:
-        """What the reductions left of R images of one layout and `rows` encoder rows each; size: (R, P)."""
-        weight = survive(layout, size > 0, self._kept)
-        starts = range(first, first + len(weight) * rows, rows)
-        return [
-            Visual(layout, own, patches, range(start, start + rows), self.steps)
-            for start, own, patches in zip(starts, weight, sizes(layout, weight, size), strict=True)
-        ]
-
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
-
-
-def replace_method(undo: ExitStack, owner: nn.Module, name: str, around: Callable) -> None:
-    """Let one module instance call `around(original, ...)` instead of a method; `undo` takes it back."""
-    had, original = vars(owner).get(name), getattr(owner, name)
-
-    # The signature stays readable: generate looks at it to decide what it may encode ahead.
-    @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    object.__setattr__(owner, name, method)
-    if had is None:
-        undo.callback(owner.__dict__.pop, name)
-    else:
-        undo.callback(object.__setattr__, owner, name, had)
-
-
-def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
-    """The strategy's map for these tokens, refused if it is not what was asked for.
-
-    Raises:
-        LabError: more tokens are protected than `keep`, or the strategy returned something else than a TokenMap of
-            `keep` slots for every row.
-    """
-    where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
-    tokens.room(keep)
-    answer = strategy.map(tokens, keep)
-    if not isinstance(answer, TokenMap):
-        raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
-    if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
-        raise LabError(
-            f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
-        )
-    return answer

@@ -1,0 +1,1 @@
+"""From the rows of a tower to the placeholders of a prompt."""

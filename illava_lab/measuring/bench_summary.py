@@ -1,0 +1,85 @@
+"""Tables of `bench` for people to read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from illava_lab.measuring import measure
+from illava_lab.measuring.bench import BARE
+from illava_lab.measuring.rows import (
+    BASELINE,
+)
+from illava_lab.measuring.summary import aligned
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The main columns of a table from `bench`, for people: at most 120 characters wide.
+
+    "x bare" are multiples of the bare model's time, "limit" is the efficiency in percent; ± is half the width of the
+    middle half of the rounds. FLOPs are for one prompt, the other columns for the batch.
+    """
+    heads = (
+        "strategy", "budget", "prefill ms", "x bare", "limit %", "decode ms", "x bare", "images/s", "GFLOP", "cache MB",
+        "peak MB",
+    )  # fmt: skip
+    parts = []
+    for (batch, length), part in table.groupby(["batch", "text_tokens"], sort=False):
+        good = part[part["status"] == "ok"]
+        lines = [heads]
+        for row in good.itertuples():
+            lines.append(
+                (
+                    str(row.strategy)[:32],
+                    _budget(row),
+                    f"{row.prefill_ms:.1f}",
+                    _spread(row, "prefill_ratio", 1, 3),
+                    _spread(row, "efficiency", 100, 1),
+                    f"{row.decode_ms:.2f}",
+                    _number(row.decode_ratio, 2),
+                    f"{row.images_per_second:.2f}",
+                    f"{row.prefill_flops / 1e9:.4g}",
+                    _number(row.cache_bytes / 1e6, 2),
+                    _number(row.peak_bytes / 1e6, 1),
+                )
+            )
+        parts.append("\n".join([f"Batch {batch}, {length} tokens of text", *aligned(lines)]))
+        heading = f"Where the time goes, ms, with {part['new_tokens'].iloc[0]} decoding steps"
+        parts.append("\n".join([heading, *aligned(_split(good))]))
+        failed = part[part["status"] != "ok"]
+        parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:120] for row in failed.itertuples()]
+    off = table["prefill_flops"] / table["prefill_flops_formula"] - 1
+    if (off.abs() > 0.01).any():
+        parts.append(f"FLOPs: the count and the closed form differ by up to {off.abs().max():.1%}")
+    return "\n\n".join(parts)
+
+
+def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Amdahl's view: what of the whole each part takes; and what of the prefill goes into choosing what to keep."""
+    lines = [("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode", "choosing")]
+    for row in good.itertuples():
+        times = [getattr(row, f"{stage}_ms") for stage in measure.STAGES] + [row.decode_ms * row.new_tokens]
+        shares = [f"{t:.1f} ({t / sum(times):.0%})" for t in times]
+        prefill = sum(times[:-1])
+        choosing = f"{row.choice_ms:.1f} ({row.choice_ms / prefill:.1%})"
+        lines.append((str(row.strategy)[:32], _budget(row), *shares, choosing))
+    return lines
+
+
+def _budget(row: Any) -> str:
+    if row.strategy in (BARE, BASELINE):
+        return ""
+    if isinstance(row.preset, str):
+        return row.preset
+    return f"FLOPs {row.flops:g}" if math.isnan(row.keep) else f"keep {row.keep:g}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _spread(row: Any, column: str, scale: float, digits: int) -> str:
+    value, low, high = (getattr(row, name) * scale for name in (column, f"{column}_low", f"{column}_high"))
+    return "-" if math.isnan(value) else f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"

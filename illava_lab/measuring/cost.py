@@ -1,0 +1,96 @@
+"""What a prefill costs that needs no clock: visual tokens, floating-point operations, cache, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from illava_lab.hooks.attach import attach
+from illava_lab.measuring.live_bytes import LiveBytes
+from illava_lab.measuring.prompt import Inputs, prefill
+from illava_lab.method.strategy import Strategy
+from illava_lab.models.families import describe
+from illava_lab.models.layout import Layout
+from illava_lab.schedules.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prompt costs until its first new token.
+
+    Attributes:
+        tokens_encoder, tokens_llm: mean over the layers of the visual tokens (of one image) that enter a layer.
+        tokens: the same over the layers of both.
+        prefill_flops: floating-point operations of encoder, projector and language model; a multiply-add counts two.
+        cache_bytes: keys and values of all layers after the prefill.
+        peak_bytes: memory above weights and inputs at the worst moment of the prefill.
+    """
+
+    tokens: float
+    tokens_encoder: float
+    tokens_llm: float
+    prefill_flops: int
+    cache_bytes: int
+    peak_bytes: int
+
+
+def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedule) -> Cost:
+    """Everything about one prompt that does not need a clock.
+
+    Args:
+        inputs: of one prompt, as `Lab.inputs` makes them.
+    """
+    with attach(model, strategy, schedule) as trace:
+        cache_bytes, peak_bytes = memory(model, inputs)
+        return Cost(**mean_tokens(model, schedule, trace.layout()), prefill_flops=counted_flops(model, inputs),
+                    cache_bytes=cache_bytes, peak_bytes=peak_bytes)  # fmt: skip
+
+
+def counted_flops(model: nn.Module, inputs: Inputs) -> int:
+    """Floating-point operations of one prefill, under the attached strategy if there is one.
+
+    Attention is counted in full, masked places too, by torch's plain kernel: its counter knows no formula for the
+    fused one of the CPU and would take that for free.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        prefill(model, inputs)
+    return counter.get_total_flops()
+
+
+def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
+    """What one prefill needs: bytes of the keys and values that it leaves, and bytes above weights and inputs at its peak.
+
+    On a CUDA device the allocator counts the peak; elsewhere it is that of the tensors alive (`LiveBytes`).
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        with LiveBytes() as live:
+            return _cache_bytes(prefill(model, inputs)), live.peak
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    cache_bytes = _cache_bytes(prefill(model, inputs))
+    torch.cuda.synchronize(device)
+    return cache_bytes, torch.cuda.max_memory_allocated(device) - before
+
+
+def _cache_bytes(output: Any) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+
+
+def mean_tokens(model: nn.Module, schedule: Schedule, layout: Layout | None = None) -> dict[str, float]:
+    """Mean visual tokens that enter a layer, for one image: `tokens`, `tokens_encoder`, `tokens_llm`.
+
+    Args:
+        layout: what the image is made of, where models differ in that; see `Schedule.tokens`.
+    """
+    counts = schedule.tokens(describe(model), layout)
+    encoder, llm = counts["encoder"][:-1], counts["llm"][:-1]  # the last entry is what leaves the stage
+    means = {"tokens": encoder + llm, "tokens_encoder": encoder, "tokens_llm": llm}
+    return {name: float(np.mean(row)) for name, row in means.items()}

@@ -1,0 +1,56 @@
+"""Answers to the questions of a task, and which of them are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from illava_lab.measuring.tasks import Task
+from illava_lab.session.lab import Lab
+
+
+def predict(
+    lab: Lab,
+    task: Task,
+    batch_size: int = 8,
+    done: Callable[[int], object] | None = None,
+    starts: Sequence[int] | None = None,
+) -> list[str]:
+    """Greedy answers to all questions of a task; inside an `attach` block, with that reduction.
+
+    Args:
+        done: called after each batch with its number of questions, for a progress bar.
+        starts: the batches to do, each by its first question; None for all.
+    """
+    longest = answer_tokens(lab, task)
+    answers: list[str] = []
+    for start in range(0, len(task), batch_size) if starts is None else starts:
+        batch = task.samples.iloc[start : start + batch_size]
+        pictures = {image_id: task.image(image_id) for image_id in batch["image_id"].unique()}
+        images = [pictures[image_id] for image_id in batch["image_id"]]
+        answers += lab.answer(images, list(batch["question"]), max_new_tokens=longest)
+        if done is not None:
+            done(len(batch))
+    return answers
+
+
+def answer_tokens(lab: Lab, task: Task) -> int:
+    """New tokens after which no answer can be right any more.
+
+    That is the longest right one, a space before it, and an end or a word too much after it.
+    """
+    encoded = lab.processor.tokenizer(list(task.samples["answer"].unique()), add_special_tokens=False)["input_ids"]
+    return max(map(len, encoded)) + 2
+
+
+def correct(answers: Sequence[str], task: Task) -> np.ndarray:
+    """(questions,) bool: exact match, but for case and for space at the ends."""
+    right = task.samples["answer"]
+    return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
+
+
+def by_category(right: np.ndarray, task: Task) -> dict[str, float]:
+    """Category -> share of right answers."""
+    return pd.Series(right).groupby(task.samples["category"]).mean().to_dict()

@@ -1,0 +1,48 @@
+"""The prompt that is measured: its prefill, what it shows, how much text it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from illava_lab.hooks.attach import attach
+from illava_lab.models.families import describe
+from illava_lab.models.layout import Layout
+
+Inputs = dict[str, Tensor]
+
+
+@torch.inference_mode()
+def prefill(model: nn.Module, inputs: Inputs) -> Any:
+    """The forward pass that `generate` starts with: fills a cache, computes the logits of the last position only."""
+    return model(**inputs, use_cache=True, logits_to_keep=1)
+
+
+class _Encoded(Exception):
+    """The prompt has come to the language model, and that is enough."""
+
+
+@torch.inference_mode()
+def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
+    """What the first prompt shows: its images and videos in order. Runs the encoder, but not the language model."""
+
+    def stop(*_: Any) -> None:
+        raise _Encoded
+
+    with attach(model, "none") as trace:
+        handle = describe(model).language_model.register_forward_pre_hook(stop)
+        try:
+            prefill(model, inputs)
+        except _Encoded:
+            pass
+        finally:
+            handle.remove()
+    return [trace.layout(image) for image in range(trace.images_per_row[0])] if trace.images_per_row else []
+
+
+def text_tokens(model: nn.Module, inputs: Inputs) -> int:
+    """Tokens of the first prompt that are not visual."""
+    visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)
+    return int((~torch.isin(inputs["input_ids"][0], visual)).sum())

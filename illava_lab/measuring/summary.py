@@ -1,0 +1,71 @@
+"""Tables of `compare` for people to read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from illava_lab.measuring.rows import (
+    BASELINE,
+)
+from illava_lab.schedules.reach import budget_label
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The main columns of a table from `compare`, for people: at most 120 characters wide.
+
+    Accuracy and difference are in percent and percentage points, with the 95 % interval of the difference; FLOPs and
+    prefill time are shares of those of "none", tokens the mean over all layers.
+    """
+    full = table.loc[table["strategy"] == BASELINE, "prefill_flops"].iloc[0]
+    lines = [("strategy", "budget", "accuracy %", "difference (95 %)", "tokens", "FLOPs", "prefill time", "cache KB")]
+    for row in table[table["status"] == "ok"].itertuples():
+        lines.append(
+            (
+                _short(row.strategy),
+                "" if row.strategy == BASELINE else budget_label(row),
+                f"{row.accuracy * 100:.1f}",
+                "" if row.strategy == BASELINE else _interval(row, "difference", "{:+.1f}", 100),
+                f"{row.tokens:.0f}",
+                f"{row.prefill_flops / full:.2f}",
+                _interval(row, "prefill_ratio", "{:.2f}"),
+                f"{row.cache_bytes / 1000:.0f}",
+            )
+        )
+    text = aligned(lines)
+    for row in table[table["status"] != "ok"].itertuples():
+        text.append(f"{row.strategy} at {budget_label(row)}: {row.status}"[:140])
+    return "\n".join(text)
+
+
+def summary_by_category(table: pd.DataFrame) -> str:
+    """Accuracy in percent for every category of question, for people."""
+    columns = [column for column in table if column.startswith("accuracy_")]
+    lines = [("strategy", "budget", "all", *(column.removeprefix("accuracy_") for column in columns))]
+    for _, row in table[table["status"] == "ok"].iterrows():
+        shares = (f"{row[column] * 100:.1f}" for column in ("accuracy", *columns))
+        lines.append((_short(row["strategy"]), "" if row["strategy"] == BASELINE else budget_label(row), *shares))
+    return "\n".join(aligned(lines))
+
+
+def aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    return [form.format(*line) for line in lines]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else name[:29] + "..."
+
+
+def _interval(row: Any, column: str, form: str, scale: float = 1) -> str:
+    """A value with its low and high, empty where it was not measured."""
+    value, low, high = (getattr(row, name) * scale for name in (column, f"{column}_low", f"{column}_high"))
+    if math.isnan(value):
+        return ""
+    if math.isnan(low):
+        return form.format(value)
+    return f"{form.format(value)} ({form.format(low)} to {form.format(high)})"

@@ -1,0 +1,27 @@
+"""Ask a strategy for its map, and refuse an answer that is not what was asked for."""
+
+from __future__ import annotations
+
+from illava_lab.errors import LabError
+from illava_lab.method.strategy import Strategy
+from illava_lab.method.token_map import TokenMap
+from illava_lab.method.tokens import Tokens
+
+
+def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
+    """The strategy's map for these tokens, refused if it is not what was asked for.
+
+    Raises:
+        LabError: more tokens are protected than `keep`, or the strategy returned something else than a TokenMap of
+            `keep` slots for every row.
+    """
+    where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    tokens.room(keep)
+    answer = strategy.map(tokens, keep)
+    if not isinstance(answer, TokenMap):
+        raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
+    if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
+        raise LabError(
+            f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
+        )
+    return answer

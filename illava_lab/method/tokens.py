@@ -1,0 +1,143 @@
+"""What a strategy sees: the visual tokens at one place in a model, and statistics about them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from illava_lab.errors import LabError
+
+# "image" is before the model: a smaller picture goes in.
+Stage = Literal["image", "encoder", "llm"]
+
+
+STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
+
+
+STATISTICS: dict[str, str] = {
+    "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
+    "cls_attention": "(B, N): attention that CLS pays to each token, mean over heads",
+    "text_attention": "(B, N): attention that the last text token pays to each visual token, mean over heads",
+    "next_text_attention": "(B, N): attention that the last text token would pay in the layer to come, mean over heads",
+    "text_rows": "(B, T, N): attention that the text tokens after the image pay to each visual token, mean over heads",
+    "lse": "(B, N): log-sum-exp of each query's attention logits, mean over heads",
+    "keys": "(B, N, d): attention keys, mean over heads",
+    "wide_keys": "(B, N, H*d): attention keys, heads side by side",
+    "wide_cls_attention": "(B, N): attention of CLS with one head as wide as the model",
+    "text_hidden": "(B, T, C): hidden states of the text tokens after the image",
+    "text_wide_keys": "(B, T, H*d): keys of the text tokens after the image, heads side by side",
+    "normed_hidden": "(B, N, C): hidden states through the last norm of the LLM",
+    "text_normed_hidden": "(B, T, C): hidden states of the text tokens after the image through that norm",
+    "embeddings": "(B, N0, C): all tokens of the image as they entered the LLM",
+    "text_embeddings": "(B, T, C): the text tokens after the image as they entered the LLM",
+}
+
+
+class Tokens:
+    """The visual tokens at one reduction site. Read-only.
+
+    Attributes:
+        stage: "image", "encoder" or "llm".
+        layer: 0-based index of the layer at which the reduction happens.
+        hidden: (B, N, C) hidden states of B images.
+        size: (B, N) float, how many image patches each token stands for.
+        position: (B, N) long, whose place each token holds: in raster order, crop after crop; -1 for CLS.
+        protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
+            attached models keep those without showing them).
+        grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
+
+    The statistics (`STATISTICS` lists them) are computed when first read, and only then. A statistic passed as a
+    keyword is used as it is, so a strategy can be tried on plain tensors, without a model.
+
+    Raises:
+        LabError: unknown stage or statistic, or a tensor whose shape does not fit `hidden`.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        hidden: Tensor,
+        *,
+        layer: int = 0,
+        size: Tensor | None = None,
+        position: Tensor | None = None,
+        protected: Tensor | None = None,
+        protected_count: int | None = None,
+        grid: tuple[int, int] | None = None,
+        site: Any = None,
+        **statistics: Tensor,
+    ) -> None:
+        if stage not in STAGES:
+            raise LabError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+        if hidden.dim() != 3:
+            raise LabError(f"hidden must be (batch, tokens, channels), got shape {tuple(hidden.shape)}")
+        unknown = sorted(set(statistics) - set(STATISTICS))
+        if unknown:
+            raise LabError(f"unknown statistic {unknown[0]!r}; known are {', '.join(STATISTICS)}")
+        batch, count = hidden.shape[:2]
+        for name, value in {"size": size, "position": position, "protected": protected}.items():
+            if value is not None and tuple(value.shape) != (batch, count):
+                raise LabError(f"{name} must have shape {(batch, count)} like hidden, got {tuple(value.shape)}")
+        self.stage, self.layer, self.hidden, self.grid = stage, layer, hidden, grid
+        self.size = torch.ones(batch, count, device=hidden.device) if size is None else size
+        self.position = torch.arange(count, device=hidden.device).expand(batch, -1) if position is None else position
+        self._protected, self._protected_count = protected, protected_count
+        self._site = site
+        self._statistics = dict(statistics)
+
+    @property
+    def has_protected(self) -> bool:
+        """Whether any token may be protected (known without looking at the device)."""
+        return self._protected is not None
+
+    @property
+    def protected(self) -> Tensor:
+        if self._protected is None:
+            return torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        return self._protected
+
+    @cached_property
+    def protected_count(self) -> int:
+        """Protected tokens per row; the most of any row. Counted on the device, unless it was given."""
+        if not self.has_protected:
+            return 0
+        given = self._protected_count
+        return int(self.protected.sum(dim=1).max()) if given is None else given
+
+    def room(self, keep: int) -> int:
+        """How many of `keep` slots are left beside the protected tokens.
+
+        Raises:
+            LabError: the protected tokens alone are more than `keep`.
+        """
+        if keep < self.protected_count:
+            raise LabError(f"keep must be at least {self.protected_count}, the number of protected tokens, got {keep}")
+        return keep - self.protected_count
+
+    @property
+    def batch(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def count(self) -> int:
+        """N, the number of tokens per row, protected ones included."""
+        return self.hidden.shape[1]
+
+    def __getattr__(self, name: str) -> Tensor:
+        # Only reached for names that are not plain attributes, that is: for the statistics.
+        if name not in STATISTICS:
+            raise AttributeError(f"Tokens has no {name!r}; statistics are {', '.join(STATISTICS)}")
+        if name not in self._statistics:
+            if self._site is None:
+                have = ", ".join(self._statistics) or "none"
+                raise LabError(
+                    f"{name} was not given; statistics given here: {have}. Pass it as Tokens(..., {name}=...)"
+                )
+            self._statistics[name] = self._site.statistic(name)
+        return self._statistics[name]
+
+    def __repr__(self) -> str:
+        return f"Tokens(stage={self.stage!r}, layer={self.layer}, shape={tuple(self.hidden.shape)})"

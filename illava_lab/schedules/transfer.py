@@ -1,0 +1,54 @@
+"""A paper's setting on a model: exact where it was published for it, elsewhere at the same relative depths."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from illava_lab.errors import LabError
+from illava_lab.models.families import describe
+from illava_lab.schedules.plan import Plan
+from illava_lab.schedules.presets import PRESETS, Model
+
+
+def preset_plan(name: str, model: nn.Module) -> Plan:
+    """A paper's setting: exact on a model of the depths and grid it was published for, elsewhere the same fractions
+    at the same relative depths.
+
+    Raises:
+        LabError: no such preset, or a model with too few layers for it.
+    """
+    if name not in PRESETS:
+        raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    published, anatomy = PRESETS[name], describe(model)
+    here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
+    fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
+    if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
+        return Plan(encoder=published.encoder, llm=published.llm)
+    count, fractions = published.model.patches, []
+    for keep in (*published.encoder.values(), *published.llm.values()):
+        fractions.append(keep if isinstance(keep, float) else keep / count)
+        count = keep if isinstance(keep, int) else round((count or 0) * keep)
+    layers = len(published.encoder)
+    encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
+    return Plan(
+        encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
+    )
+
+
+def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:
+    """The same relative depths in another model, distinct and in range.
+
+    Raises:
+        LabError: the model has too few layers.
+    """
+    out: list[int] = []
+    for layer in layers:
+        same = new_depth - 1 if layer == depth - 1 else round(layer / depth * new_depth)
+        out.append(max(first, same, out[-1] + 1 if out else first))
+    over = out[-1] - new_depth + 1 if out else 0
+    if over > 0:
+        out = [layer - over for layer in out]
+    if out and out[0] < first:
+        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
+    return out

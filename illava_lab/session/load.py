@@ -1,0 +1,51 @@
+"""Load a lab: the embedded model, a checkpoint, or a published size with random weights."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from illava_lab.errors import LabError
+from illava_lab.models import random_models
+from illava_lab.models.loading import check_arguments, open_checkpoint
+from illava_lab.paths import data_dir
+from illava_lab.session.lab import Lab
+
+
+def load(
+    source: str | PathLike | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    device_map: str | dict[str, Any] | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+) -> Lab:
+    """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
+
+    Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
+    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names, and
+    the path of a JSON file laid out like those works as well.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+        dtype: "float32", "bfloat16", "float16", or "auto", which is what the checkpoint was published in.
+        device_map: "auto" spreads the layers over all GPUs, and main memory if those are full, through accelerate;
+            `device` is then not used. A dict of module names and devices is transformers' own.
+        quantize: "4bit" or "8bit" weights through bitsandbytes, on NVIDIA GPUs.
+        revision: branch, tag or commit of a hub id, so that results can be repeated.
+
+    Raises:
+        LabError: a folder that is no checkpoint or holds no safetensors, an unsupported family, a hub id that cannot be
+            fetched (unknown, gated, no network), too little memory (says how much is needed and how much there is), an
+            unknown dtype, or a device or package that is not there.
+    """
+    check_arguments(device, dtype, device_map, quantize)
+    name = "embedded" if source is None else str(source)
+    if name.startswith(random_models.PREFIX):
+        if device_map is not None or quantize or revision:
+            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
+        return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
+    folder = data_dir() / "model" if source is None else Path(source)
+    return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -1,0 +1,48 @@
+"""Statistics of cells: blocks of patches of which a pixel shuffle behind the tower makes one visual token (InternVL)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from illava_lab.sites.attention import AttentionSite
+
+
+@dataclass(eq=False)
+class ShuffledSite:
+    """What a strategy can ask about CLS and cells: an `AttentionSite` of single patches, and where these are in it.
+
+    Attributes:
+        at: (rows, 1 + n, K) long, the places in the sequence of CLS (K times) and of the K patches of each cell.
+    """
+
+    patches: AttentionSite
+    at: Tensor
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.method.strategy.STATISTICS`, the mean over the patches of each cell.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        return at_cells(self.patches.statistic(name), self.at).mean(2)
+
+
+def at_cells(x: Tensor, at: Tensor) -> Tensor:
+    """(rows, S, ...) of a sequence -> (rows, 1 + n, K, ...) at the places `at`."""
+    return x[torch.arange(len(x), device=x.device)[:, None, None], at]
+
+
+def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tensor:
+    """(1 + n, K) long: where CLS (K times) and the K patches of each cell are in a sequence in raster order.
+
+    Args:
+        grid: (height, width) in cells, side: patches along the side of a cell. Patches of a cell in raster order, which
+            is the order of channels that the pixel shuffle makes.
+    """
+    lengths = (torch.arange(n, device=device) for n in (*grid, side, side))
+    row, column, down, across = torch.meshgrid(*lengths, indexing="ij")
+    place = 1 + (row * side + down) * grid[1] * side + column * side + across
+    return torch.cat([place.new_zeros(1, side**2), place.view(-1, side**2)])

@@ -1,0 +1,103 @@
+"""Statistics of cells in a packed sequence, where several images lie one after another (Qwen-VL)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from illava_lab.sites.attention import AttentionSite
+
+
+def window_of_cells(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
+    """(height, width) long, a number for the window that each cell of a frame lies in: they rise in raster order."""
+    row = torch.arange(grid[0], device=device)[:, None] // window
+    column = torch.arange(grid[1], device=device) // window
+    return row * grid[1] + column
+
+
+@dataclass(eq=False)
+class PackedAttention:
+    """The attention of one layer over a packed sequence of S patches. A statistic is computed once, for all of them.
+
+    Attributes:
+        parts: queries and keys (H, L, d), rotated, of consecutive stretches of the sequence.
+        rotary: (cos, sin), (S, d) each.
+        bounds: (R + 1,) long, where each of the R sequences that attend within themselves begins and ends.
+        frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
+        log_size: (S,) added to the logits of each key (proportional attention), or None.
+        patches: how many patches are a cell.
+    """
+
+    parts: list[tuple[Tensor, Tensor]]
+    rotary: tuple[Tensor, Tensor]
+    scaling: float
+    bounds: Tensor
+    frames: list[Tensor]
+    log_size: Tensor | None
+    patches: int
+    _known: dict[str, Tensor] = field(default_factory=dict)
+
+    def per_cell(self, name: str) -> Tensor:
+        """(G,) or (G, d): one statistic of all cells, the mean over their patches.
+
+        Attention received comes as a sum over queries, not as their mean.
+        """
+        if name not in self._known:
+            value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
+            self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
+        return self._known[name]
+
+    def _keys(self, name: str) -> Tensor:
+        cos, sin = (table.float() for table in self.rotary)
+        key = self._joined[1].float()
+        first, second = key.chunk(2, dim=-1)
+        key = key * cos - torch.cat([-second, first], dim=-1) * sin  # the rotation backwards
+        return key.mean(0) if name == "keys" else key.transpose(0, 1).flatten(1)
+
+    @cached_property
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        return tuple(torch.cat(stretches, dim=1) for stretches in zip(*self.parts, strict=True))
+
+    def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding, or None."""
+        if len(self.bounds) - 1 == sum(len(frames) for frames in self.frames):
+            return [(frames, None) for frames in self.frames]
+        lengths = self.bounds.diff()[:, None]
+        offset = torch.arange(int(lengths.max()), device=lengths.device)
+        index = self.bounds[:-1, None] + offset
+        return [(index.clamp_max(self.rotary[0].shape[0] - 1), offset < lengths)]
+
+    def _attended(self, name: str) -> Tensor:
+        out = torch.zeros(self.rotary[0].shape[0] + 1, device=self.bounds.device)  # one more, for padding
+        for index, valid in self._sequences():
+            query, key = (x[:, index].transpose(0, 1) for x in self._joined)
+            mask = None if self.log_size is None else self.log_size[index]
+            if valid is not None:
+                mask = torch.zeros(index.shape, device=index.device) if mask is None else mask
+                mask = mask.masked_fill(~valid, -torch.inf)
+            site = AttentionSite(query, key, self.scaling, None if mask is None else mask[:, None, None], valid)
+            value = site.statistic(name)
+            if name == "attention_received":
+                value = value * (index.shape[1] if valid is None else valid.sum(1, keepdim=True))
+            out[index if valid is None else index.masked_fill(~valid, len(out) - 1)] = value
+        return out[:-1]
+
+
+@dataclass(eq=False)
+class CellSite:
+    """What a strategy can ask about the cells of some frames: an `AttentionSite` for a packed sequence."""
+
+    attention: PackedAttention
+    at: Tensor  # (F, n)
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.method.strategy.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        value = self.attention.per_cell(name)[self.at]
+        return value / (self.at.shape[1] * self.attention.patches) if name == "attention_received" else value

@@ -1,0 +1,58 @@
+"""The cases on which promises are tried, from small to large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from illava_lab.method.tokens import Stage, Tokens
+from illava_lab.testing.examples import example_tokens
+from illava_lab.testing.tensors import changed, squarest_grid
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a strategy was asked: `keep` of these tokens."""
+
+    stage: Stage
+    patches: int
+    keep: int
+    batch: int = 1
+    cls: bool = False
+    newlines: int = 0
+    reduced: bool = False
+    equal: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def protected(self) -> int:
+        return int(self.cls) + self.newlines
+
+    @property
+    def count(self) -> int:
+        return self.patches + self.protected
+
+    def tokens(self) -> Tokens:
+        """Fresh ones, which a strategy may spoil."""
+        return changed(_example(replace(self, keep=0)), lambda name, x: x.clone())
+
+    def __str__(self) -> str:
+        protected = f", {self.newlines} of them protected line ends" if self.newlines else ", CLS first" * self.cls
+        height, width = squarest_grid(2 * self.patches if self.reduced else self.patches)
+        parts = [f"{self.stage} stage", f"batch {self.batch}", f"{self.count} tokens{protected}", f"keep {self.keep}"]
+        parts += [f"grid {height} x {width}" + (" with patches missing" if self.reduced else "")]
+        parts += ["all tokens equal"] if self.equal else []
+        parts += [str(self.dtype).removeprefix("torch.")] if self.dtype != torch.float32 else []
+        parts += [self.device] if self.device != "cpu" else []
+        return ", ".join(parts)
+
+
+@lru_cache(maxsize=256)
+def _example(case: Case) -> Tokens:
+    return example_tokens(
+        case.stage, case.patches, case.batch, cls=case.cls, newlines=case.newlines, reduced=case.reduced,
+        equal=case.equal, dtype=case.dtype, device=case.device,
+    )  # fmt: skip
