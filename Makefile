@@ -12,7 +12,7 @@
 PYTHON ?= python3
 ARGS ?=
 RUN ?=
-MODEL_TESTS := $(addprefix tests/,test_attach.py test_schedule.py test_lab.py test_chat.py)
+MODEL_TESTS := $(addprefix tests/,hooks/test_attach.py schedules/test_schedule.py session)
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check

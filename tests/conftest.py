@@ -12,9 +12,9 @@ from functools import cache
 
 import pytest
 import torch
-from qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen
-from qwen import SIZES as QWEN_SIZES
-from reference import anyres_cells, pooled_cells
+from helpers.qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen
+from helpers.qwen import SIZES as QWEN_SIZES
+from helpers.reference import anyres_cells, pooled_cells
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,

@@ -16,7 +16,6 @@ from illava_lab.models.families import describe
 from illava_lab.schedules.flops import flops_by_layer
 from illava_lab.schedules.presets import PRESETS
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.schedules.transfer import preset
 from illava_lab.views.pictures import to_png
 from illava_lab.widgets.output import live_figure, show_widget, sync
 
@@ -303,7 +302,7 @@ def _presets(model: nn.Module) -> dict[str, Schedule]:
     found = {}
     for name in PRESETS:
         try:
-            found[name] = preset(name, model)
+            found[name] = Schedule.preset(name, model)
         except LabError:  # more layers than the model has
             continue
     return found

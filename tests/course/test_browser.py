@@ -1,0 +1,108 @@
+"""The course in a real browser: chapters 00 and 02 run in JupyterLab, and their widgets answer keys and clicks."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from helpers.browser import Reader, chromium, drawn, jupyterlab, launched
+from helpers.lab_server import Server
+from playwright.sync_api import Browser, Locator, expect
+
+if not chromium() and os.environ.get("ILLAVA_BROWSER") != "required":  # as .ci/run says
+    pytest.skip("the tests in a real browser are left out: there is no chromium on the PATH", allow_module_level=True)
+pytestmark = pytest.mark.timeout(900)  # a chapter takes a minute; several, where others use the cores
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyterlab(folder / "notebooks", folder / "scratch") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert chromium(), "ILLAVA_BROWSER=required, and there is no chromium on the PATH"
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def reader(browser: Browser, server: Server) -> Iterator[Reader]:
+    someone = Reader(browser, server)
+    yield someone
+    someone.page.close()
+
+
+def test_start_here(reader: Reader) -> None:
+    reader.open("00_start_here.ipynb")
+    reader.run_all()
+    # The keep slider: a key on its handle moves the list beside it, and the picture.
+    slider = reader.output(reader.page.locator("img.widget-image"))
+    handle, keep, picture = (
+        slider.locator(".noUi-handle"),
+        slider.get_by_label("keep"),
+        slider.locator("img.widget-image"),
+    )
+    position = keep.evaluate("list => list.selectedIndex")
+    address, seen = picture.get_attribute("src") or "", look(picture)
+    reader.press(handle, "ArrowRight")
+    expect(keep.locator("option:checked")).to_have_text(keep.locator("option").nth(position + 1).inner_text())
+    expect(picture).not_to_have_attribute("src", address)
+    assert look(picture) != seen, "the picture changes"
+    # The first trade-off is a live plot.
+    plot = reader.page.locator(".js-plotly-plot").first
+    assert "illava" in reader.point(plot, *reader.marker(plot, "illava"))
+    assert reader.complaints == []
+
+
+def test_merging_step_by_step(reader: Reader) -> None:
+    reader.open("02_merging_step_by_step.ipynb")
+    reader.run_all()
+    explorer = reader.output(reader.page.get_by_label("strategy"))
+    plot, said = explorer.locator(".js-plotly-plot"), explorer.locator(".widget-html-content").last
+    strategy, step, patch = (explorer.get_by_label(name) for name in ("strategy", "step", "patch"))
+    pictures = [look(plot)]
+
+    def changed() -> bool:
+        """The plot is another picture than it was the last time."""
+        pictures.append(look(plot))
+        return pictures[-1] != pictures[-2]
+
+    # A key on the slider, a click on a token, and by keyboard alone the fields beside them.
+    before = said.inner_text()
+    reader.press(explorer.locator(".noUi-handle"), "Home", "ArrowRight")
+    expect(said).to_contain_text("encoder layer")
+    expect(step).to_have_value("1")
+    assert changed() and said.inner_text() != before
+    assert "patch 93" in reader.click(plot, x=9, y=6, panel=1)
+    expect(said).to_contain_text("Patch 93")
+    expect(patch).to_have_value("93")
+    assert changed()
+    reader.press(patch, "ControlOrMeta+a", "2", "0", "Enter")
+    expect(said).to_contain_text("Patch 20")
+    assert changed()
+    reader.press(strategy, "t")  # the first that begins so
+    expect(said).to_contain_text("tome")
+    assert changed()
+    # The page is loaded again: it shows what the kernel has.
+    before, words = drawn(plot), said.inner_text()
+    reader.come_back()
+    expect(said).to_have_text(words)
+    expect(plot.locator(".heatmaplayer image")).to_have_count(3)
+    assert drawn(plot) == before
+    # A quiz explains, also by keyboard.
+    answers = reader.page.locator(".widget-radio").last
+    reader.press(answers.get_by_role("radio").first, "Space")
+    expect(answers.locator("xpath=following-sibling::*")).to_have_text(re.compile(r"(Right|No)\. .+"))
+    assert reader.complaints == []
+
+
+def look(widget: Locator) -> bytes:
+    """A photograph of it, pointing at nothing."""
+    widget.page.mouse.move(0, 0)
+    expect(widget.page.locator(".hovertext")).to_have_count(0)
+    return widget.screenshot()

@@ -1,0 +1,209 @@
+"""Every notebook runs from top to bottom as it stands, and then its folded solutions satisfy its checks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+sys.path.insert(0, str(FOLDER))  # the script there is no package
+
+import execute  # noqa: E402
+
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SECONDS = 180  # what the notebooks promise
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_of(cell: nbformat.NotebookNode) -> str:
+    return "".join(out.get("text", "") for out in cell.outputs)
+
+
+@by_name
+def test_it_runs_as_it_stands_and_its_solutions_are_right(path: Path, tmp_path: Path) -> None:
+    for file in FOLDER.glob("*.ipynb"):
+        shutil.copy(file, tmp_path)
+    notebook = read(path)
+    count, solved = len(notebook.cells), execute.solutions(notebook)
+    exercises = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", [])]
+    assert len(solved) == len(exercises) >= 3
+    # The solutions come after the whole notebook, in the same kernel: one run shows both.
+    for source in ("import time\nprint(time.time())", *(part for pair in solved for part in pair)):
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+    start = time.time()
+    execute.execute(notebook, tmp_path)
+    assert float(text_of(notebook.cells[count])) - start < SECONDS
+    as_it_stands = [text_of(cell) for cell in code_cells(notebook) if "print(check_" in cell.source][: len(solved)]
+    assert not any(text.startswith("Right") for text in as_it_stands), "an exercise is solved before it is done"
+    for cell in notebook.cells[count + 2 :: 2]:
+        assert text_of(cell).startswith("Right"), text_of(cell)
+    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) >= 4
+
+
+@by_name
+def test_committed_outputs_belong_to_the_committed_code(path: Path) -> None:
+    """They are made by `notebooks/execute.py`, which runs everything, widgets with their pictures included."""
+    cells = code_cells(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), (
+        f"run notebooks/execute.py {path.name}"
+    )
+    for cell in cells:
+        if re.search(r"\bshow(_\w+)?\(|feedback\(", cell.source) and "def " not in cell.source:
+            assert any({"image/png", "text/html"} & set(out.get("data", {})) for out in cell.outputs), cell.source
+        for out in cell.outputs:
+            if {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(out.get("data", {})):
+                assert out.metadata["image/png"]["alt"], "a picture needs a description"
+
+
+# --------------------------------------------------------------------------------------------- set-up
+def test_the_set_up_is_the_same_everywhere() -> None:
+    cells = {code_cells(read(path))[0].source for path in NOTEBOOKS}
+    assert len(cells) == 1
+    assert len([line for line in cells.pop().splitlines() if line and not line.startswith("#")]) <= 10
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(
+    missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+    from importlib.metadata import version
+
+    shell, asked = InteractiveShell(), []
+    shell.register_magic_function(lambda line: asked.append(line), magic_name="pip")
+    find = importlib.util.find_spec
+    if missing:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "illava_lab" else find(name))
+    shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source).raise_error()
+    assert shell.user_ns["lab"].source == "embedded"
+    if not missing:
+        assert asked == []
+        return
+    (line,) = asked
+    assert "git+https://github.com/illava-lab/illava-lab" in line
+    assert {f"torch=={version('torch')}", f"numpy=={version('numpy')}"} <= set(line.split())
+
+
+# --------------------------------------------------------------------------------------------- form
+@by_name
+def test_a_chapter_has_what_a_chapter_needs(path: Path) -> None:
+    notebook = read(path)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.match(r"# .*\?\n", notebook.cells[0].source), "the title is a question"
+    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
+    for part in ("**After this chapter you can**", "**You need**", "| section |", "**What you will not learn here:**", "> **Paper and code.**",
+                 "## Quiz", "## Recap", "**References**", "**Next:**"):  # fmt: skip
+        assert part in prose, part
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 8
+    assert (
+        prose.count("<summary>Hint 1</summary>")
+        == prose.count("<summary>Hint 2</summary>")
+        == len(execute.solutions(notebook))
+    )
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    assert code.count("Prediction(") == code.count(".compare(") - code.count("il.compare(") >= 3, (
+        "every prediction meets its measurement"
+    )
+    assert "assert " in code and "feedback(" in code
+
+
+@by_name
+def test_its_times_are_those_of_a_run(path: Path) -> None:
+    head = next(cell.source for cell in read(path).cells if "| section |" in cell.source)
+    table = [
+        [column.strip() for column in line.split("|")[1:-1]]
+        for line in head[head.index("| section |") :].split("\n\n")[0].splitlines()
+    ]
+    assert table[0][:2] == ["section", "reading and exercises"] and table[0][3] == "on a T4"
+    assert re.fullmatch(r"running, .+, \d+ cores", table[0][2]), f"run notebooks/execute.py {path.name}"
+    assert all(re.fullmatch(r"(< 1|\d+) s", row[2]) for row in table[2:])
+    assert {row[0] for row in table} >= {execute.START, execute.END, execute.TOTAL}
+
+
+@by_name
+def test_colab_opens_this_very_notebook(path: Path) -> None:
+    repository = re.search(r'REPOSITORY = "git\+https://github.com/([^"@]+)"', code_cells(read(path))[0].source)[1]
+    assert (
+        f"](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name})"
+        in read(path).cells[0].source
+    )
+
+
+@by_name
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", cell.source):
+                assert (FOLDER / target).exists(), target
+
+
+# --------------------------------------------------------------------------------------------- times
+def small_notebook(rows: str) -> nbformat.NotebookNode:
+    table = f"| section | reading and exercises | running | on a T4 |\n|---|---|---|---|\n{rows}"
+    return nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell(f"# Why?\n\n{table}\n\n| 3 | another | table | here |"),
+            nbformat.v4.new_code_cell("import time\n\ntime.sleep(0.3)"),
+            nbformat.v4.new_markdown_cell("## 1. Wait\n\n### Exercise 1"),
+            nbformat.v4.new_code_cell("time.sleep(0.7)"),
+            nbformat.v4.new_markdown_cell("Seen.\n\n## 10. Wait more"),
+            nbformat.v4.new_code_cell("1"),
+            nbformat.v4.new_markdown_cell("## Quiz"),
+            nbformat.v4.new_code_cell("2"),
+        ]
+    )
+
+
+ROWS = "".join(
+    f"| {label} | 2 min | 9 s | not measured yet |\n"
+    for label in ("set-up and picture", "1 wait", "10 wait more", "quiz and recap", "total")
+)
+
+
+def test_the_seconds_of_each_section_go_into_the_table(tmp_path: Path) -> None:
+    notebook = small_notebook(ROWS)
+    seconds = execute.execute(notebook, tmp_path)
+    assert [some > 0 for some in seconds] == [cell.cell_type == "code" for cell in notebook.cells]
+    assert seconds[1] >= 0.3 and seconds[3] >= 0.7 and "execution" not in notebook.cells[3].metadata
+    execute.write_times(notebook, [0, 1.6, 0, 25.2, 0, 100, 0, 0.2], "Fast, 2 cores")
+    lines = notebook.cells[0].source.splitlines()
+    assert lines[2] == "| section | reading and exercises | running, Fast, 2 cores | on a T4 |"
+    assert [line.split("|")[3].strip() for line in lines[4:9]] == ["2 s", "25 s", "100 s", "< 1 s", "127 s"]
+    assert lines[4].split("|")[4].strip() == "not measured yet" and lines[-1] == "| 3 | another | table | here |"
+
+
+def test_a_table_that_does_not_fit_the_sections_is_refused() -> None:
+    with pytest.raises(ValueError, match="row '2 rest', but the notebook has no such section"):
+        execute.write_times(small_notebook(ROWS + "| 2 rest | 1 min | | |\n"), [0.0] * 8, "here")
+    with pytest.raises(ValueError, match="no row for 10"):
+        execute.write_times(
+            small_notebook(ROWS.replace("| 10 wait more | 2 min | 9 s | not measured yet |\n", "")), [0.0] * 8, "here"
+        )
+
+
+def test_long_waits_are_told() -> None:
+    notebook = small_notebook(ROWS)
+    assert execute.waits(notebook, [0, 20, 0, 19, 0, 0, 0, 0]) == []
+    assert execute.waits(notebook, [0, 1, 0, 21, 0, 0, 0, 100]) == [
+        "cell 3 (section 1) ran 21 s, more than 20: time.sleep(0.7)",
+        "cell 7 (section quiz and recap) ran 100 s, more than 20: 2",
+        "the notebook ran 122 s, more than 120",
+    ]

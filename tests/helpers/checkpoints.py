@@ -1,0 +1,42 @@
+"""Small checkpoints, made on the spot."""
+
+from __future__ import annotations
+
+import copy
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from illava_lab.models import random_models
+
+
+def scaled_down(name: str) -> dict:
+    """A published configuration with few and narrow layers; picture sizes, ids and vocabulary stay."""
+    spec = copy.deepcopy(random_models._read(name))
+    text, vision = spec["config"]["text_config"], spec["config"]["vision_config"]
+    text |= dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+    )
+    if "depth" in vision:
+        vision |= dict(embed_dim=32, depth=3, num_heads=2, hidden_size=32)
+        text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+    else:
+        vision |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)
+    return spec
+
+
+def trained_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
+    """A real byte-pair tokenizer, learned from a few sentences."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>", *special], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(["What is on the table?", "What happens in the film, and why?"] * 9, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<pad>",
+        additional_special_tokens=special,
+    )

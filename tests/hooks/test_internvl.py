@@ -1,0 +1,151 @@
+"""What is InternVL's own: cells that a pixel shuffle joins, tiles that are one image, FLOPs, its processor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE, IMAGE_TOKEN, PATCH, PATCHES, TEXT, VISION, Prompt, make_inputs, shared_llava
+from helpers.checkpoints import trained_tokenizer
+from PIL import Image
+from torch.nn.functional import interpolate
+from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+
+import illava_lab as il
+from illava_lab.measuring import measure
+from illava_lab.models.processors import build_processor
+from illava_lab.models.random_models import random_model
+from illava_lab.schedules.flops import prefill_flops
+from illava_lab.sites.cells import cell_places
+
+
+def one_tile() -> dict[str, torch.Tensor]:
+    inputs = make_inputs([Prompt(seed=1)], "internvl")
+    assert len(inputs["pixel_values"]) == 1
+    return inputs
+
+
+def test_cells_are_what_the_pixel_shuffle_joins():
+    """The model's own shuffle tells: it runs on the numbers of the patches."""
+    model, side = shared_llava("internvl").model, 2 * PATCHES**0.5
+    numbers = torch.arange(1, 4 * PATCHES + 1).view(1, int(side), int(side), 1)
+    assert torch.equal(model.pixel_shuffle(numbers, 0.5).flatten(0, 2), cell_places((6, 6), 2, torch.device("cpu"))[1:])
+
+
+@torch.no_grad()
+def test_tiles_of_an_image_are_one_image_and_tiles_of_two_are_not():
+    model = shared_llava("internvl")
+    with il.attach(model, "fastv", il.Schedule({}, {2: 0.25})) as trace:
+        model(**make_inputs([Prompt(2, seed=0), Prompt(1, seed=2)], "internvl"))  # two tiles, one; two
+    assert trace.images_per_row == [2, 1]
+    assert [trace.layout(i).patches for i in range(3)] == [(2, 6, 6), (1, 6, 6), (2, 6, 6)]
+    assert [trace.layout(i).grid for i in range(3)] == [None, (6, 6), None]
+    assert [len(trace.sources(i).anchor) for i in range(3)] == [18, 9, 18]
+
+
+@pytest.mark.parametrize("name", ["illava", "tome", "fastv", "visionzip", "random", "downsample", "prumerge"])
+@torch.no_grad()
+def test_flops_are_what_torch_counts(name):
+    model, inputs, strategy = shared_llava("internvl"), one_tile(), il.get_strategy(name)()
+    for keep in (1.0, 0.5):
+        schedule = il.Schedule.for_budget(strategy, model, keep=keep)
+        counted = measure.cost(model, inputs, strategy, schedule).prefill_flops
+        text = inputs["input_ids"].shape[1] - PATCHES
+        assert prefill_flops(model, strategy, schedule, text_tokens=text) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "text", [LlamaConfig(**TEXT), Qwen3Config(**TEXT, head_dim=8)], ids=lambda text: text.model_type
+)
+@pytest.mark.parametrize(
+    "tower", [dict(use_qk_norm=True, norm_type="rms_norm"), dict(use_mean_pooling=False)], ids=["6B", "norm"]
+)
+@pytest.mark.parametrize("layer", [-1, -2])
+@torch.no_grad()
+def test_other_decoders_towers_and_feature_layers(text, tower, layer):
+    """Keeping everything is the bare model, what the LLM gets is the share that was asked for, the cache is right."""
+    vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, **tower)
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=PATCHES,
+        vision_feature_layer=layer,
+    )
+    model, inputs = random_model(config, "cpu", torch.float32), make_inputs([Prompt(2), Prompt()], "internvl")
+    bare = model(**inputs).logits
+    for name in ("illava", "tome"):
+        with il.attach(model, name, il.Schedule({0: 1.0, 2: 1.0})):
+            assert torch.equal(model(**inputs).logits, bare)
+        with il.attach(model, name, il.Schedule({0: 0.75, 2: 18})) as trace:
+            cached, plain = (
+                model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False)
+            )
+        assert torch.equal(cached, plain)
+        assert [len(trace.sources(image).anchor) for image in range(3)] == [36, 18, 36]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 6)])
+@torch.no_grad()
+def test_a_smaller_tile_is_what_the_bare_tower_makes_of_it(size):
+    """The projector sees the same features, in the same order, as from the tower on a shrunk picture alone."""
+    model, inputs, seen = shared_llava("internvl"), one_tile(), []
+    hook = lambda module, args, out: seen.append(out)  # noqa: E731
+    with il.attach(model, "downsample", il.Schedule(image=size[0] * size[1])):
+        handle = model.model.multi_modal_projector.linear_2.register_forward_hook(hook)
+        model(**inputs)
+        handle.remove()
+    pixels = interpolate(inputs["pixel_values"], (size[0] * PATCH, size[1] * PATCH), mode="bicubic", antialias=True)
+    patches = model.model.vision_tower(pixels).last_hidden_state[:, 1:].unflatten(1, (2 * size[0], 2 * size[1]))
+    want = model.model.multi_modal_projector(model.model.pixel_shuffle(patches).flatten(1, 2))
+    torch.testing.assert_close(seen[0], want, rtol=1e-5, atol=1e-5)
+
+
+SPECIAL = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+PREPARED = {
+    "do_resize": True,
+    "do_normalize": True,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "crop_to_patches": True,
+    "max_patches": 6,
+}
+TEMPLATE = """{% for m in messages %}{% for c in m.content %}{{ '<IMG_CONTEXT>\n' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"""
+
+
+def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
+    """Without torchvision. A picture twice as wide as high is two tiles and a view of the whole, a square is one tile."""
+    words = trained_tokenizer(list(SPECIAL.values()))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<pad>",
+        extra_special_tokens=SPECIAL,
+    )
+    base = shared_llava("internvl").config.to_dict()
+    base["text_config"]["vocab_size"] = len(tokenizer)
+    config = InternVLConfig(**{**base, "image_token_id": tokenizer.context_image_token_id})
+    settings = {
+        "image_processor": {"image_processor_type": "GotOcr2ImageProcessor", **PREPARED},
+        "video_processor": PREPARED,
+        "image_seq_length": PATCHES,
+    }
+    build_processor(config, settings, tokenizer, TEMPLATE).save_pretrained(tmp_path)
+    random_model(config, "cpu", torch.float32).save_pretrained(tmp_path)
+
+    lab = il.load(str(tmp_path))
+    wide, square = (Image.fromarray(np.full((60, width, 3), 99, np.uint8)) for width in (120, 60))
+    inputs = lab.inputs([[wide, square], [square]], ["What is on the table?", "Why?"])
+    assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [4 * PATCHES, PATCHES]
+    answer = lab.ask([wide, square], "What is on the table?", "illava", keep=0.5, max_new_tokens=3)
+    assert [len(answer.trace.sources(image).anchor) for image in range(2)] == [
+        pytest.approx(1.5 * PATCHES, abs=2),
+        PATCHES // 2,
+    ]
+    with pytest.raises(il.LabError, match="of the family 'internvl', which takes no videos"):
+        lab.inputs([il.read_video(np.zeros((4, 60, 60, 3), np.uint8), frames=4)], ["What?"])

@@ -1,0 +1,153 @@
+"""The documentation site builds offline without a warning, and what it shows is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+import illava_lab as il
+from illava_lab import course, widgets
+
+CLONE = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((CLONE / "notebooks").glob("*.ipynb"))
+RESULTS = sorted((CLONE / "results").glob("*/summary.txt"))
+
+Site = dict[Path, BeautifulSoup]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Every page of a fresh build, parsed. Half a minute on one core, most of it the chapters."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--fresh-env"]
+    done = subprocess.run(
+        [*build, "--doctree-dir", folder / "doctrees", CLONE / "docs", folder / "html"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    pages = sorted((folder / "html").rglob("*.html"))
+    return {
+        page: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        for page in pages
+        if "_static" not in page.parts
+    }
+
+
+def page(site: Site, name: str) -> BeautifulSoup:
+    return next(soup for path, soup in site.items() if path.as_posix().endswith(f"/html/{name}.html"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_chapter_shows_the_pictures_that_are_stored_in_it(site: Site, notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [out for cell in cells if cell["cell_type"] == "code" for out in cell["outputs"]]
+    stored = [
+        "".join("".join(out["data"]["image/png"]).split()) for out in outputs if "image/png" in out.get("data", {})
+    ]
+    shown = [
+        image["src"].partition("base64,")[2] for image in page(site, f"course/{notebook.stem}").select("article img")
+    ]
+    assert stored and shown == stored
+    alts = [
+        out["metadata"]["image/png"]["alt"] for out in outputs if "alt" in out.get("metadata", {}).get("image/png", {})
+    ]
+    assert set(alts) <= {image["alt"] for image in page(site, f"course/{notebook.stem}").select("article img")}
+
+
+def test_nothing_comes_from_outside(site: Site) -> None:
+    outside = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+    for path, soup in site.items():
+        for tag in soup.select("script, img, source, iframe, video, audio, object, embed, link, use, image"):
+            for attribute in ("src", "srcset", "href", "data", "poster", "xlink:href"):
+                address = tag.get(attribute, "")
+                assert not outside.match(address), f"{path}: {tag}"
+        assert not soup.select('script[type^="application/vnd.jupyter"]'), f"{path} waits for a kernel"
+    sheets = list(min(site, key=lambda path: len(path.parts)).parent.rglob("*.css"))
+    assert {"furo.css", "site.css"} <= {sheet.name for sheet in sheets}
+    for sheet in sheets:
+        loaded = re.findall(r"url\(\s*['\"]?([^)'\"]+)|@import\s+['\"]([^'\"]+)", sheet.read_text(encoding="utf-8"))
+        assert not [address for address in map("".join, loaded) if outside.match(address)], sheet
+
+
+def test_every_link_within_the_site_leads_somewhere(site: Site) -> None:
+    anchors = {
+        path: {tag[name] for name in ("id", "name") for tag in soup.select(f"[{name}]")} for path, soup in site.items()
+    }
+    for path, soup in site.items():
+        for tag in soup.select("a[href], link[href], script[src], img[src]"):
+            address = urlsplit(tag.get("href") or tag.get("src"))
+            if address.scheme:
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            assert target.is_file(), f"{path.name}: {tag}"
+            if address.fragment and target in anchors:
+                assert unquote(address.fragment) in anchors[target], f"{path.name}: {tag}"
+
+
+def test_pages_can_be_read_by_ear(site: Site) -> None:
+    for path, soup in site.items():
+        assert soup.html.get("lang"), path
+        assert len(soup.select("h1")) == 1 or path.name == "search.html", path  # the theme's search page has none
+        levels = [int(heading.name[1]) for heading in soup.select("article :is(h1, h2, h3, h4, h5, h6)")]
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), f"{path}: {levels}"
+        for image in soup.select("img"):
+            assert image.get("alt", "").strip() or image.get("role") == "presentation", f"{path}: {str(image)[:200]}"
+
+
+def test_every_method_of_the_registry_is_described(site: Site) -> None:
+    text = page(site, "methods").get_text()
+    for name, cls in il.strategies().items():
+        if cls.__module__.startswith("strategies."):  # other tests register theirs
+            anchor = f"method-{name.replace('+', '-plus')}"
+            assert cls.paper is None or cls.paper.title in text
+            section = page(site, "methods").select_one(f"section:has(> #{anchor}), section#{anchor}").get_text()
+            assert {field.name for field in dataclasses.fields(cls)} <= set(re.findall(r"\w+", section)), name
+
+
+@pytest.mark.parametrize("summary", RESULTS, ids=lambda path: path.parent.name)
+def test_every_measured_table_is_shown_as_it_is_stored(site: Site, summary: Path) -> None:
+    assert summary.read_text(encoding="utf-8").strip() in page(site, "results").get_text(), (
+        "docs/results.md leaves it out"
+    )
+
+
+def test_the_reference_has_everything_public(site: Site) -> None:
+    described = {
+        tag["id"] for path, soup in site.items() if path.parent.name == "reference" for tag in soup.select("[id]")
+    }
+    for module in (il, widgets, course):
+        for name in module.__all__:
+            documented = f"{module.__name__}.{name}"
+            assert documented in described or f"module-{documented}" in described, f"docs/reference lacks {documented}"
+
+
+def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path) -> None:
+    text = (CLONE / "docs" / "your_strategy.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@il.register" in block]
+    assert len(blocks) == 2
+    (tmp_path / "methods.py").write_text("\n".join(blocks), encoding="utf-8")
+    check = [sys.executable, "-m", "illava_lab", "check", tmp_path / "methods.py"]
+    done = subprocess.run(check, cwd=CLONE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "largest-norm" in done.stdout and "fold-by-norm" in done.stdout
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (CLONE / "illava_lab").rglob("*.py"))
+    code = re.sub(r"[\"']\s*\n\s*f?[\"']", "", code)  # a message in two lines of code
+    code = re.sub(r"\{[^{}]*\}", "...", code) + (CLONE / "Makefile").read_text(encoding="utf-8")
+    text = (CLONE / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        message for line in re.findall(r"^(`.*)\n: ", text, re.MULTILINE) for message in re.findall(r"`([^`]+)`", line)
+    ]
+    assert len(quoted) > 30
+    for message in quoted:
+        for fragment in filter(None, (part.strip(" ;,?'") for part in message.split("..."))):
+            assert fragment in code, f"nothing says {fragment!r}"
