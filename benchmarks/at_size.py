@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 import illava_lab as il
 from illava_lab.measuring import measure
 from illava_lab.measuring.bench import QUESTION
-from illava_lab.measuring.rows import preset_rows
+from illava_lab.measuring.rows import wanted
 from illava_lab.measuring.shapes_only import ShapesOnly
 from illava_lab.models.random_models import hollow
 from illava_lab.schedules.flops import prefill_flops
@@ -40,7 +40,7 @@ def rows_of(prompt: Prompt) -> list[dict[str, Any]]:
     text, layouts = measure.text_tokens(model, inputs), measure.layouts(model, inputs)
     visual = sum(int((~layout.marker).sum()) for layout in layouts)
     rows = []
-    for plan in [None, *preset_rows(model, PRESETS)]:
+    for plan in [None, *wanted(None, None, None, PRESETS, None, default=(), seed=0).rows(model)]:
         row: dict[str, Any] = {
             "model": prompt.model,
             "prompt": prompt.shows,

@@ -46,7 +46,7 @@ def main() -> int:
             lab = il.load(f"random:{prompt.model}", device=options.device, dtype=options.dtype)
         name = f"{prompt.model}-{'video' if len(prompt.shape) == 3 else 'image'}"
         table = bench(
-            lab, STRATEGIES, KEEP, presets=PRESETS, shown=prompt.shown(), rounds=options.rounds, out=RUN / name
+            lab, STRATEGIES, KEEP, preset=PRESETS, image=prompt.shown(), rounds=options.rounds, out=RUN / name
         )
         tables.append(table.assign(model=prompt.model, prompt=prompt.shows))
         texts.append(f"{prompt.model}, {prompt.shows}\n\n{summary(table)}")

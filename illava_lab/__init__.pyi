@@ -5,6 +5,7 @@ from .measuring import redundancy as redundancy
 from .measuring.bench import bench as bench
 from .measuring.compare import compare as compare
 from .measuring.converse import converse as converse
+from .measuring.difference import difference as difference
 from .measuring.fidelity import fidelity as fidelity
 from .measuring.predict import correct as correct
 from .measuring.predict import predict as predict
@@ -32,6 +33,9 @@ from .models.loading import weights_bytes as weights_bytes
 from .models.video import Video as Video
 from .models.video import read_video as read_video
 from .paths import data_dir as data_dir
+from .schedules.budget import Budget as Budget
+from .schedules.presets import Preset as Preset
+from .schedules.presets import presets as presets
 from .schedules.schedule import Schedule as Schedule
 from .session.answer import Answer as Answer
 from .session.chat import Chat as Chat

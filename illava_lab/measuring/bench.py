@@ -20,26 +20,18 @@ from illava_lab.hooks.attach import attach
 from illava_lab.measuring import measure
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
-from illava_lab.measuring.rows import (
-    Row,
-    baseline,
-    budgets,
-    check_count,
-    named_strategies,
-    preset_rows,
-    reason,
-    rows,
-)
+from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_count, reason, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
 from illava_lab.measuring.tasks import load_task
-from illava_lab.method.strategy import Strategy
-from illava_lab.models.video import Video
+from illava_lab.models.video import ImageOrVideo, Video
+from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.flops import prefill_flops
+from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.lab import Lab
 
 COLUMNS = (
-    "strategy", "keep", "flops", "preset", "batch", "text_tokens", "new_tokens", "seed",
+    "strategy", "keep", "flops", "preset", "schedule", "batch", "text_tokens", "new_tokens", "seed",
     "prefill_ms", "prefill_ms_low", "prefill_ms_high", "decode_ms", "decode_ms_low", "decode_ms_high",
     "images_per_second",
     "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high", "decode_ratio", "decode_ratio_low", "decode_ratio_high",
@@ -48,28 +40,25 @@ COLUMNS = (
     "tokens", "tokens_encoder", "tokens_llm", "prefill_flops", "prefill_flops_formula",
     "peak_bytes", "cache_bytes", "status",
 )  # fmt: skip
-
-
 BARE = "bare"
-
-
 QUESTION = "What is shown in this picture?"
 
 
 def bench(
     lab: Lab,
-    strategies: Sequence[str | Strategy | type[Strategy]] = (),
-    keep: Sequence[float] | float | None = None,
+    strategy: OneOrSeveral | None = None,
+    keep: float | Sequence[float] | None = None,
     *,
-    flops: Sequence[float] | float | None = None,
-    presets: Sequence[str] = (),
+    flops: float | Sequence[float] | None = None,
+    preset: str | Sequence[str] | None = None,
+    schedule: Plan | Sequence[Plan] | None = None,
+    image: ImageOrVideo | Sequence[ImageOrVideo] | None = None,
     batch_sizes: Sequence[int] = (1,),
     text_tokens: Sequence[int] | None = None,
-    shown: Any = None,
     new_tokens: int = 16,
     rounds: int = 5,
     seed: int = 0,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure what strategies cost, at every budget, batch size and prompt length.
@@ -80,13 +69,14 @@ def bench(
     a row whose `status` says why; the others go on.
 
     Args:
-        strategies: registered names, Strategy classes or instances.
-        keep: fractions of the visual tokens that the last LLM layer sees; 0.5 if strategies are given without a budget.
+        strategy: registered names, Strategy classes or instances.
+        keep: fractions of the visual tokens that the last LLM layer sees; 0.5 if strategies come without a budget.
         flops: fractions of the bare model's prefill FLOPs; see `Schedule.for_budget`.
-        presets: names of papers' settings, each a row with its own strategy; see `illava_lab.schedules.presets`.
+        preset: papers' settings by name, each a row with its own strategy; `il.presets` lists them.
+        schedule: exact layers and amounts, for every strategy.
+        image: what each prompt shows: an image, a Video, or a list of those; None for a picture of the test set.
         batch_sizes: prompts at once.
         text_tokens: lengths of the text in a prompt; None for that of a short question.
-        shown: what each prompt shows: an image, a Video, or a list of those; None for a picture of the test set.
         new_tokens: decoding steps after each prefill.
         rounds: how often each row is timed, after one round of warm-up.
         seed: of strategies that have a `seed` and are not given as instances.
@@ -109,26 +99,20 @@ def bench(
     Raises:
         LabError: bad arguments, before any work.
     """
-    only_presets = presets and not strategies and keep is None and flops is None
-    named = {} if only_presets else named_strategies(strategies, seed)
-    if keep is None and flops is None:
-        keep = 0.5
-    shares = budgets(keep, flops)
+    asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
     for name, values in {"batch_sizes": batch_sizes, "text_tokens": text_tokens or (1,)}.items():
         for value in values:
             check_count(name, value)
     check_count("rounds", rounds)
     check_count("new_tokens", new_tokens)
-    check_count("seed", seed, least=0)
-    if shown is None:
-        shown = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
-    lengths = text_tokens or [measure.text_tokens(lab.model, lab.inputs([shown], [QUESTION]))]
+    if image is None:
+        image = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
+    lengths = text_tokens or [measure.text_tokens(lab.model, lab.inputs([image], [QUESTION]))]
     cases = []
     for length in lengths:
-        single = _inputs(lab, shown, 1, length)  # a length that cannot be is refused before any work
-        layouts = measure.layouts(lab.model, single) if "flops" in dict(shares) else None
-        plan = [replace(baseline(), name=BARE), baseline()]
-        plan += [*rows(lab.model, named, shares, length, layouts), *preset_rows(lab.model, presets)]
+        single = _inputs(lab, image, 1, length)  # a length that cannot be is refused before any work
+        layouts = measure.layouts(lab.model, single) if asked.needs_prompt else None
+        plan = [replace(baseline(), name=BARE), baseline(), *asked.rows(lab.model, length, layouts)]
         cases += [(batch, length, row) for batch in batch_sizes for row in plan]
 
     settings = {"seed": seed, "new_tokens": new_tokens, "rounds": rounds, "threads": torch.get_num_threads()}
@@ -141,7 +125,7 @@ def bench(
             entry = log.finished(label, row) if log else None
             values = entry["row"] if entry else None
             if values is None:
-                case = _Case(lab, shown, batch, length, row, rounds, new_tokens)
+                case = _Case(lab, image, batch, length, row, rounds, new_tokens)
                 try:
                     values = case.measure() | {"status": "ok"}
                 except Exception as error:  # a stranger's strategy may fail in any way; the others go on
@@ -165,7 +149,7 @@ class _Case:
     """One row to measure."""
 
     lab: Lab
-    shown: Any
+    image: Any
     batch: int
     length: int
     row: Row
@@ -176,7 +160,7 @@ class _Case:
         row, model = self.row, self.lab.model
         if isinstance(row.schedule, Exception):
             raise row.schedule
-        inputs, single = (_inputs(self.lab, self.shown, batch, self.length) for batch in (self.batch, 1))
+        inputs, single = (_inputs(self.lab, self.image, batch, self.length) for batch in (self.batch, 1))
         configuration = None if row.name == BARE else (row.strategy, row.schedule)
         times = self._times(inputs, configuration)
         with measure.attached(model, configuration):
@@ -211,7 +195,7 @@ class _Case:
         if isinstance(limit, measure.Speed):
             out |= _with_spread("efficiency", measure.ratio(limit.prefill, own.prefill))
         whole = out["prefill_ms"] + self.new_tokens * out["decode_ms"]
-        out["images_per_second"] = self.batch * _images(self.shown) / whole * 1e3
+        out["images_per_second"] = self.batch * _images(self.image) / whole * 1e3
         return out
 
     def _formula(self, single: dict[str, Tensor]) -> float:
@@ -226,22 +210,22 @@ def _with_spread(name: str, found: measure.Ratio) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def _images(shown: Any) -> int:
+def _images(image: Any) -> int:
     """Images in a prompt; every frame of a video counts."""
-    several = shown if isinstance(shown, (list, tuple)) else [shown]
+    several = image if isinstance(image, (list, tuple)) else [image]
     return sum(len(one) if isinstance(one, Video) else 1 for one in several)
 
 
-def _inputs(lab: Lab, shown: Any, batch: int, length: int) -> dict[str, Tensor]:
+def _inputs(lab: Lab, image: Any, batch: int, length: int) -> dict[str, Tensor]:
     """Model inputs of a batch of equal prompts, whose text is `length` tokens long.
 
     Raises:
         LabError: the shortest prompt is longer.
     """
-    inputs = lab.inputs([shown] * batch, [QUESTION] * batch)
+    inputs = lab.inputs([image] * batch, [QUESTION] * batch)
     missing = length - measure.text_tokens(lab.model, inputs)
     if missing < 0:
-        inputs = lab.inputs([shown] * batch, ["?"] * batch)
+        inputs = lab.inputs([image] * batch, ["?"] * batch)
         missing = length - measure.text_tokens(lab.model, inputs)
     if missing < 0:
         raise LabError(f"text_tokens must be at least {length - missing}, the prompt around a question; got {length}")

@@ -9,10 +9,8 @@ import pandas as pd
 
 from illava_lab.measuring import measure
 from illava_lab.measuring.bench import BARE
-from illava_lab.measuring.rows import (
-    BASELINE,
-)
-from illava_lab.measuring.summary import aligned
+from illava_lab.measuring.rows import BASELINE
+from illava_lab.measuring.summary import aligned, budget_label
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -69,11 +67,7 @@ def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def _budget(row: Any) -> str:
-    if row.strategy in (BARE, BASELINE):
-        return ""
-    if isinstance(row.preset, str):
-        return row.preset
-    return f"FLOPs {row.flops:g}" if math.isnan(row.keep) else f"keep {row.keep:g}"
+    return "" if row.strategy in (BARE, BASELINE) else budget_label(row)
 
 
 def _number(value: float, digits: int) -> str:

@@ -16,29 +16,18 @@ from tqdm.auto import tqdm
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring import distributed, measure
+from illava_lab.measuring.difference import keep_answers
 from illava_lab.measuring.predict import by_category, correct, predict
-from illava_lab.measuring.rows import (
-    BASELINE,
-    DEFAULT_KEEP,
-    Row,
-    baseline,
-    budgets,
-    check_count,
-    named_strategies,
-    reason,
-    rows,
-)
+from illava_lab.measuring.rows import BASELINE, OneOrSeveral, Row, baseline, check_count, reason, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.tasks import Task, load_task
-from illava_lab.method.strategy import Strategy
 from illava_lab.models.layout import Layout
+from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.lab import Lab
 
-BEFORE_CATEGORIES = ("strategy", "keep", "flops", "seed", "samples", "accuracy")
-
-
+BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
 AFTER_CATEGORIES = (
     "difference", "difference_low", "difference_high",
     "tokens", "tokens_encoder", "tokens_llm",
@@ -46,32 +35,37 @@ AFTER_CATEGORIES = (
     "decode_ratio", "decode_ratio_low", "decode_ratio_high",
     "peak_bytes", "cache_bytes", "status",
 )  # fmt: skip
+DEFAULT_KEEPS = (0.7, 0.5, 0.3)
 
 
 def compare(
     lab: Lab,
-    strategies: Sequence[str | Strategy | type[Strategy]],
-    keep: Sequence[float] | float | None = None,
+    strategy: OneOrSeveral | None = None,
+    keep: float | Sequence[float] | None = None,
     *,
-    flops: Sequence[float] | float | None = None,
-    task: str | PathLike | Task = "test",
+    flops: float | Sequence[float] | None = None,
+    preset: str | Sequence[str] | None = None,
+    schedule: Plan | Sequence[Plan] | None = None,
+    task: str | PathLike[str] | Task = "test",
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
     timing: bool = True,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run every strategy at every budget on the same questions.
 
-    The bare model ("none") is always the first row, once, and every other row is compared with it. A strategy that
+    The first five arguments may each be one or several; a strategy gets a row for every keep, every share of FLOPs and
+    every schedule, in this order. The bare model ("none") is always the first row, once, and every other row is compared with it. A strategy that
     fails is a row whose `status` says why; the others go on.
 
     Args:
-        strategies: registered names, Strategy classes or instances (for settings other than the default ones).
+        strategy: registered names, Strategy classes or instances (for settings other than the default ones).
         keep: fractions of the visual tokens that the last LLM layer sees; 0.7, 0.5 and 0.3 if no budget is given.
-        flops: fractions of the bare model's prefill FLOPs, for the first question; see `Schedule.for_budget`. Given with
-            `keep`, its rows come after those.
+        flops: fractions of the bare model's prefill FLOPs, for the first question; see `Schedule.for_budget`.
+        preset: papers' settings by name, each a row with its own strategy; `il.presets` lists them.
+        schedule: exact layers and amounts, for every strategy.
         task: "test", "validation", the path of a Parquet file, or a Task.
         limit: at most so many questions, of whole images taken evenly over the task.
         seed: of the bootstrap, and of strategies that have a `seed` and are not given as instances.
@@ -85,19 +79,17 @@ def compare(
         One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
         `prefill_flops`, `cache_bytes` and `peak_bytes` are those of the first question alone,
         `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
-        low and high hold the middle half of them). `keep` and `flops` are what was wanted, NaN where the other was.
+        low and high hold the middle half of them). `keep`, `flops`, `preset` and `schedule` say which budget the row had.
+        `il.difference` compares any two rows.
 
     Raises:
         LabError: bad arguments, before any work; or the bare model itself fails.
     """
-    if keep is None and flops is None:
-        keep = DEFAULT_KEEP
-    named, shares = named_strategies(strategies, seed), budgets(keep, flops)
+    asked = wanted(strategy, keep, flops, preset, schedule, default=DEFAULT_KEEPS, seed=seed)
     check_count("batch_size", batch_size)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
-    prompt = _prompt(lab, task) if "flops" in dict(shares) else (0, None)
-    plan = [baseline(), *rows(lab.model, named, shares, *prompt)]
+    plan = [baseline(), *asked.rows(lab.model, *(_prompt(lab, task) if asked.needs_prompt else ()))]
     log, done = None, {}
     if out is not None and distributed.is_first():
         given = {"task": task.name, "limit": limit, "seed": seed, "batch_size": batch_size, "timing": timing}
@@ -109,7 +101,7 @@ def compare(
     timed = timing and todo and distributed.is_first()
     speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timed else {}
     finished = {label: entry["row"] for label, entry in done.items()}
-    bare = np.array(done[plan[0].label]["right"]) if plan[0].label in done else None
+    rights = {label: np.array(entry["right"]) for label, entry in done.items()}
     runs = sum(isinstance(row.schedule, Schedule) for row in todo)
     with _bar(len(task) * runs, "answers", "question", progress) as bar:
         for row in todo:
@@ -117,9 +109,8 @@ def compare(
             right, answers = None, None
             try:
                 values, answers = _measure(lab, task, row, batch_size, bar)
-                right = correct(answers, task)
-                bare = right if row.name == BASELINE else bare
-                values |= _ratios(speeds, row) | _accuracy(right, bare, task, seed) | {"status": "ok"}
+                right = rights[row.label] = correct(answers, task)
+                values |= _ratios(speeds, row) | _accuracy(right, rights[plan[0].label], task, seed) | {"status": "ok"}
             except Exception as error:  # a stranger's strategy may fail in any way; the others go on
                 if row.name == BASELINE:
                     raise LabError(f"the bare model fails on this task: {reason(error)}") from error
@@ -129,7 +120,9 @@ def compare(
             if log:
                 log.add(row.label, row, values, right=None if right is None else right.tolist(), answers=answers)
                 log.write_table(_table([finished[r.label] for r in plan if r.label in finished], task))
-    table = distributed.from_first(_table([finished[row.label] for row in plan], task))
+    table = _table([finished[row.label] for row in plan], task)
+    keep_answers(table, {row.label: rights[row.label] for row in plan if row.label in rights}, task, seed)
+    table = distributed.from_first(table)
     if log:
         log.write_table(table)
     return table

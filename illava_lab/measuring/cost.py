@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring.live_bytes import LiveBytes
-from illava_lab.measuring.prompt import Inputs, prefill
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.prompt import Inputs, prefill
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
+from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach, is_attached
-from illava_lab.measuring.rows import BASELINE, Row, baseline, budgets, check_count, named_strategies, rows
-from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy
+from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_count, reason, wanted
+from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.families import describe
-from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.lab import ImageOrVideo, Lab
+from illava_lab.models.video import ImageOrVideo
+from illava_lab.schedules.budget import DEFAULT_KEEP
+from illava_lab.schedules.plan import Plan
+from illava_lab.session.lab import Lab
+from illava_lab.session.prompt import layouts, text_tokens
+
+COLUMNS = (
+    "number", "question", "strategy", "keep", "flops", "preset", "schedule",
+    "tokens", "kl", "agreement", "equal", "first_difference", "reference", "answer",
+)  # fmt: skip
 
 
 def fidelity(
     lab: Lab,
-    shown: Sequence[ImageOrVideo | Sequence[ImageOrVideo]],
+    images: Sequence[ImageOrVideo | Sequence[ImageOrVideo]],
     questions: Sequence[str],
-    strategies: str | Strategy | type[Strategy] | Sequence[str | Strategy | type[Strategy]],
-    keep: Sequence[float] | float,
+    strategy: OneOrSeveral | None = None,
+    keep: float | Sequence[float] | None = None,
     *,
+    flops: float | Sequence[float] | None = None,
+    preset: str | Sequence[str] | None = None,
+    schedule: Plan | Sequence[Plan] | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
+    out: str | PathLike[str] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Compare reduced models with the unreduced one, answer token by answer token; nobody has to know what is right.
 
@@ -40,15 +56,21 @@ def fidelity(
     differs, one more forward pass, on the cache that is there, over what is left of the unreduced model's answer.
 
     Args:
-        shown: for each question a picture, a `Video` or a list of them, as in `Lab.inputs`.
-        strategies: registered names, Strategy classes or instances. "none" makes one row a question, and is run again
+        images: for each question a picture, a `Video` or a list of them, as in `Lab.inputs`.
+        strategy: registered names, Strategy classes or instances. "none" makes one row a question, and is run again
             for it: what is not 0 there is noise of the machine.
-        keep: fractions of the visual tokens that the last LLM layer sees.
+        keep: fractions of the visual tokens that the last LLM layer sees; 0.5 if strategies come without a budget.
+        flops: fractions of the bare model's prefill FLOPs, for the first question.
+        preset: papers' settings by name, each a row with its own strategy; `il.presets` lists them.
+        schedule: exact layers and amounts, for every strategy.
         max_new_tokens: where answers are cut off.
         seed: of strategies that have one and are not given as instances.
+        out: folder for `table.csv` and `run.jsonl`, from which a stopped call goes on.
+        progress: show a progress bar, on stderr, for what takes longer than two seconds.
 
     Returns:
-        One row per question, strategy and keep: `number` of the question (from 0), `question`, `strategy`, `keep`,
+        One row per question, strategy and budget: `number` of the question (from 0), `question`, `strategy`, `keep`,
+        `flops`, `preset`, `schedule`,
 
         - `tokens`: T, answer tokens of the unreduced model, its end included.
         - `kl`: mean over these of KL(unreduced || reduced), in nats. 0 is no difference; there is no upper bound.
@@ -65,30 +87,59 @@ def fidelity(
     if is_attached(lab.model):
         raise LabError("fidelity needs the unreduced model, but a strategy is attached to it; leave that block first")
     check_count("max_new_tokens", max_new_tokens)
-    plan = _plan(lab, strategies, keep, seed)
-    for name, value in (("shown", shown), ("questions", questions)):
+    asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
+    for name, value in (("images", images), ("questions", questions)):
         if not isinstance(value, (list, tuple)) or not value:
             raise LabError(f"{name} must be a list with one entry for each question, got {value!r}")
-    if len(shown) != len(questions):
-        raise LabError(f"shown must hold one entry for each of {len(questions)} questions, got {len(shown)}")
-    for entry, question in zip(shown, questions, strict=True):
-        lab.inputs([entry], [question])  # a broken picture is found before minutes of work, not after
+    if len(images) != len(questions):
+        raise LabError(f"images must hold one entry for each of {len(questions)} questions, got {len(images)}")
+    # A broken picture is found before minutes of work, not after.
+    digest = _digest(lab.inputs([entry], [question]) for entry, question in zip(images, questions, strict=True))
+    plan = _plan(lab, asked, lab.inputs(images[:1], questions[:1]))
+    settings = {"max_new_tokens": max_new_tokens, "seed": seed, "prompts": digest}
+    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "a comparison with itself")
 
-    out: list[dict[str, Any]] = []
-    for number, (entry, question) in enumerate(zip(shown, questions, strict=True)):
-        inputs = lab.inputs([entry], [question])
-        answer, logits = _follow(lab, inputs, max_new_tokens)
-        for row in plan:
-            with attach(lab.model, row.strategy, row.schedule):
-                own, own_logits = _follow(lab, inputs, max_new_tokens, answer)
-            kl, agreement = divergence(logits, own_logits)
-            parted = first_difference(answer, own)
-            out.append(
-                {"number": number, "question": question, "strategy": row.name, "keep": row.share, "tokens": len(answer)}
-                | {"kl": kl, "agreement": agreement, "equal": parted is None, "first_difference": parted}
-                | {"reference": _text(lab, answer), "answer": _text(lab, own)}
-            )
-    return pd.DataFrame(out).astype({"first_difference": "Int64"})
+    finished: list[dict[str, Any]] = []
+    with tqdm(total=len(questions), desc="fidelity", unit="question", delay=2, disable=not progress) as bar:
+        for number, (entry, question) in enumerate(zip(images, questions, strict=True)):
+            labels = {row: f"{row.label}, question {number}" for row in plan}
+            known = {row: stored["row"] for row in plan if log and (stored := log.finished(labels[row], row))}
+            if len(known) < len(plan):
+                inputs = lab.inputs([entry], [question])
+                answer, logits = _follow(lab, inputs, max_new_tokens)
+            for row in plan:
+                if row not in known:
+                    known[row] = {"number": number, "question": question, "strategy": row.name, **row.budget}
+                    known[row] |= _compared(lab, inputs, row, answer, logits, max_new_tokens)
+                    if log:
+                        log.add(labels[row], row, known[row] | {"status": "ok"})
+                finished.append({column: known[row][column] for column in COLUMNS})
+            bar.update()
+    table = pd.DataFrame(finished, columns=list(COLUMNS)).astype({"first_difference": "Int64"})
+    if log:
+        log.write_table(table)
+    return table
+
+
+def _compared(
+    lab: Lab, inputs: dict[str, Tensor], row: Row, answer: Tensor, logits: Tensor, longest: int
+) -> dict[str, Any]:
+    """How far a reduced model goes from the unreduced model's `answer` (S,) with its `logits` (S, V)."""
+    if isinstance(row.schedule, Exception):
+        raise row.schedule
+    with attach(lab.model, row.strategy, row.schedule):
+        own, own_logits = _follow(lab, inputs, longest, answer)
+    kl, agreement = divergence(logits, own_logits)
+    parted = first_difference(answer, own)
+    return {
+        "tokens": len(answer),
+        "kl": kl,
+        "agreement": agreement,
+        "equal": parted is None,
+        "first_difference": parted,
+        "reference": _text(lab, answer),
+        "answer": _text(lab, own),
+    }
 
 
 def divergence(reference: Tensor, reduced: Tensor) -> tuple[float, float]:
@@ -111,22 +162,28 @@ def first_difference(one: Tensor, other: Tensor) -> int | None:
     return None if len(one) == len(other) else shared
 
 
-# ---------------------------------------------------------------------------------------------- doing it
-def _plan(lab: Lab, strategies: Any, keep: Any, seed: int) -> list[Row]:
-    """What to run for every question.
+def _plan(lab: Lab, asked: Wanted, inputs: dict[str, Tensor]) -> list[Row]:
+    """What to run for every question; `inputs` are those of the first.
 
     Raises:
         LabError: see `fidelity`.
     """
-    named = named_strategies(strategies, seed)
-    given = [strategies] if isinstance(strategies, (str, Strategy, type)) else list(strategies)
-    bare = [baseline()] if any(make_strategy(one).name == BASELINE for one in given) else []
-    plan = [*bare, *rows(lab.model, named, budgets(keep, None), text_tokens=0)]
+    prompt = (text_tokens(lab.model, inputs), layouts(lab.model, inputs)) if asked.needs_prompt else ()
+    plan = [*([baseline()] if asked.baseline else []), *asked.rows(lab.model, *prompt)]
     for row in plan:
-        if not isinstance(row.schedule, Schedule):
-            raise LabError(f"{row.name} at keep {row.share:g}: {row.schedule}")
+        if isinstance(row.schedule, Exception):
+            raise LabError(f"{row.label}: {reason(row.schedule)}")
         row.schedule.check(describe(lab.model), row.strategy)
     return plan
+
+
+def _digest(prompts: Iterable[dict[str, Tensor]]) -> str:
+    """A fingerprint of everything that the model is shown and asked."""
+    out = hashlib.sha256()
+    for inputs in prompts:
+        for name, value in inputs.items():
+            out.update(name.encode() + value.cpu().float().numpy().tobytes())
+    return out.hexdigest()[:16]
 
 
 def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | None = None) -> tuple[Tensor, Tensor]:

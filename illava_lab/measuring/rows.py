@@ -1,4 +1,4 @@
-"""What compare and bench are asked to do: every strategy at every budget, each with its schedule."""
+"""What a table is asked for: every strategy at every budget, and every preset, each with its schedule."""
 
 from __future__ import annotations
 
@@ -14,120 +14,131 @@ from illava_lab.errors import LabError
 from illava_lab.method.registry import get_strategy, make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.layout import Layout
-from illava_lab.schedules.presets import PRESETS
+from illava_lab.schedules.budget import AnyStrategy, Budget, preset_strategy
+from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 
 BASELINE = "none"
-DEFAULT_KEEP = (0.7, 0.5, 0.3)
 
-Budget = tuple[str, float]  # ("keep" or "flops", fraction)
+OneOrSeveral = AnyStrategy | Sequence[AnyStrategy]
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One row to be: a strategy at a budget, with the schedule, or with the reason why there is none."""
 
-    name: str
-    kind: str  # "keep", "flops" or "preset"
-    share: float | str
     strategy: Strategy
+    given: Budget
     schedule: Schedule | Exception
+    name: str
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.share}" if self.kind == "keep" else f"{self.name} {self.kind} {self.share}"
+        """What tells the row from all others of its table."""
+        return f"{self.name} {dataclasses.replace(self.given, default=False)}"
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The columns `keep` and `flops`, NaN where not given, and `preset` where there is one."""
-        return {"keep": math.nan, "flops": math.nan, self.kind: self.share}
+        """The columns of the budget, NaN where it is another one."""
+        columns: dict[str, Any] = dict.fromkeys(("keep", "flops", "preset", "schedule"), math.nan)
+        amount = self.given.amount
+        return columns | {self.given.kind: str(amount) if isinstance(amount, Plan) else amount}
 
 
 def baseline() -> Row:
     """The strategy that keeps everything."""
-    return Row(BASELINE, "keep", 1.0, get_strategy(BASELINE)(), Schedule())
+    return Row(get_strategy(BASELINE)(), Budget(keep=1.0), Schedule(), BASELINE)
 
 
-def rows(
-    model: nn.Module,
-    named: dict[str, Strategy],
-    budgets: Sequence[Budget],
-    text_tokens: int,
-    layouts: Sequence[Layout] | None = None,
-) -> list[Row]:
-    """Every strategy at every budget, without the baseline; text and layouts as in `Schedule.for_budget`."""
-    out = []
-    for name, strategy in named.items():
-        for kind, share in budgets:
-            try:
-                schedule: Schedule | Exception = Schedule.for_budget(
-                    strategy, model, text_tokens=text_tokens, layouts=layouts, **{kind: share}
-                )
-            except Exception as error:  # not every method reaches every budget on every model
-                schedule = error
-            out.append(Row(name, kind, share, strategy, schedule))
-    return out
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What a verb that makes a table was asked for, before any work.
 
-
-def preset_rows(model: nn.Module, presets: Sequence[str]) -> list[Row]:
-    """The settings of papers, each with its own strategy.
-
-    Raises:
-        LabError: an unknown preset.
+    Attributes:
+        strategies: names in the table with their instances, the baseline left out.
+        baseline: whether "none" was named.
+        budgets: what every one of these gets.
+        presets: settings of papers, each a row of its own.
     """
-    out = []
-    for preset in presets:
-        if preset not in PRESETS:
-            raise LabError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-        name = PRESETS[preset].strategy
-        try:
-            schedule: Schedule | Exception = Schedule.preset(preset, model)
-        except LabError as error:  # a model with fewer layers than the preset needs
-            schedule = error
-        out.append(Row(name, "preset", preset, get_strategy(name)(), schedule))
-    return out
+
+    strategies: dict[str, Strategy]
+    baseline: bool
+    budgets: list[Budget]
+    presets: list[Budget]
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether a budget depends on the length of the prompt."""
+        return any(budget.flops is not None for budget in self.budgets)
+
+    def rows(self, model: nn.Module, text_tokens: int = 0, layouts: Sequence[Layout] | None = None) -> list[Row]:
+        """Every strategy at every budget, then the presets; text and layouts as in `Schedule.for_budget`."""
+        out = [
+            _row(name, strategy, budget, model, text_tokens, layouts)
+            for name, strategy in self.strategies.items()
+            for budget in self.budgets
+        ]
+        for budget in self.presets:
+            strategy = preset_strategy(str(budget.preset))
+            out.append(_row(strategy.label, strategy, budget, model, text_tokens, layouts))
+        return out
 
 
-def named_strategies(strategies: Any, seed: int) -> dict[str, Strategy]:
-    """Names in the table with their instances, the baseline left out.
+def _row(
+    name: str, strategy: Strategy, budget: Budget, model: nn.Module, text_tokens: int, layouts: Sequence[Layout] | None
+) -> Row:
+    try:
+        schedule: Schedule | Exception = budget.plan(strategy, model, text_tokens, layouts)
+    except Exception as error:  # not every method reaches every budget on every model
+        schedule = error
+    return Row(strategy, budget, schedule, name)
+
+
+def wanted(
+    strategy: OneOrSeveral | None,
+    keep: float | Sequence[float] | None,
+    flops: float | Sequence[float] | None,
+    preset: str | Sequence[str] | None,
+    schedule: Plan | Sequence[Plan] | None,
+    *,
+    default: Sequence[float],
+    seed: int,
+) -> Wanted:
+    """Read the arguments that all verbs share, each of which may be one or several here.
+
+    Args:
+        default: keeps that strategies get which come without a budget.
+        seed: of strategies that have one and are not given as instances.
 
     Raises:
-        LabError: a bad seed, no strategy at all, an unknown one, or one that is given twice.
+        LabError: nothing to run, an unknown strategy or preset, what is given twice, a budget that is none, a budget
+            without a strategy, or a bad seed.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise LabError(f"seed must be a whole number of at least 0, got {seed!r}")
-    strategies = [strategies] if isinstance(strategies, (str, Strategy, type)) else list(strategies)
-    if not strategies:
-        raise LabError("strategies must name at least one strategy, got an empty list")
+    presets = [Budget(preset=one) for one in _several("preset", preset)]
+    budgets = [
+        Budget(**{kind: one})
+        for kind, given in (("keep", keep), ("flops", flops), ("schedule", schedule))
+        for one in _several(kind, given)
+    ]
     named: dict[str, Strategy] = {}
-    for given in strategies:
-        name, strategy = _named(given, seed)
+    bare = False
+    for given in _several("strategy", strategy):
+        name, instance = _named(given, seed)
         if name == BASELINE:
-            continue
-        if name in named:
-            raise LabError(f"strategies: {name} is given twice")
-        named[name] = strategy
-    return named
-
-
-def budgets(keep: Any, flops: Any) -> list[Budget]:
-    """The budgets that every strategy gets.
-
-    Raises:
-        LabError: an empty list, a share outside (0, 1], or one that is given twice.
-    """
-    out = []
-    for kind, given in (("keep", keep), ("flops", flops)):
-        shares = [] if given is None else [given] if isinstance(given, (int, float)) else list(given)
-        if given is not None and not shares:
-            raise LabError(f"{kind} must hold at least one fraction, got an empty list")
-        for share in shares:
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-                raise LabError(f"{kind} must be fractions in (0, 1], got {share!r}")
-        if len(set(shares)) < len(shares):
-            raise LabError(f"{kind} holds a fraction twice: {shares}")
-        out += [(kind, float(share)) for share in shares]
-    return out
+            bare = True
+        elif name in named:
+            raise LabError(f"strategy: {name} is given twice")
+        else:
+            named[name] = instance
+    if not named and not bare and not presets:
+        raise LabError("strategy must name at least one strategy, or preset at least one preset")
+    if budgets and not named and not all(budget.keeps_everything for budget in budgets):
+        raise LabError(f"{budgets[0]} needs a strategy that reduces, beside 'none' and presets; name one")
+    if named and not budgets:
+        budgets = [Budget(keep=share, default=True) for share in default]
+    return Wanted(named, bare, budgets, presets)
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -142,12 +153,31 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
 
 
-def _named(given: Any, seed: int) -> tuple[str, Strategy]:
+def _several(name: str, given: Any) -> list[Any]:
+    """One or several, as a list.
+
+    Raises:
+        LabError: an empty list, or something that is given twice.
+    """
+    if given is None:
+        return []
+    one = isinstance(given, (str, type, Strategy, Plan)) or not hasattr(given, "__iter__") or _is_scalar(given)
+    out = [given] if one else list(given)
+    if not out:
+        raise LabError(f"{name} must hold at least one, got an empty list")
+    if any(first == second for i, first in enumerate(out) for second in out[:i]):
+        raise LabError(f"{name} holds one twice: {out}")
+    return out
+
+
+def _is_scalar(given: Any) -> bool:
+    return getattr(given, "ndim", None) == 0
+
+
+def _named(given: AnyStrategy, seed: int) -> tuple[str, Strategy]:
     """The name in the table, and the instance: settings that differ from the default ones are part of the name."""
     if isinstance(given, Strategy):
-        settings = [f for f in dataclasses.fields(given) if getattr(given, f.name) != f.default]
-        inside = ", ".join(f"{f.name}={getattr(given, f.name)!r}" for f in settings)
-        return f"{given.name}({inside})" if inside else given.name, given
+        return given.label, given
     strategy = make_strategy(given)
     if any(f.name == "seed" for f in dataclasses.fields(strategy)):
         strategy = dataclasses.replace(strategy, seed=seed)

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.benchmark import timer
 
 from illava_lab.hooks.attach import attach
-from illava_lab.measuring.prompt import Inputs, prefill
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.prompt import Inputs, prefill
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
 

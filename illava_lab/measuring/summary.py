@@ -7,10 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from illava_lab.measuring.rows import (
-    BASELINE,
-)
-from illava_lab.schedules.reach import budget_label
+from illava_lab.measuring.rows import BASELINE
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -69,3 +66,16 @@ def _interval(row: Any, column: str, form: str, scale: float = 1) -> str:
     if math.isnan(low):
         return form.format(value)
     return f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
+
+
+def budget_label(row: Any) -> str:
+    """What a row of a table was given, such as "keep 0.5" or "preset illava-image"."""
+    for column, words in (("preset", "preset"), ("schedule", "schedule")):
+        if isinstance(getattr(row, column, None), str):
+            return f"{words} {getattr(row, column)}"
+    return f"FLOPs {row.flops:g}" if math.isnan(row.keep) else f"keep {row.keep:g}"
+
+
+def row_label(row: Any) -> str:
+    """What tells a row from all others of its table: strategy and budget."""
+    return f"{row.strategy} {budget_label(row)}"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import Any
 
 from illava_lab.errors import LabError
-
-if TYPE_CHECKING:
-    pass
-
 
 Keep = float | int
 
@@ -18,6 +15,18 @@ def check_keep(keep: Any, what: str) -> None:
     is_count = isinstance(keep, int) and not isinstance(keep, bool)
     if not (is_count and keep >= 1) and not (isinstance(keep, float) and 0 < keep <= 1):
         raise LabError(f"{what} must be a fraction in (0, 1] or a count of at least 1, got {keep!r}")
+
+
+def check_share(name: str, share: Any) -> float:
+    """A fraction in (0, 1], of whatever type of number, as a float.
+
+    Raises:
+        LabError: no number, or one outside (0, 1].
+    """
+    number = share.item() if hasattr(share, "item") and getattr(share, "ndim", None) == 0 else share
+    if isinstance(number, bool) or not isinstance(number, Real) or not 0 < number <= 1:
+        raise LabError(f"{name} must be a fraction in (0, 1], got {share!r}")
+    return float(number)
 
 
 def kept(keep: Keep, count: int, where: str) -> int:

@@ -6,7 +6,7 @@ tokens that leave it: `Tokens` in, `TokenMap` out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import floor
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -63,6 +63,12 @@ class Strategy:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True)(cls)
+
+    @property
+    def label(self) -> str:
+        """The name, and in brackets the settings that are not the defaults, such as ``illava(score='lse')``."""
+        changed = [f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included; `keep` is from these and 1 to N."""

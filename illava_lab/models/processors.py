@@ -119,6 +119,19 @@ FRAMES: dict[str, type[_Frames]] = {
 STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames}
 
 
+def check_takes_videos(config: PreTrainedConfig, source: str) -> None:
+    """Refuse videos for a family that takes none.
+
+    Raises:
+        LabError: names the families that do.
+    """
+    if config.model_type not in FRAMES:
+        names = ", ".join(FRAMES)
+        raise LabError(
+            f"{source} is of the family {config.model_type!r}, which takes no videos; those that do: {names}"
+        )
+
+
 def load_processor(where: str, config: PreTrainedConfig, revision: str | None = None) -> ProcessorMixin:
     """The processor of a checkpoint (folder or hub id), with PIL-backed image processors."""
     if config.model_type not in STAND_INS:

@@ -42,6 +42,9 @@ class Video:
         return len(self.frames)
 
 
+ImageOrVideo = Union[ImageLike, Video]
+
+
 def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:
     """Sample frames evenly over time.
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 from illava_lab.errors import LabError
+from illava_lab.method.keep import Keep, check_keep, kept
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
 from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout
 
-if TYPE_CHECKING:
-    pass
-from illava_lab.method.keep import Keep, check_keep, kept
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Layer -> how much to keep, for the image encoder and for the LLM; and how much of the picture goes in at all.
 
@@ -25,7 +22,8 @@ class Plan:
     (in the LLM of each image or video, in the encoder of each of its crops or frames; CLS, text and newlines do not
     count). Encoder layer i reduces inside layer i, after its attention. LLM
     layer K reduces before layer K, scored by the attention of layer K-1. `image` is the same for the patches of the
-    picture, before the encoder (strategy "downsample"); None leaves the picture as it is.
+    picture, before the encoder (strategy "downsample"); None leaves the picture as it is. A plan cannot be changed, and
+    can be a key of a dict.
 
     Raises:
         LabError: a layer that is no whole number, or a keep that is neither a fraction in (0, 1] nor a count >= 1.
@@ -38,13 +36,32 @@ class Plan:
     def __post_init__(self) -> None:
         for stage in ("encoder", "llm"):
             plan = getattr(self, stage)
+            if not isinstance(plan, Mapping):
+                raise LabError(f"schedule {stage} must map layers to what they keep, such as {{2: 0.5}}, got {plan!r}")
             for layer, keep in plan.items():
                 if isinstance(layer, bool) or not isinstance(layer, int):
                     raise LabError(f"schedule {stage}: layers are whole numbers, got {layer!r}")
                 check_keep(keep, f"schedule {stage} layer {layer}: keep")
-            object.__setattr__(self, stage, dict(sorted(plan.items())))
+            object.__setattr__(self, stage, MappingProxyType(dict(sorted(plan.items()))))
         if self.image is not None:
             check_keep(self.image, "schedule image: keep")
+
+    def __hash__(self) -> int:
+        return hash((*self.encoder.items(), "llm", *self.llm.items(), self.image))
+
+    def __repr__(self) -> str:
+        image = "" if self.image is None else f", image={self.image!r}"
+        return f"{type(self).__name__}(encoder={dict(self.encoder)}, llm={dict(self.llm)}{image})"
+
+    def __str__(self) -> str:
+        parts = [f"image {self.image}"] if self.image is not None else []
+        for stage in ("encoder", "llm"):
+            if plan := getattr(self, stage):
+                parts.append(f"{stage} " + ", ".join(f"{layer}: {keep}" for layer, keep in plan.items()))
+        return "; ".join(parts) or "keeps everything"
+
+    def __reduce__(self) -> tuple:
+        return type(self), (dict(self.encoder), dict(self.llm), self.image)
 
     @property
     def reduces(self) -> bool:

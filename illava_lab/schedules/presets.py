@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
+from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep
 
 
@@ -27,20 +31,37 @@ QWEN2_VL = Model(32, 28, None)  # Qwen2-VL-7B
 QWEN3_VL = Model(27, 36, None)  # Qwen3-VL-8B
 
 
-class Preset(NamedTuple):
-    """A published setting: layer -> visual tokens of one image left (int) or fraction kept (float)."""
+@dataclass(frozen=True)
+class Preset:
+    """A published setting: which strategy, how it is set, and where it reduces.
+
+    Attributes:
+        strategy: the strategy's name.
+        encoder, llm: layer -> visual tokens of one image left (int) or fraction kept (float).
+        model: what it was published for.
+        source: the paper or code that states it.
+        settings: of the strategy, where the published configuration differs from the strategy's defaults.
+    """
 
     strategy: str
     encoder: dict[int, Keep]
     llm: dict[int, Keep]
     model: Model
     source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The strategy with its settings, such as ``illava(score='lse')``."""
+        inside = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{self.strategy}({inside})" if inside else self.strategy
 
 
 def _all(layers: range, keep: Keep) -> dict[int, Keep]:
     return dict.fromkeys(layers, keep)
 
 
+_LSE = {"score": "lse"}
 _ILLAVA = "iLLaVA (arXiv 2412.06263), code release 1"
 
 
@@ -69,15 +90,16 @@ PRESETS: dict[str, Preset] = {
     ),
     # Its 0.16 is the share removed, rounded down to whole groups of four patches.
     "illava-qwen2-vl": Preset(
-        "illava", _all(range(12, 16), 0.84), _all(range(6, 9), 0.90), QWEN2_VL, f"{_ILLAVA}: Qwen2-VL-7B (score='lse')"
+        "illava", _all(range(12, 16), 0.84), _all(range(6, 9), 0.90), QWEN2_VL, f"{_ILLAVA}: Qwen2-VL-7B",
+        _LSE,
     ),
     "illava-2026-67": Preset(
         "illava-2026", _all(range(5, 9), 0.85), _all(range(19, 26, 2), 0.90), QWEN3_VL,
-        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B (score='lse')",
+        f"{_ICLR} for 66.7 % fewer tokens: Qwen3-VL-8B", _LSE,
     ),
     "illava-2026-89": Preset(
         "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
-        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B (score='lse')",
+        f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B", _LSE,
     ),
     # 577 tokens with CLS become 209 by merging 16 in each of 23 layers.
     "tome-16": Preset(
@@ -103,3 +125,21 @@ PRESETS: dict[str, Preset] = {
     "divprune": Preset("divprune", {22: 56}, {}, LLAVA_15, "DivPrune (arXiv 2503.02175): ratio 0.098 of 576 tokens"),
     "dart": Preset("dart", {}, {2: 124}, LLAVA_15, "DART (arXiv 2502.11494): K = 2, R = 0.778, 4 + 8 * 15 tokens"),
 }  # fmt: skip
+
+
+def presets() -> dict[str, Preset]:
+    """The settings that papers and their code publish, by name."""
+    return dict(PRESETS)
+
+
+def get_preset(name: str) -> Preset:
+    """One of them.
+
+    Raises:
+        LabError: no such preset; names the nearest ones.
+    """
+    if isinstance(name, str) and name in PRESETS:
+        return PRESETS[name]
+    near = get_close_matches(str(name), PRESETS, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise LabError(f"unknown preset {name!r}{hint} Known: {', '.join(PRESETS)}")

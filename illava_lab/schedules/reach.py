@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, isnan
-from typing import Any
+from math import ceil
 
 from torch import nn
 
 from illava_lab.errors import LabError
+from illava_lab.method.keep import check_share
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
@@ -59,8 +59,7 @@ def plan_for_budget(
     if len(given) != 1:
         raise LabError(f"give a budget as keep or as flops, one of them; got keep={keep!r}, flops={flops!r}")
     ((name, share),) = given.items()
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise LabError(f"{name} must be a fraction in (0, 1], got {share!r}")
+    share = check_share(name, share)
     wanted = stages or strategy.home or strategy.stages
     serves = [stage for stage in STAGES if stage in strategy.stages and stage in wanted]
     if not serves and strategy.kind != "none":
@@ -70,14 +69,9 @@ def plan_for_budget(
     if serves == ["image"]:
         Plan(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
     if keep is not None:
-        return _ending_with(max(1, round(anatomy.patches * keep)), strategy, anatomy, serves)
+        return _ending_with(max(1, round(anatomy.patches * share)), strategy, anatomy, serves)
     count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
     return _for_flops(share, strategy, anatomy, serves, count)
-
-
-def budget_label(row: Any) -> str:
-    """What a row of a `compare` table was given: "keep 0.5" or "FLOPs 0.5"."""
-    return f"FLOPs {row.flops:g}" if isnan(row.keep) else f"keep {row.keep:g}"
 
 
 def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Plan:

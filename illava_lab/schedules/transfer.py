@@ -7,7 +7,7 @@ from torch import nn
 from illava_lab.errors import LabError
 from illava_lab.models.families import describe
 from illava_lab.schedules.plan import Plan
-from illava_lab.schedules.presets import PRESETS, Model
+from illava_lab.schedules.presets import Model, get_preset
 
 
 def preset_plan(name: str, model: nn.Module) -> Plan:
@@ -17,9 +17,7 @@ def preset_plan(name: str, model: nn.Module) -> Plan:
     Raises:
         LabError: no such preset, or a model with too few layers for it.
     """
-    if name not in PRESETS:
-        raise LabError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    published, anatomy = PRESETS[name], describe(model)
+    published, anatomy = get_preset(name), describe(model)
     here = Model(anatomy.encoder_depth, len(anatomy.llm_layers), anatomy.patches)
     fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
     if fits and published.model._replace(patches=published.model.patches or here.patches) == here:

@@ -31,9 +31,13 @@ class Answer:
         trace: every reduction step, and the patches that each survivor stands for.
         timing: of this one answer; a single run, not a measurement (see `compare` for that).
         unknown_words: words of the question that the model's vocabulary does not have.
+        strategy: what reduced the visual tokens, with its settings.
+        budget: what it was given, such as "keep 0.5"; "keep 0.5 (the default)" where nobody gave it any.
     """
 
     text: str
     trace: Trace
     timing: Timing
     unknown_words: tuple[str, ...] = ()
+    strategy: str = "none"
+    budget: str = "keep 1"

@@ -13,12 +13,12 @@ from transformers import TextStreamer
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy
-from illava_lab.models.images import ImageLike
-from illava_lab.schedules.schedule import Schedule
+from illava_lab.models.video import ImageOrVideo
+from illava_lab.schedules.budget import AnyStrategy, choose
+from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
 from illava_lab.session.lab import Lab
+from illava_lab.session.prompt import schedule_for
 from illava_lab.trace.trace import Trace
 
 _ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for an answer where a chat template is asked what follows one
@@ -46,11 +46,14 @@ class Chat:
 
     Attributes:
         trace: what happened to the images; they were reduced once, at the first question.
+        strategy, budget: what reduced them, and what it was given, in words.
         tokens: (1, S) all tokens so far, or None.
     """
 
-    def __init__(self, lab: Lab, images: Sequence[ImageLike], trace: Trace) -> None:
-        self.trace, self.tokens = trace, None
+    def __init__(
+        self, lab: Lab, images: Sequence[ImageOrVideo], trace: Trace, strategy: str = "none", budget: str = "keep 1"
+    ) -> None:
+        self.trace, self.strategy, self.budget, self.tokens = trace, strategy, budget, None
         self._lab, self._images, self._cache, self._over = lab, images, None, False
 
     def say(
@@ -96,7 +99,8 @@ class Chat:
         new = out.sequences[0, inputs["input_ids"].shape[1] :]
         first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
         text = self._lab.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-        return Answer(text, self.trace, Timing(first - start, last - first, len(new)))
+        timing = Timing(first - start, last - first, len(new))
+        return Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
 
     def _next(self, question: str) -> Tensor:
         """(1, T) what follows the last answer, up to the place of the next one."""
@@ -114,10 +118,13 @@ class Chat:
 @contextmanager
 def chat(
     lab: Lab,
-    image: ImageLike | Sequence[ImageLike],
-    strategy: str | Strategy | type[Strategy] = "none",
-    keep: float = 1.0,
-    schedule: Schedule | None = None,
+    image: ImageOrVideo | Sequence[ImageOrVideo],
+    strategy: AnyStrategy | None = None,
+    keep: float | None = None,
+    *,
+    flops: float | None = None,
+    preset: str | None = None,
+    schedule: Plan | None = None,
 ) -> Iterator[Chat]:
     """A conversation about an image, or several, with visual tokens reduced.
 
@@ -126,17 +133,16 @@ def chat(
     ...     talk.say("And beside it?").text
 
     Args:
-        keep: fraction of the visual tokens that the last LLM layer sees; `schedule` gives exact layers instead.
+        strategy, keep, flops, preset, schedule: as for `Lab.ask`; FLOPs are those of a short first question.
 
     Raises:
         LabError: as `Lab.ask`.
     """
-    strategy = make_strategy(strategy)
-    if schedule is None:
-        schedule = Schedule.for_budget(strategy, lab.model, keep=keep)
+    chosen, budget = choose(strategy, keep, flops, preset, schedule)
     images = list(image) if isinstance(image, (list, tuple)) else [image]
-    with attach(lab.model, strategy, schedule) as trace:
-        talk = Chat(lab, images, trace)
+    inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
+    with attach(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
+        talk = Chat(lab, images, trace, chosen.label, str(budget))
         try:
             yield talk
         finally:

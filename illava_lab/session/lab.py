@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,15 +14,13 @@ from transformers.video_utils import VideoMetadata
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.method.registry import make_strategy
-from illava_lab.method.strategy import Strategy
-from illava_lab.models.images import ImageLike, read_image
-from illava_lab.models.processors import FRAMES
-from illava_lab.models.video import Video
-from illava_lab.schedules.schedule import Schedule
+from illava_lab.models.images import read_image
+from illava_lab.models.processors import check_takes_videos
+from illava_lab.models.video import ImageOrVideo, Video
+from illava_lab.schedules.budget import AnyStrategy, choose
+from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-
-ImageOrVideo = Union[ImageLike, Video]
+from illava_lab.session.prompt import schedule_for
 
 
 class _Clock(BaseStreamer):
@@ -85,11 +83,7 @@ class Lab:
     def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
         if not videos:
             return {}
-        kind = self.model.config.model_type
-        if kind not in FRAMES:
-            raise LabError(
-                f"{self.source} is of the family {kind!r}, which takes no videos; those that do: {', '.join(FRAMES)}"
-            )
+        check_takes_videos(self.model.config, self.source)
         metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
         return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
 
@@ -121,30 +115,39 @@ class Lab:
         self,
         image: ImageOrVideo | Sequence[ImageOrVideo],
         question: str,
-        strategy: str | Strategy | type[Strategy] = "none",
-        keep: float = 1.0,
-        schedule: Schedule | None = None,
+        strategy: AnyStrategy | None = None,
+        keep: float | None = None,
+        *,
+        flops: float | None = None,
+        preset: str | None = None,
+        schedule: Plan | None = None,
         max_new_tokens: int = 64,
     ) -> Answer:
         """Answer one question about an image, a video, or several of them, with visual tokens reduced.
 
+        Without a strategy that is the bare model's answer; a strategy without a budget gets ``keep=0.5``, and
+        `Answer.budget` says so.
+
         Args:
+            strategy: a registered name, a Strategy class or an instance.
             keep: fraction of the visual tokens that the last LLM layer sees; the strategy's own layers share the work.
-            schedule: exact layers and amounts instead of `keep`.
+            flops: instead of `keep`, the fraction of the bare model's prefill FLOPs for this prompt.
+            preset: instead of both, a paper's setting by name, with its strategy; `il.presets` lists them.
+            schedule: instead of all of these, exact layers and amounts.
 
         Raises:
-            LabError: an image that cannot be read, an empty question, an unknown strategy, keep outside (0, 1].
+            LabError: an image that cannot be read, an empty question, an unknown strategy or preset, a budget that is
+                none, that contradicts another one or the strategy, or that it cannot reach.
         """
-        strategy = make_strategy(strategy)
-        if schedule is None:
-            schedule = Schedule.for_budget(strategy, self.model, keep=keep)
+        chosen, budget = choose(strategy, keep, flops, preset, schedule)
         inputs, clock = self.inputs([image], [question]), _Clock()
-        with attach(self.model, strategy, schedule) as trace:
+        with attach(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
             start = time.perf_counter()
             generated = self._generate(inputs, max_new_tokens, streamer=clock)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt
         timing = Timing(first - start, last - first, len(clock.times) - 1)
-        return Answer(self._decode(generated, inputs)[0], trace, timing, self._unknown_words(question))
+        text, unknown = self._decode(generated, inputs)[0], self._unknown_words(question)
+        return Answer(text, trace, timing, unknown, chosen.label, str(budget))
 
     def _unknown_words(self, question: str) -> tuple[str, ...]:
         tokenizer = self.processor.tokenizer

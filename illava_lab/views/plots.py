@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from illava_lab.errors import LabError
-from illava_lab.schedules.reach import budget_label
+from illava_lab.measuring.summary import budget_label
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -284,7 +284,7 @@ class ScheduleDesigner:
             for old, trace in zip(self.widget.data, new.data, strict=True):
                 old.update(trace.to_plotly_json(), overwrite=True)
         sync(self.widget)
-        self.text.value = f"{plan}<br><code>{self.schedule}</code>"
+        self.text.value = f"{plan}<br><code>{self.schedule!r}</code>"
         for (stage, layer), label in self._labels.items():
             label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
         self._follow()

@@ -21,8 +21,8 @@ from PIL import Image
 
 from illava_lab.errors import LabError, one_of
 from illava_lab.measuring.statistics import paired_difference
+from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
-from illava_lab.schedules.reach import budget_label
 from illava_lab.views.pictures import to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
 from illava_lab.widgets.output import live_figure, show_widget, sync

@@ -79,7 +79,7 @@ class _Shape:
 
 
 def test_the_table(lab: il.Lab) -> None:
-    table = bench(lab, ["illava", "downsample", Fails], keep=0.5, presets=["fastv", "tome-16"], batch_sizes=[1, 2],
+    table = bench(lab, ["illava", "downsample", Fails], keep=0.5, preset=["fastv", "tome-16"], batch_sizes=[1, 2],
                   text_tokens=[40], **QUICK)  # fmt: skip
     assert tuple(table.columns) == COLUMNS
     names = ["bare", "none", "illava", "downsample", "test-fails", "fastv", "tome"]
@@ -132,7 +132,7 @@ def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.
 
     def once(case: module._Case) -> dict:
         measured.append(case.row.label)
-        if measured == ["bare 1.0", "none 1.0", "fastv 0.5"]:
+        if measured == ["bare keep 1", "none keep 1", "fastv keep 0.5"]:
             raise KeyboardInterrupt
         return original(case)
 
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.
     before = (tmp_path / "out" / "run.jsonl").read_text()
     assert list(pd.read_csv(tmp_path / "out" / "table.csv")["strategy"]) == ["bare", "none"]
     table = bench(lab, ["fastv"], out=tmp_path / "out", **QUICK)
-    assert measured[3:] == ["fastv 0.5"]
+    assert measured[3:] == ["fastv keep 0.5"]
     assert (tmp_path / "out" / "run.jsonl").read_text().startswith(before)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "table.csv"), table, check_dtype=False)
     stored = json.loads((tmp_path / "out" / "bench.json").read_text())
@@ -155,10 +155,10 @@ def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategies": []}, "at least one strategy"),
-        ({"strategies": ["ilava"]}, "unknown strategy 'ilava'"),
-        ({"presets": ["fasttv"]}, "unknown preset 'fasttv'; known: illava-image"),
-        ({"keep": [0.0]}, "keep must be fractions"),
+        ({"strategy": []}, "strategy must hold at least one"),
+        ({"strategy": ["ilava"]}, "unknown strategy 'ilava'"),
+        ({"preset": ["fasttv"]}, "unknown preset 'fasttv'; did you mean fastv"),
+        ({"keep": [0.0]}, "keep must be a fraction"),
         ({"batch_sizes": [1, 0]}, "batch_sizes must be a whole number of at least 1, got 0"),
         ({"text_tokens": [2]}, "text_tokens must be at least .*, the prompt around a question; got 2"),
         ({"rounds": 0}, "rounds must be"),
@@ -170,7 +170,7 @@ def test_bad_arguments_are_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(module._Case, "measure", lambda self: pytest.fail("work was begun"))
     with pytest.raises(il.LabError, match=message):
-        bench(lab, **{"strategies": ["illava"], "progress": False, **change})
+        bench(lab, **{"strategy": ["illava"], "progress": False, **change})
 
 
 def test_a_failed_run_keeps_no_tensors(model) -> None:
@@ -194,7 +194,7 @@ def test_prompts_of_several_pictures_and_films_have_a_closed_form(tmp_path: Path
     small, draw = il.load(f"random:{tmp_path / 'small.json'}", dtype="float32"), np.random.default_rng(0)
     picture = Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8))
     film = il.read_video(draw.integers(0, 256, (4, 280, 280, 3), dtype=np.uint8), frames=4)
-    table = bench(small, ["illava"], flops=0.9, shown=[picture, film], **QUICK)
+    table = bench(small, ["illava"], flops=0.9, image=[picture, film], **QUICK)
     assert (table["status"] == "ok").all()
     assert np.allclose(table["prefill_flops"], table["prefill_flops_formula"], rtol=0.01)
     bare, _, illava = table["prefill_flops"]

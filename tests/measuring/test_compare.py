@@ -15,7 +15,7 @@ import torch
 import illava_lab as il
 from illava_lab.measuring import runlog
 from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare
-from illava_lab.measuring.rows import named_strategies
+from illava_lab.measuring.rows import wanted
 from illava_lab.measuring.summary import summary, summary_by_category
 from illava_lab.measuring.tasks import load_task
 
@@ -126,9 +126,10 @@ def test_accuracy_is_that_of_the_answers(lab: il.Lab, tmp_path: Path) -> None:
 
 
 def test_the_seed_reaches_strategies_that_are_named(lab: il.Lab) -> None:
-    named = named_strategies(["none", "random", "illava"], seed=7)
+    named = wanted(["none", "random", "illava"], *[None] * 4, default=[0.5], seed=7).strategies
     assert {name: getattr(strategy, "seed", None) for name, strategy in named.items()} == {"random": 7, "illava": None}
-    named = named_strategies([il.get_strategy("random")(seed=s) for s in (0, 1)], seed=7)
+    randoms = [il.get_strategy("random")(seed=s) for s in (0, 1)]
+    named = wanted(randoms, *[None] * 4, default=[0.5], seed=7).strategies
     assert {name: strategy.seed for name, strategy in named.items()} == {"random": 0, "random(seed=1)": 1}
 
 
@@ -145,11 +146,11 @@ def test_budgets_by_flops_are_equal_and_those_out_of_reach_say_so(lab: il.Lab) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategies": ["ilava"]}, "unknown strategy 'ilava'; did you mean illava"),
-        ({"strategies": []}, "at least one strategy"),
-        ({"strategies": [3]}, "must be a name, a Strategy class or an instance"),
-        ({"strategies": ["illava", "illava"]}, "illava is given twice"),
-        ({"keep": []}, "at least one fraction"),
+        ({"strategy": ["ilava"]}, "unknown strategy 'ilava'; did you mean illava"),
+        ({"strategy": []}, "strategy must hold at least one"),
+        ({"strategy": [3]}, "must be a name, a Strategy class or an instance"),
+        ({"strategy": ["illava", "illava"]}, "strategy holds one twice"),
+        ({"keep": []}, "keep must hold at least one"),
         ({"keep": [0.5, 0.0]}, r"\(0, 1\], got 0.0"),
         ({"keep": 1.5}, r"\(0, 1\], got 1.5"),
         ({"keep": ["half"]}, r"\(0, 1\], got 'half'"),
@@ -166,7 +167,7 @@ def test_bad_arguments_are_refused_before_any_work(
     monkeypatch.setattr(module, "_measure", lambda *a: pytest.fail("work was begun"))
     monkeypatch.setattr(module, "_speeds", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(il.LabError, match=message):
-        compare(lab, **{"strategies": ["illava"], "keep": [0.5], "limit": 8, "progress": False, **change})
+        compare(lab, **{"strategy": ["illava"], "keep": [0.5], "limit": 8, "progress": False, **change})
 
 
 def test_a_stopped_run_goes_on_and_repeats_nothing(
@@ -175,7 +176,7 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(
     out, measured, original = tmp_path / "out", [], module._measure
 
     def measure(lab: il.Lab, task: object, row: object, *rest: object) -> tuple:
-        if row.label == "fastv 0.5" and "fastv 0.5" not in measured:
+        if row.label == "fastv keep 0.5" and "fastv keep 0.5" not in measured:
             measured.append(row.label)
             raise KeyboardInterrupt
         measured.append(row.label)
@@ -187,18 +188,18 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(
         run(*wanted, out=out)
     assert list(pd.read_csv(out / "table.csv")["strategy"]) == ["none", "random"]
     with (out / "run.jsonl").open("a") as log:
-        log.write('{"label": "fastv 0.5", "row": {"accur')  # a kill in the middle of a write
+        log.write('{"label": "fastv keep 0.5", "row": {"accur')  # a kill in the middle of a write
 
     first = run(*wanted, out=out)
-    assert measured == ["none 1.0", "random 0.5", "fastv 0.5", "fastv 0.5", "test-fails 0.5"]
+    assert measured == ["none keep 1", "random keep 0.5", "fastv keep 0.5", "fastv keep 0.5", "test-fails keep 0.5"]
     # What failed is tried again, the rest is not.
     again = run(*wanted, out=out)
-    assert measured[5:] == ["test-fails 0.5"]
+    assert measured[5:] == ["test-fails keep 0.5"]
     pd.testing.assert_frame_equal(again, first)
     pd.testing.assert_frame_equal(run(*wanted), first)
     # More rows in the same folder cost only the new ones.
     assert len(run(lab, ["random"], [0.5, 0.3], out=out)) == 3
-    assert measured[-1] == "random 0.3"
+    assert measured[-1] == "random keep 0.3"
 
 
 def test_other_settings_are_refused_and_edited_strategies_measured_again(
@@ -217,7 +218,7 @@ def test_other_settings_are_refused_and_edited_strategies_measured_again(
     seen, original = [], module._measure
     monkeypatch.setattr(module, "_measure", lambda *given: seen.append(given[2].label) or original(*given))
     run(lab, ["random"], [0.5], out=out)
-    assert "random 0.5" in seen
+    assert "random keep 0.5" in seen
 
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "table.csv").write_text("mine")

@@ -26,6 +26,9 @@ NAMES = [
     "question",
     "strategy",
     "keep",
+    "flops",
+    "preset",
+    "schedule",
     "tokens",
     "kl",
     "agreement",
@@ -213,20 +216,20 @@ def test_bad_input_is_refused_before_the_model_runs(lab: il.Lab, prompts, monkey
     monkeypatch.setattr(type(lab.model), "generate", lambda *args, **kwargs: pytest.fail("the model has run"))
     film = il.read_video(np.zeros((2, 8, 8, 3), np.uint8), frames=2)
     for arguments, says in [
-        (([], [], "illava", 0.5), r"shown must be a list with one entry for each question, got \[\]"),
-        ((image, [question], "illava", 0.5), "shown must be a list with one entry for each question, got <PIL"),
+        (([], [], "illava", 0.5), r"images must be a list with one entry for each question, got \[\]"),
+        ((image, [question], "illava", 0.5), "images must be a list with one entry for each question, got <PIL"),
         (([image], "What?", "illava", 0.5), "questions must be a list with one entry for each question, got 'What"),
-        (([image], [question] * 2, "illava", 0.5), "shown must hold one entry for each of 2 questions, got 1"),
+        (([image], [question] * 2, "illava", 0.5), "images must hold one entry for each of 2 questions, got 1"),
         (([image], [" "], "illava", 0.5), "question must be a sentence"),
         ((["none.png"], [question], "illava", 0.5), "no image file at 'none.png'"),
         (([image, "none.png"], [question] * 2, "illava", 0.5), "no image file at 'none.png'"),
         (([film], [question], "illava", 0.5), "which takes no videos"),
-        (([image], [question], [], 0.5), "strategies must name at least one strategy"),
+        (([image], [question], [], 0.5), "strategy must hold at least one"),
         (([image], [question], "ilava", 0.5), "unknown strategy 'ilava'; did you mean illava"),
-        (([image], [question], ["illava", "illava"], 0.5), "illava is given twice"),
-        (([image], [question], "illava", 1.5), r"keep must be fractions in \(0, 1\], got 1.5"),
-        (([image], [question], "illava", []), "keep must hold at least one fraction"),
-        (([image], [question], Timid, [0.8, 0.1]), "timid at keep 0.1: timid cannot go from 196 to"),
+        (([image], [question], ["illava", "illava"], 0.5), "strategy holds one twice"),
+        (([image], [question], "illava", 1.5), r"keep must be a fraction in \(0, 1\], got 1.5"),
+        (([image], [question], "illava", []), "keep must hold at least one"),
+        (([image], [question], Timid, [0.8, 0.1]), "timid keep 0.1: timid cannot go from 196 to"),
     ]:
         with pytest.raises(il.LabError, match=says) as caught:
             fidelity(lab, *arguments)

@@ -60,7 +60,7 @@ def test_presets_are_the_papers_numbers_on_the_papers_model_and_scale_elsewhere(
     counts = scaled.tokens(describe(model))
     assert counts["encoder"][-1] == pytest.approx(PATCHES * 361 / 729, abs=1.5)
     assert counts["llm"][-1] == pytest.approx(PATCHES * 361 / 729 * 0.7, abs=1.5)
-    with pytest.raises(il.LabError, match="unknown preset 'x'; known: illava-image"):
+    with pytest.raises(il.LabError, match="unknown preset 'x'. Known: illava-image"):
         il.Schedule.preset("x", model)
 
 

@@ -16,6 +16,7 @@ from helpers.attached import structure
 from transformers import LlamaConfig
 
 import illava_lab as il
+from illava_lab.models.families import check_supported
 from illava_lab.measuring.predict import correct, predict
 from illava_lab.paths import data_dir
 
@@ -191,10 +192,10 @@ def test_towers_and_decoders_that_the_hooks_do_not_know_are_refused():
     config = random_llava("clip-llama").config
     config.text_config.model_type = "gemma"
     with pytest.raises(il.LabError, match="decoder 'gemma' is not supported; supported: llama, mistral, qwen2"):
-        il.families.check_supported(config)
+        check_supported(config)
     config.vision_config.model_type = "pixtral"
     with pytest.raises(il.LabError, match="vision tower 'pixtral' is not supported"):
-        il.families.check_supported(config)
+        check_supported(config)
 
 
 def test_device_and_dtype_are_checked_first():

@@ -1,4 +1,4 @@
-"""The prompt that is measured: its prefill, what it shows, how much text it has."""
+"""A prompt as the model gets it: its prefill, what it shows, how much text it has, and the schedule for all that."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.hooks.attach import attach
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
+from illava_lab.schedules.budget import Budget
+from illava_lab.schedules.schedule import Schedule
 
 Inputs = dict[str, Tensor]
 
@@ -46,3 +49,14 @@ def text_tokens(model: nn.Module, inputs: Inputs) -> int:
     """Tokens of the first prompt that are not visual."""
     visual = torch.tensor(list(describe(model).placeholders.values()), device=inputs["input_ids"].device)
     return int((~torch.isin(inputs["input_ids"][0], visual)).sum())
+
+
+def schedule_for(model: nn.Module, strategy: Strategy, budget: Budget, inputs: Inputs) -> Schedule:
+    """The schedule by which a strategy keeps a budget on the first prompt.
+
+    Raises:
+        LabError: the strategy cannot reach the budget on this model.
+    """
+    if budget.flops is None:
+        return budget.plan(strategy, model)
+    return budget.plan(strategy, model, text_tokens(model, inputs), layouts(model, inputs))
