@@ -22,6 +22,7 @@ from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_count, reason, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
+from illava_lab.measuring.speed import Configuration
 from illava_lab.measuring.tasks import load_task
 from illava_lab.models.video import ImageOrVideo, Video
 from illava_lab.schedules.budget import DEFAULT_KEEP
@@ -100,8 +101,8 @@ def bench(
         LabError: bad arguments, before any work.
     """
     asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
-    for name, values in {"batch_sizes": batch_sizes, "text_tokens": text_tokens or (1,)}.items():
-        for value in values:
+    for name, counts in {"batch_sizes": batch_sizes, "text_tokens": text_tokens or (1,)}.items():
+        for value in counts:
             check_count(name, value)
     check_count("rounds", rounds)
     check_count("new_tokens", new_tokens)
@@ -158,21 +159,21 @@ class _Case:
 
     def measure(self) -> dict[str, Any]:
         row, model = self.row, self.lab.model
-        if isinstance(row.schedule, Exception):
-            raise row.schedule
+        schedule = row.planned
         inputs, single = (_inputs(self.lab, self.image, batch, self.length) for batch in (self.batch, 1))
-        configuration = None if row.name == BARE else (row.strategy, row.schedule)
+        configuration = None if row.name == BARE else (row.strategy, schedule)
         times = self._times(inputs, configuration)
         with measure.attached(model, configuration):
             cache_bytes, peak_bytes = measure.memory(model, inputs)
             stages = measure.stage_seconds(model, inputs, min(3, self.rounds), configuration and configuration[0])
-        cost = asdict(measure.cost(model, single, row.strategy, row.schedule))
+        cost = asdict(measure.cost(model, single, row.strategy, schedule))
         memory = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes, "prefill_flops_formula": self._formula(single)}
         return times | {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()} | cost | memory
 
-    def _times(self, inputs: dict[str, Tensor], configuration: measure.Configuration) -> dict[str, float]:
+    def _times(self, inputs: dict[str, Tensor], configuration: Configuration) -> dict[str, float]:
         """The bare model, the limit and the row side by side, as far as they are not the same."""
-        schedule, side_by_side = self.row.schedule, {BARE: None}
+        schedule = self.row.planned
+        side_by_side: dict[str, Configuration] = {BARE: None}
         if schedule != Schedule() and schedule.image is None:
             side_by_side["limit"] = (Limit(), schedule)
         if configuration is not None:
@@ -186,7 +187,7 @@ class _Case:
         limit = speeds.get("limit", bare if schedule == Schedule() else None)
         if isinstance(own, Exception):
             raise own
-        out = {}
+        out: dict[str, float] = {}
         for kind in ("prefill", "decode"):
             seconds = getattr(own, kind)
             out |= _with_spread(f"{kind}_ms", measure.ratio(seconds, [1e-3] * len(seconds)))
@@ -200,7 +201,7 @@ class _Case:
 
     def _formula(self, single: dict[str, Tensor]) -> float:
         """FLOPs of one prompt by the closed form."""
-        model, configuration = self.lab.model, (self.row.strategy, self.row.schedule)
+        model, configuration = self.lab.model, (self.row.strategy, self.row.planned)
         with attach(model, *configuration) as trace:
             measure.prefill(model, single)
         return prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)

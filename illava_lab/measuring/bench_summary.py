@@ -56,7 +56,9 @@ def summary(table: pd.DataFrame) -> str:
 
 def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
     """Amdahl's view: what of the whole each part takes; and what of the prefill goes into choosing what to keep."""
-    lines = [("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode", "choosing")]
+    lines: list[tuple[str, ...]] = [
+        ("strategy", "budget", "encoder", "projector", "LLM prefill", "rest", "decode", "choosing")
+    ]
     for row in good.itertuples():
         times = [getattr(row, f"{stage}_ms") for stage in measure.STAGES] + [row.decode_ms * row.new_tokens]
         shares = [f"{t:.1f} ({t / sum(times):.0%})" for t in times]

@@ -147,21 +147,20 @@ def _speeds(
     timed = [row for row in plan if row.name == BASELINE or (row in todo and isinstance(row.schedule, Schedule))]
     inputs, rounds = _first(lab, task, batch_size), 5
     with _bar(len(timed) * (rounds + 1), "timing", "run", progress) as bar:
-        configurations = [(row.strategy, row.schedule) for row in timed]
+        configurations = [(row.strategy, row.planned) for row in timed]
         speeds = measure.speeds(lab.model, inputs, configurations, rounds=rounds, done=bar.update)
     return {row.label: speed for row, speed in zip(timed, speeds, strict=True)}
 
 
 def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tuple[dict[str, Any], list[str]]:
     """What the first question costs, and the answers to all, each process having answered its share."""
-    if isinstance(row.schedule, Exception):
-        raise row.schedule
+    schedule = row.planned
     failure, values, own = None, {}, []
     # Whole batches, so that every question has the neighbours that it has in a single process.
     starts = distributed.share(range(0, len(task), batch_size))
     try:
-        values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, row.schedule))
-        with attach(lab.model, row.strategy, row.schedule):
+        values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
+        with attach(lab.model, row.strategy, schedule):
             own = predict(lab, task, batch_size, bar.update, starts)
     except Exception as error:
         failure = error

@@ -125,9 +125,7 @@ def _compared(
     lab: Lab, inputs: dict[str, Tensor], row: Row, answer: Tensor, logits: Tensor, longest: int
 ) -> dict[str, Any]:
     """How far a reduced model goes from the unreduced model's `answer` (S,) with its `logits` (S, V)."""
-    if isinstance(row.schedule, Exception):
-        raise row.schedule
-    with attach(lab.model, row.strategy, row.schedule):
+    with attach(lab.model, row.strategy, row.planned):
         own, own_logits = _follow(lab, inputs, longest, answer)
     kl, agreement = divergence(logits, own_logits)
     parted = first_difference(answer, own)
@@ -173,7 +171,7 @@ def _plan(lab: Lab, asked: Wanted, inputs: dict[str, Tensor]) -> list[Row]:
     for row in plan:
         if isinstance(row.schedule, Exception):
             raise LabError(f"{row.label}: {reason(row.schedule)}")
-        row.schedule.check(describe(lab.model), row.strategy)
+        row.planned.check(describe(lab.model), row.strategy)
     return plan
 
 
@@ -191,10 +189,10 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
 
     As long as both go the same way, what it writes is what it is asked about; only after that it has to be led.
     """
-    out = lab._generate(inputs, longest, return_dict_in_generate=True, output_logits=True)
+    out: Any = lab._generate(inputs, longest, return_dict_in_generate=True, output_logits=True)
     own, logits = out.sequences[0, inputs["input_ids"].shape[1] :], torch.cat(out.logits)
     parted = None if answer is None else first_difference(answer, own)
-    if parted is None:
+    if answer is None or parted is None:
         return own, logits
     logits, cache = logits[: parted + 1], out.past_key_values
     if parted + 1 == len(answer):

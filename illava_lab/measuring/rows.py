@@ -33,6 +33,17 @@ class Row:
     name: str
 
     @property
+    def planned(self) -> Schedule:
+        """The schedule.
+
+        Raises:
+            Exception: the reason why there is none.
+        """
+        if isinstance(self.schedule, Exception):
+            raise self.schedule
+        return self.schedule
+
+    @property
     def label(self) -> str:
         """What tells the row from all others of its table."""
         return f"{self.name} {dataclasses.replace(self.given, default=False)}"
@@ -180,5 +191,6 @@ def _named(given: AnyStrategy, seed: int) -> tuple[str, Strategy]:
         return given.label, given
     strategy = make_strategy(given)
     if any(f.name == "seed" for f in dataclasses.fields(strategy)):
-        strategy = dataclasses.replace(strategy, seed=seed)
+        settings: dict[str, Any] = {"seed": seed}
+        strategy = dataclasses.replace(strategy, **settings)
     return strategy.name, strategy

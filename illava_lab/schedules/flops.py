@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from illava_lab.method.strategy import Strategy
@@ -66,9 +68,10 @@ def flops_by_layer(
     return _by_layer(model, prompt_shape(describe(model), schedule, text_tokens, layouts))
 
 
-def _by_layer(model: nn.Module, prompt: PromptShape) -> dict[str, list[float]]:
+def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:
     anatomy = prompt.anatomy
     tower, patches = anatomy.tower, anatomy.patches_of_token
+    layers: Any = anatomy.llm_layers
     out: dict[str, list[float]] = {
         "patches": [0.0],
         "encoder": [0.0] * len(anatomy.encoder_layers),
@@ -90,7 +93,7 @@ def _by_layer(model: nn.Module, prompt: PromptShape) -> dict[str, list[float]]:
         out["projector"][0] += rows * left * _linear(anatomy.projector)
         for index, projector in anatomy.deepstack.items():
             out["projector"][0] += rows * visual.encoder[index + 1] * _linear(projector)
-    for index, layer in enumerate(anatomy.llm_layers):
+    for index, layer in enumerate(layers):
         length = prompt.length(index)
         out["llm"].append(_attention(layer.self_attn, length, length**2) + _linear(layer.mlp) * length)
     return out
@@ -105,7 +108,7 @@ def _pairs(anatomy: Anatomy, index: int, visual: ImageShape) -> float:
     window = anatomy.cells.window_at(index) if anatomy.cells else None
     if window is None:
         return float(left * patches + anatomy.cls_tokens) ** 2
-    windows = window_of_cells(visual.grid, window, "cpu").flatten()
+    windows = window_of_cells(visual.grid, window, torch.device("cpu")).flatten()
     if visual.places is not None:
         pairs = sum(int(windows[place].bincount().square().sum()) for place in visual.places(index))
         return pairs / visual.rows * patches**2
@@ -124,7 +127,7 @@ def _attention(module: nn.Module, length: int, pairs: float) -> float:
     return _linear(module) * length + 4.0 * pairs * linears(module)[-1].in_features
 
 
-def _pooling_head(module: nn.Module, count: int) -> float:
+def _pooling_head(module: Any, count: int) -> float:
     """FLOPs of SigLIP's attention pooling, which transformers runs although no LLaVA uses it: one query, `count` keys."""
-    width = module.attention.embed_dim
+    width: int = module.attention.embed_dim
     return 4.0 * width**2 * (count + 1) + 4.0 * width * count + _linear(module.mlp)

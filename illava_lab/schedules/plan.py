@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep, check_keep, kept
@@ -60,7 +61,7 @@ class Plan:
                 parts.append(f"{stage} " + ", ".join(f"{layer}: {keep}" for layer, keep in plan.items()))
         return "; ".join(parts) or "keeps everything"
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self.encoder), dict(self.llm), self.image)
 
     @property

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from illava_lab.method.keep import Keep
 from illava_lab.method.tokens import Stage
 from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout
@@ -43,7 +44,7 @@ class PromptShape:
     """All images and videos of a prompt under a schedule, and the text."""
 
     anatomy: Anatomy
-    plan: dict[Stage, dict]
+    plan: dict[Stage, dict[int, Keep]]
     visuals: list[ImageShape]
     text: int
 
@@ -59,16 +60,18 @@ def prompt_shape(
     layouts: Sequence[Layout] | None,
     trace: Trace | None = None,
 ) -> PromptShape:
+    """What a prompt of these images and so much text is under a schedule; `prefill_flops` says what the arguments are."""
     schedule, visuals = schedule or Plan(), []
     if trace is not None:
         layouts = [trace.layout(image) for image in range(trace.images_per_row[0])]
     for image, layout in enumerate([None] if layouts is None else layouts):
         tokens = schedule.tokens(anatomy, layout, None if trace is None else trace.entered(image))
-        rows, *grid = (1, *anatomy.grid) if layout is None else layout.patches
+        rows, height, width = (1, *anatomy.grid) if layout is None else layout.patches
         one_grid, markers = (anatomy.grid, 0) if layout is None else (layout.grid, layout.slots - layout.tokens)
         encoder = [count // rows for count in tokens["encoder"]]
         # Where the projector takes an earlier layer, the later ones run for nothing.
         encoder += encoder[-1:] * (len(anatomy.encoder_layers) - anatomy.encoder_depth)
         places = None if trace is None else partial(trace.places, image)
-        visuals.append(ImageShape(rows, tuple(grid), encoder, tokens["llm"], one_grid, markers, places))
-    return PromptShape(anatomy, {stage: schedule.plan(stage) for stage in ("encoder", "llm")}, visuals, text_tokens)
+        visuals.append(ImageShape(rows, (height, width), encoder, tokens["llm"], one_grid, markers, places))
+    plans: dict[Stage, dict[int, Keep]] = {"encoder": schedule.plan("encoder"), "llm": schedule.plan("llm")}
+    return PromptShape(anatomy, plans, visuals, text_tokens)

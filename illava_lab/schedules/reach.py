@@ -86,18 +86,21 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
     between = final if "llm" not in serves else patches
     if len(serves) == 2:
         between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
-    ends = {"encoder": (patches, between), "llm": (between, final)}
-    schedule = Plan(**{stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves})
+    ends: dict[Stage, tuple[int, int]] = {"encoder": (patches, between), "llm": (between, final)}
+    counts = {stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves}
+    schedule = Plan(counts.get("encoder", {}), counts.get("llm", {}))
     return schedule if anatomy.fixed else _in_fractions(schedule, anatomy)
 
 
 def _in_fractions(schedule: Plan, anatomy: Anatomy) -> Plan:
     """The same for images of any number of tokens."""
-    counts, out = schedule.tokens(anatomy), {}
-    for stage, before in (("encoder", 0), ("llm", -1)):
-        plan, entering = schedule.plan(stage), counts[stage]
-        out[stage] = {layer: entering[layer + 1 + before] / entering[max(0, layer + before)] for layer in plan}
-    return Plan(**out, image=schedule.image)
+    counts = schedule.tokens(anatomy)
+
+    def shares(stage: Stage, before: int) -> dict[int, float]:
+        entering = counts[stage]
+        return {at: entering[at + 1 + before] / entering[max(0, at + before)] for at in schedule.plan(stage)}
+
+    return Plan(shares("encoder", 0), shares("llm", -1), schedule.image)
 
 
 def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:

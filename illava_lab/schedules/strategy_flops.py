@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache as memoize
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
-from illava_lab.models.families import Anatomy
+from illava_lab.models.families import Anatomy, Cells
 from illava_lab.schedules.prompt_shape import PromptShape
 from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, cell_places
@@ -21,6 +22,7 @@ from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
 
 
 def linears(module: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a module, in the order in which they were defined."""
     return [m for m in module.modules() if isinstance(m, nn.Linear)]
 
 
@@ -46,8 +48,8 @@ def reduction_flops(model: nn.Module, prompt: PromptShape, strategy: Strategy, s
 class _Random:
     """Random tensors where the model is, or on the CPU for a model without weights; the same ones for every layer."""
 
-    def __init__(self, model: nn.Module) -> None:
-        own = model.lm_head.weight.device
+    def __init__(self, model: Any) -> None:
+        own: torch.device = model.lm_head.weight.device
         self.device = torch.device("cpu") if own.type == "meta" else own
         self._generator = torch.Generator(self.device).manual_seed(0)
 
@@ -69,7 +71,7 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
     for (grid, before, after), times in rows.items():
         random = _Random(model)
         if anatomy.cells is not None:
-            yield _cells(anatomy, layer, random, grid, before, after, times, heads, width)
+            yield _cells(anatomy, anatomy.cells, layer, random, grid, before, after, times, heads, width)
             continue
         extra = anatomy.cls_tokens
         sequence = random(1, before * anatomy.patches_of_token + extra, width)
@@ -86,32 +88,32 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
 
 
 def _cells(
-    anatomy: Anatomy, layer: int, random: _Random, grid: tuple[int, int], before: int, after: int, times: int,
+    anatomy: Anatomy, cells: Cells, layer: int, random: _Random, grid: tuple[int, int], before: int, after: int, times: int,
     heads: int, width: int,
 ) -> _Asked:  # fmt: skip
     """A row of a packed tower: a strategy sees the means over cells, its map is applied to their patches."""
-    window, patches = anatomy.cells.window_at(layer), anatomy.patches_of_token
+    window, patches = cells.window_at(layer), anatomy.patches_of_token
     whole = grid[0] * grid[1]
     windows = window_of_cells(grid, window or max(grid), random.device).flatten()
     lengths = windows[random.some(before, whole)].bincount()
     bounds = torch.nn.functional.pad(lengths[lengths > 0].cumsum(0), (1, 0)) * patches
     query, key = (random(heads, before * patches, width // heads) for _ in range(2))
-    rotary = tuple(random(before * patches, width // heads) for _ in range(2))
+    rotary = (random(before * patches, width // heads), random(before * patches, width // heads))
     frame = torch.arange(before * patches, device=random.device)[None]
     attention = PackedAttention([(query, key)], rotary, (width // heads) ** -0.5, bounds, [frame], None, patches)
     states, at = random(1, before, patches * width), torch.arange(before, device=random.device)[None]
-    hidden = states.unflatten(2, (patches, -1)).mean(2)
+    hidden = states.view(1, before, patches, width).mean(2)
     tokens = Tokens("encoder", hidden, layer=layer, position=at, grid=grid, site=CellSite(attention, at))
     return _Asked(times, tokens, states, after)
 
 
-def _in_llm(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
+def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
     """Once for all images that are alike, with half of the text before them, half after."""
     random, length, start = _Random(model), prompt.length(layer - 1), prompt.length(0)
-    attention = prompt.anatomy.llm_layers[layer].self_attn
+    attention: Any = prompt.anatomy.llm_layers[layer].self_attn
     config = model.config.text_config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
-    width = linears(attention)[-1].in_features // heads
+    width: int = linears(attention)[-1].in_features // heads
     projections = sum(m.out_features for m in linears(attention)[:-1])
     query, key = random(1, heads, length, width), random(1, groups, length, width)
     sequence, entered = random(1, length, config.hidden_size), random(1, start, config.hidden_size)
@@ -130,10 +132,14 @@ def _in_llm(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_Aske
         site = AttentionSite(
             query, key, width**-0.5, causal=True, visual=at, prompt=at.new_zeros(images), hidden=sequence, text=text,
             ahead=ahead, last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
-            entry=lambda places=places: (entered, *places),
+            entry=partial(_entry, entered, *places),
         )  # fmt: skip
         tokens = Tokens("llm", tokens_at(sequence, at, site.prompt), layer=layer, grid=grid, site=site)
         yield _Asked(1, tokens, tokens.hidden, after)
+
+
+def _entry(sequence: Tensor, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return sequence, visual, text
 
 
 def _around(count: int, length: int, text: int, device: torch.device) -> tuple[Tensor, Tensor]:

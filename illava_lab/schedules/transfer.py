@@ -22,10 +22,11 @@ def preset_plan(name: str, model: nn.Module) -> Plan:
     fits = anatomy.fixed or all(isinstance(keep, float) for keep in published.llm.values())
     if fits and published.model._replace(patches=published.model.patches or here.patches) == here:
         return Plan(encoder=published.encoder, llm=published.llm)
-    count, fractions = published.model.patches, []
+    fractions: list[float] = []
+    count = published.model.patches or 0  # presets of fractions alone name none
     for keep in (*published.encoder.values(), *published.llm.values()):
         fractions.append(keep if isinstance(keep, float) else keep / count)
-        count = keep if isinstance(keep, int) else round((count or 0) * keep)
+        count = keep if isinstance(keep, int) else round(count * keep)
     layers = len(published.encoder)
     encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
     llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)

@@ -17,7 +17,7 @@ from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, as_list
 from illava_lab.session.prompt import schedule_for
 from illava_lab.trace.trace import Trace
 
@@ -53,8 +53,10 @@ class Chat:
     def __init__(
         self, lab: Lab, images: Sequence[ImageOrVideo], trace: Trace, strategy: str = "none", budget: str = "keep 1"
     ) -> None:
-        self.trace, self.strategy, self.budget, self.tokens = trace, strategy, budget, None
-        self._lab, self._images, self._cache, self._over = lab, images, None, False
+        self.trace, self.strategy, self.budget = trace, strategy, budget
+        self.tokens: Tensor | None = None
+        self._lab, self._images, self._over = lab, images, False
+        self._cache: Any = None
 
     def say(
         self,
@@ -84,7 +86,7 @@ class Chat:
         if self.tokens is None:
             inputs = self._lab.inputs([self._images], [question])
         else:
-            ids = torch.cat([self.tokens, self._next(question)], dim=1)
+            ids = torch.cat([self.tokens, self._next(question, self.tokens)], dim=1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": self._cache}
         pieces = _Pieces(self._lab.processor.tokenizer, stream)
         start = time.perf_counter()
@@ -102,17 +104,17 @@ class Chat:
         timing = Timing(first - start, last - first, len(new))
         return Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
 
-    def _next(self, question: str) -> Tensor:
-        """(1, T) what follows the last answer, up to the place of the next one."""
+    def _next(self, question: str, before: Tensor) -> Tensor:
+        """(1, T) what follows the tokens `before` (1, S), which end with an answer, up to the place of the next one."""
         said = [("user", "?"), ("assistant", _ANSWER), ("user", question.strip())]
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         processor = self._lab.processor
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = processor.tokenizer(prompt.split(_ANSWER)[1], add_special_tokens=False, return_tensors="pt").input_ids.to(
-            self.tokens.device
-        )
+        after = prompt.split(_ANSWER)[1]
+        ids: Tensor = processor.tokenizer(after, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = ids.to(before.device)
         # The model has often ended its answer itself.
-        return ids[:, 1:] if ids[0, 0] == self.tokens[0, -1] else ids
+        return ids[:, 1:] if ids[0, 0] == before[0, -1] else ids
 
 
 @contextmanager
@@ -139,7 +141,7 @@ def chat(
         LabError: as `Lab.ask`.
     """
     chosen, budget = choose(strategy, keep, flops, preset, schedule)
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    images = as_list(image)
     inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
     with attach(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
         talk = Chat(lab, images, trace, chosen.label, str(budget))

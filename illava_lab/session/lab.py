@@ -61,7 +61,7 @@ class Lab:
             if not isinstance(question, str) or not question.strip():
                 raise LabError(f"question must be a sentence, got {question!r}")
         per_prompt = [
-            [shown if isinstance(shown, Video) else read_image(shown) for shown in _as_list(entry)] for entry in images
+            [shown if isinstance(shown, Video) else read_image(shown) for shown in as_list(entry)] for entry in images
         ]
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
@@ -161,5 +161,6 @@ class Lab:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
 
 
-def _as_list(entry: ImageOrVideo | Sequence[ImageOrVideo]) -> list[ImageOrVideo]:
+def as_list(entry: Any) -> list[Any]:
+    """What a prompt shows, one image or video or several of them, as a list."""
     return list(entry) if isinstance(entry, (list, tuple)) else [entry]

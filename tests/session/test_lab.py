@@ -16,8 +16,8 @@ from helpers.attached import structure
 from transformers import LlamaConfig
 
 import illava_lab as il
-from illava_lab.models.families import check_supported
 from illava_lab.measuring.predict import correct, predict
+from illava_lab.models.families import check_supported
 from illava_lab.paths import data_dir
 
 BAR, CATEGORY_BAR = 0.95, 0.85
