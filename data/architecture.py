@@ -57,7 +57,7 @@ def vocabulary() -> list[str]:
 
 
 def known() -> dict[str, list[str]]:
-    """What a picture can show, by the name of its group. Lies beside the weights as knows.json; `illava_lab` reads it."""
+    """What a picture can show, by the name of its group; knows.json beside the weights says it to `illava_lab`."""
     groups = {"shapes": SHAPES, "colors": COLORS, "places": PLACES, "digits": DIGITS, "printed words": WORDS}
     return {name: list(words) for name, words in groups.items()}
 

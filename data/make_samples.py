@@ -1,7 +1,7 @@
 """Draw the sample pictures and write their questions: python make_samples.py
 
-Three scenes of the kind that the embedded model was trained on, laid out by hand, on a photograph and with handwritten
-digits that it never saw in training. Questions and answers follow from the layout; no picture is one of a question file.
+Three scenes of the kind that the embedded model was trained on, laid out by hand, on photographs and with a handwritten
+digit that it never saw in training. Questions and answers follow from the layout; no picture is in a question file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Sample(NamedTuple):
 SAMPLES = {
     "shapes": Sample(
         1, "coffee.png", (60, 20, 440, 400),
-        (("circle", "red", 0), ("star", "yellow", 2), ("square", "blue", 4), ("triangle", "green", 6), ("star", "white", 8)),
+        (("circle", "red", 0), ("star", "yellow", 2), ("square", "blue", 4), ("triangle", "green", 6),
+         ("star", "white", 8)),
         (("color", "circle"), ("place", "blue square"), ("count", "stars"), ("shape", "green"),
          ("relation", "Is the red circle above or below the green triangle?")),
     ),

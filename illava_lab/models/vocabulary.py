@@ -14,7 +14,7 @@ KNOWS = "knows.json"
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[str, ...]:
-    """Words of the question that the vocabulary lacks, each once, in their order; none where every text can be spelt."""
+    """Words of the question that the vocabulary lacks, each once, in order; none where all can be spelt."""
     if tokenizer.unk_token_id is None or not tokenizer.is_fast:
         return ()
     encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
@@ -34,7 +34,7 @@ def known_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
 
 
 def note_on_unknown_words(tokenizer: PreTrainedTokenizerBase, question: str) -> str | None:
-    """One sentence that names the words of a question which the model lacks, and what it knows; None if it lacks none."""
+    """One sentence: the words of a question that the model lacks, and what it knows; None if it lacks none."""
     unknown = unknown_words(tokenizer, question)
     if not unknown:
         return None

@@ -14,7 +14,7 @@ from illava_lab.paths import data_dir
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))  # the scripts there are no package
 
-import architecture  # noqa: E402
+import architecture
 
 
 @pytest.fixture(scope="module")
