@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
-from scenes import COLORS, COLUMNS, DIGITS, PLURALS, ROWS, SHAPES, SIZE, WORDINGS, WORDS
+from scenes import COLORS, COLUMNS, DIGITS, PLACES, PLURALS, ROWS, SHAPES, SIZE, WORDINGS, WORDS
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
@@ -54,6 +54,12 @@ def vocabulary() -> list[str]:
         "not",
     ]
     return [*SPECIAL, *dict.fromkeys([*words, *".,:;!?'\"()-"])]
+
+
+def known() -> dict[str, list[str]]:
+    """What a picture can show, by the name of its group; knows.json beside the weights says it to `illava_lab`."""
+    groups = {"shapes": SHAPES, "colors": COLORS, "places": PLACES, "digits": DIGITS, "printed words": WORDS}
+    return {name: list(words) for name, words in groups.items()}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

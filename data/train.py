@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from architecture import GRID, build_model, build_processor, build_tokenizer
+from architecture import GRID, build_model, build_processor, build_tokenizer, known
 from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS, patch_labels
 from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, Scene, ask, draw, make_scene
 from torch import Tensor, nn
@@ -364,6 +364,7 @@ def save_pretrained(args: argparse.Namespace) -> None:
     learner.load_state_dict(torch.load(args.state / "joint.pt")["learner"])
     learner.model.save_pretrained(args.out)
     build_processor().save_pretrained(args.out)
+    (args.out / "knows.json").write_text(json.dumps(known(), indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

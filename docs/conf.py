@@ -8,8 +8,10 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 import pages  # noqa: E402
 
+import illava_lab  # noqa: E402
+
 project = pages.PROJECT["name"]
-version = release = pages.PROJECT["version"]
+version = release = illava_lab.__version__
 author = copyright = "the illava-lab authors"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]

@@ -10,9 +10,10 @@ from pathlib import Path
 import nbformat
 
 import illava_lab as il
+from illava_lab.method.registry import OWN
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import table
-from illava_lab.schedules.presets import PRESETS
+from illava_lab.schedules.presets import PRESETS, Preset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,8 +50,8 @@ def _chapter(path: Path) -> str:
                 output.data = _page_data(output)
     source = f"{REPOSITORY}/blob/main/notebooks/{path.name}"
     note = (
-        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open it in "
-        f"JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
+        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open "
+        f"it in JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
     )
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="how-to-read-this"))
     return nbformat.writes(notebook)
@@ -80,14 +81,20 @@ def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------- the methods
 def fill(text: str) -> str:
     """Put what is generated into a page, in the place of its mark."""
-    for mark, make in {"<!-- methods -->": _methods, "<!-- families -->": table}.items():
+    marks = {"<!-- methods -->": _methods, "<!-- families -->": table, "<!-- statistics -->": _statistics}
+    for mark, make in marks.items():
         if mark in text:
             text = text.replace(mark, make())
     return text.replace("](../notebooks/", "](course/")  # as links lead where these pages are read in the repository
 
 
+def _statistics() -> str:
+    rows = "\n".join(f"| `{name}` | {text} |" for name, text in il.STATISTICS.items())
+    return f"| statistic | shape and meaning |\n|---|---|\n{rows}"
+
+
 def _methods() -> str:
-    own = {name: cls for name, cls in il.strategies().items() if cls.__module__.startswith("strategies.")}
+    own = {name: cls for name, cls in il.strategies().items() if cls.__module__.startswith(f"{OWN}.")}
     rows = "\n".join(_row(name, cls) for name, cls in own.items())
     sections = "\n".join(_section(name, cls) for name, cls in own.items())
     return f"| name | kind | stages | what it does | paper |\n|---|---|---|---|---|\n{rows}\n\n{sections}"
@@ -99,13 +106,22 @@ def _row(name: str, cls: type[Strategy]) -> str:
 
 def _section(name: str, cls: type[Strategy]) -> str:
     """Name, facts, the whole docstring with its settings, and the published settings of one method."""
-    presets = "\n".join(f"- `{key}`: {preset.source}" for key, preset in PRESETS.items() if preset.strategy == name)
-    published = f"\nPublished settings (`Schedule.preset(name, model)`):\n\n{presets}\n" if presets else ""
+    presets = [f"- `{key}`: {_preset(preset)}" for key, preset in PRESETS.items() if preset.strategy == name]
+    listed = "\n".join(presets)
+    published = (
+        f"\nPublished settings, each as `lab.ask(image, question, preset=...)`:\n\n{listed}\n" if presets else ""
+    )
     file = f"strategies/{cls.__module__.rpartition('.')[2]}.py"
     return (
-        f"({_anchor(name)})=\n## {name}\n\n{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
+        f"({_anchor(name)})=\n## {name}\n\n"
+        f"{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
         f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-index-entry:\n```\n{published}"
     )
+
+
+def _preset(preset: Preset) -> str:
+    settings = ", ".join(f"`{name}={value!r}`" for name, value in preset.settings.items())
+    return f"{preset.source}; with {settings}" if settings else preset.source
 
 
 def _anchor(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import illava_lab as il
-from illava_lab.models import families
 from illava_lab.models.families import describe
 from illava_lab.views.pictures import CELL, token_picture
 
@@ -300,11 +298,6 @@ def test_one_crop_alone_can_be_drawn():
         assert torch.equal(crop.weights, own[own.any(1)])
         assert (crop.weights.gather(1, crop.anchor[:, None]) > 0).all()
         assert token_picture(gradient((IMAGE_SIZE, IMAGE_SIZE)), crop).size == (SIDE * CELL, SIDE * CELL)
-
-
-def test_the_readme_says_what_is_supported():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assert families.table() in readme, f"README.md needs this table:\n{families.table()}"
 
 
 @pytest.mark.parametrize("kind", (*KINDS, "internvl"))

@@ -178,7 +178,7 @@ def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
     )
     listed = {name: (kind, stages, re.findall(r"abs/([\d.]+)", source)) for name, kind, stages, source in rows}
     for name, cls in il.strategies().items():
-        if name != "none" and cls.__module__.startswith("strategies."):  # other tests register theirs
+        if name != "none" and cls.__module__.startswith("illava_lab.strategies."):  # other tests register theirs
             assert listed[name] == (cls.kind, " and ".join(cls.stages), [cls.paper.arxiv] if cls.paper else [])
 
 
