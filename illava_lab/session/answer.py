@@ -31,6 +31,7 @@ class Answer:
         trace: every reduction step, and the patches that each survivor stands for.
         timing: of this one answer; a single run, not a measurement (see `compare` for that).
         unknown_words: words of the question that the model's vocabulary does not have.
+        note: one sentence that names them and says what the model knows; empty where it knows every word.
         strategy: what reduced the visual tokens, with its settings.
         budget: what it was given, such as "keep 0.5"; "keep 0.5 (the default)" where nobody gave it any.
     """
@@ -39,5 +40,6 @@ class Answer:
     trace: Trace
     timing: Timing
     unknown_words: tuple[str, ...] = ()
+    note: str = ""
     strategy: str = "none"
     budget: str = "keep 1"

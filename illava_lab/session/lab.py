@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from illava_lab.hooks.attach import attach
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
+from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
@@ -126,7 +128,8 @@ class Lab:
         """Answer one question about an image, a video, or several of them, with visual tokens reduced.
 
         Without a strategy that is the bare model's answer; a strategy without a budget gets ``keep=0.5``, and
-        `Answer.budget` says so.
+        `Answer.budget` says so. Words of the question that the model does not know are named in a warning, together
+        with what it knows.
 
         Args:
             strategy: a registered name, a Strategy class or an instance.
@@ -146,16 +149,19 @@ class Lab:
             generated = self._generate(inputs, max_new_tokens, streamer=clock)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt
         timing = Timing(first - start, last - first, len(clock.times) - 1)
-        text, unknown = self._decode(generated, inputs)[0], self._unknown_words(question)
-        return Answer(text, trace, timing, unknown, chosen.label, str(budget))
-
-    def _unknown_words(self, question: str) -> tuple[str, ...]:
         tokenizer = self.processor.tokenizer
-        if tokenizer.unk_token_id is None or not tokenizer.is_fast:
-            return ()
-        encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return tuple(question[start:end] for token, (start, end) in pairs if token == tokenizer.unk_token_id)
+        unknown, note = unknown_words(tokenizer, question), note_on_unknown_words(tokenizer, question)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        return Answer(
+            self._decode(generated, inputs)[0],
+            trace,
+            timing,
+            unknown,
+            note or "",
+            strategy=chosen.label,
+            budget=str(budget),
+        )
 
     def __repr__(self) -> str:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
