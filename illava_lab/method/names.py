@@ -49,12 +49,12 @@ def own_names() -> tuple[str, ...] | None:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     names: list[str] = []
     try:
-        for module in pkgutil.iter_modules(folders):
-            if module.ispkg:
-                raise _NotPlain
-            if module.name != "__main__":
-                file = Path(module.module_finder.path) / f"{module.name}.py"
-                names += _registered(ast.parse(file.read_bytes()))
+        for folder in folders:
+            for module in pkgutil.iter_modules([folder]):
+                if module.ispkg:
+                    raise _NotPlain
+                if module.name != "__main__":
+                    names += _registered(ast.parse((Path(folder) / f"{module.name}.py").read_bytes()))
     except (_NotPlain, OSError, SyntaxError, ValueError):
         return None
     if not names or len(set(names)) < len(names):  # of two files with one name, the registry has something to say
