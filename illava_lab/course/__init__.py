@@ -1,6 +1,12 @@
-"""The course: what every notebook starts and ends with, predictions, quizzes, and the checks of the exercises."""
+"""The course: what every notebook starts and ends with, predictions, quizzes, and the checks of the exercises.
 
-from illava_lab.course.session import feedback, set_up
-from illava_lab.course.teaching import Prediction, Question, Quiz
+A chapter imports from here before anything has loaded torch, so here its kernel learns how threads should wait.
+"""
 
-__all__ = ["Prediction", "Question", "Quiz", "feedback", "set_up"]
+import lazy_loader
+
+from illava_lab.threads import wait_passively
+
+wait_passively()
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

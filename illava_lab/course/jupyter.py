@@ -18,6 +18,7 @@ from illava_lab.errors import LabError
 
 FIRST_NOTEBOOK = "00_start_here.ipynb"
 DEFAULT_FOLDER = "illava-lab-notebooks"
+FOLDER_IN_CLONE = "my-notebooks"  # which Git ignores
 
 _SETTINGS = Path(__file__).resolve().parent / "lab_settings"
 _RECORD = ".illava-lab.json"
@@ -26,11 +27,13 @@ _RECORD = ".illava-lab.json"
 def open_lab(folder: Path | None = None, extra: Iterable[str] = ()) -> int:
     """Serve JupyterLab until it is stopped, and return the exit status.
 
-    In a clone the notebooks open where they are, with the strategies' folder in reach of the file browser. Otherwise,
-    or if a folder is named, they are copied there first: an installed package is no place to work in.
+    What opens is a copy, so that running a chapter changes neither an installed package nor a clone, whose notebooks
+    are published with the outputs that are stored in them. In a clone the copy is beside the published ones, with the
+    strategies' folder in reach of the file browser and of the chapters' links.
 
     Args:
-        folder: where the copy goes; by default `illava-lab-notebooks` in the current folder, and no copy in a clone.
+        folder: where the copy goes; by default `my-notebooks` at the top of a clone, else `illava-lab-notebooks` in the
+            current folder.
         extra: further options for JupyterLab, such as ``--no-browser`` or ``--port=9000``.
 
     Raises:
@@ -43,11 +46,12 @@ def open_lab(folder: Path | None = None, extra: Iterable[str] = ()) -> int:
 
     clone = paths.clone_dir()
     if folder is None and clone is not None:
-        root, notebook = clone, f"{paths.notebooks_dir().name}/{FIRST_NOTEBOOK}"
+        root, copy = clone, clone / FOLDER_IN_CLONE
     else:
-        root, notebook = Path(folder or DEFAULT_FOLDER).expanduser().resolve(), FIRST_NOTEBOOK
-        for line in copy_notebooks(root):
-            print(line)
+        root = copy = Path(folder or DEFAULT_FOLDER).expanduser().resolve()
+    for line in copy_notebooks(copy):
+        print(line)
+    notebook = (copy / FIRST_NOTEBOOK).relative_to(root).as_posix()
 
     # A kernel called "python3" in the user's home may belong to another Python, one without illava_lab.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
@@ -107,9 +111,9 @@ def copy_notebooks(folder: Path) -> list[str]:
             (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise LabError(f"cannot copy the notebooks to {folder}: {reason}; name another folder") from error
+        raise LabError(f"cannot copy the notebooks to {str(folder)!r}: {reason}; name another folder") from error
 
-    lines = [f"Copied {len(copied)} notebook files to {folder}"] if copied else []
+    lines = [f"Copied {len(copied)} notebook files to {str(folder)!r}"] if copied else []
     return lines + [f"Kept your changed {name}; to get the new version, rename yours and start again" for name in kept]
 
 

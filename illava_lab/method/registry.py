@@ -7,7 +7,6 @@ class that has it first, and the lab's own come first.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import sys
@@ -21,11 +20,10 @@ from types import ModuleType
 from typing import TypeVar
 
 from illava_lab.errors import LabError
+from illava_lab.method.names import GROUP, OWN, in_order, unknown
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES
 
-GROUP = "illava_lab.strategies"
-OWN = "illava_lab.strategies"  # the lab's own entry, and its package
 KINDS = ("none", "prune", "merge", "pool")
 
 _registered: dict[str, type[Strategy]] = {}
@@ -73,7 +71,7 @@ def strategies() -> dict[str, type[Strategy]]:
     """All strategies by name, in alphabetical order with "none" first."""
     _discover(own=True)
     _discover(own=False)
-    return dict(sorted(_registered.items(), key=lambda item: (item[0] != "none", item[0])))
+    return dict(sorted(_registered.items(), key=lambda item: in_order(item[0])))
 
 
 def broken_plugins() -> dict[str, str]:
@@ -94,11 +92,9 @@ def get_strategy(name: str) -> type[Strategy]:
     known = strategies()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     broken = ", ".join(f"{plugin} ({reason})" for plugin, reason in _broken.items())
     missing = f". Plug-ins that could not be loaded: {broken}" if broken else ""
-    raise LabError(f"unknown strategy {name!r}{hint} Known: {', '.join(known)}{missing}")
+    raise LabError(unknown("strategy", name, known, missing))
 
 
 def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:

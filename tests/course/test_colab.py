@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +38,15 @@ MergeExplorer(lab, image, question, ["illava"]).show(step=2)
 Prediction("?", ["a", "b"]).show()
 Quiz(Question("?", right=("a", "so"), wrong=[("b", "not so")])).show()
 """
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            print("torch finds", os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Watch())
+"""
 PLOT = """
 import pandas as pd
 from illava_lab.paths import data_dir
@@ -56,9 +66,17 @@ def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(
     monkeypatch.setenv("COLAB_NOTEBOOK_ID", "a notebook")  # by which plotly knows Colab
     chapter = nbformat.read(CLONE / "notebooks" / "00_start_here.ipynb", as_version=4)
     set_up = next(cell.source for cell in chapter.cells if cell.cell_type == "code")
-    cells = ["import google.colab.output", set_up, SHOW, PLOT]  # Colab has imported its own before the first cell
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cells = [
+        "import google.colab.output",
+        WATCH,
+        set_up,
+        SHOW,
+        PLOT,
+    ]  # Colab has imported its own before the first cell
     ran = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     execute.execute(ran, tmp_path)
+    assert ran.cells[2].outputs[0].text.startswith("torch finds passive\n"), "else it is slow on busy cores"
     widgets = [out for cell in ran.cells for out in cell.outputs if VIEW in out.get("data", {})]
     assert len(widgets) == 4
     for out in widgets:
@@ -66,3 +84,10 @@ def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(
         assert {"image/png", "text/html"} & set(out.data), "and if it does, there is still something to see"
     (plot,) = [out for out in ran.cells[-1].outputs if "data" in out]
     assert "Plotly.newPlot" in plot.data["text/html"] and VIEW not in plot.data
+
+
+def test_how_threads_wait_is_the_users_choice(tmp_path: Path) -> None:
+    code = f"{WATCH}\nimport illava_lab as il\nfrom illava_lab.course import set_up"
+    env = {**os.environ, "OMP_WAIT_POLICY": "active"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "torch finds active\n", done.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import urllib.error
 from collections.abc import Sequence
@@ -148,12 +151,16 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_clone_opens_its_own_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clone_opens_a_copy_beside_its_own_notebooks(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = launched(monkeypatch)
+    monkeypatch.setattr(paths, "clone_dir", lambda: tmp_path)
     assert jupyter.open_lab(extra=["--port=9000"]) == 0
     (argv,) = calls
-    assert f"--ServerApp.root_dir={CLONE}" in argv
-    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in argv
+    assert f"--ServerApp.root_dir={tmp_path}" in argv
+    assert "--LabApp.default_url=/lab/tree/my-notebooks/00_start_here.ipynb" in argv
+    assert (tmp_path / "my-notebooks" / "00_start_here.ipynb").exists()
     assert "--ServerApp.ip=127.0.0.1" in argv
     assert argv[-1] == "--port=9000", "the user's own options come last, so they win"
     assert not [option for option in argv if "token" in option.lower()], "the server keeps its token"
@@ -193,7 +200,9 @@ def test_settings_are_ones_that_jupyterlab_knows() -> None:
     """JupyterLab ignores a setting it does not know, or one of a wrong type, without a word."""
     from jupyterlab.commands import get_app_dir
 
-    overrides = json.loads((CLONE / "illava_lab" / "lab_settings" / "overrides.json").read_text(encoding="utf-8"))
+    overrides = json.loads(
+        (CLONE / "illava_lab" / "course" / "lab_settings" / "overrides.json").read_text(encoding="utf-8")
+    )
     for plugin, values in overrides.items():
         package, name = plugin.split(":")
         schema = json.loads((Path(get_app_dir()) / "schemas" / package / f"{name}.json").read_text(encoding="utf-8"))
@@ -202,16 +211,66 @@ def test_settings_are_ones_that_jupyterlab_knows() -> None:
             jsonschema.validate(value, definition)
 
 
-def test_real_server_in_a_clone(tmp_path: Path) -> None:
-    code = "import sys; from illava_lab.course.jupyter import open_lab; sys.exit(open_lab(None, sys.argv[1:]))"
-    with serving([sys.executable, "-c", code], cwd=tmp_path, scratch=tmp_path / "scratch") as server:
-        notebook = server.get("/api/contents/notebooks/00_start_here.ipynb?content=0")
-        assert notebook["type"] == "notebook"
-        assert {entry["name"] for entry in server.get("/api/contents/strategies")["content"]} >= {"__init__.py"}
+def git(clone: Path, *words: str) -> str:
+    own = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *own, *words], cwd=clone, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
+def test_real_server_leaves_a_clone_as_it_is(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for name in ("notebooks", "strategies"):
+        shutil.copytree(CLONE / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", "pyproject.toml"):
+        shutil.copy(CLONE / name, clone / name)
+    git(clone, "init", "--quiet")
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message=all")
+    code = (
+        "import sys; from pathlib import Path; from illava_lab import paths; from illava_lab.__main__ import main\n"
+        "paths._PACKAGE = Path(sys.argv[1], 'illava_lab'); sys.exit(main(['lab', *sys.argv[2:]]))"
+    )
+    with serving([sys.executable, "-c", code, str(clone)], cwd=tmp_path, scratch=tmp_path / "scratch") as server:
+        chapter = server.get("/api/contents/my-notebooks/00_start_here.ipynb")
+        assert chapter["type"] == "notebook"
+        names = {entry["name"] for entry in server.get("/api/contents/strategies")["content"]}
+        assert "__init__.py" in names, "where the chapters' links lead"
+        chapter["content"]["cells"] = []
+        server.put("/api/contents/my-notebooks/00_start_here.ipynb", chapter)
         with pytest.raises(urllib.error.HTTPError) as refused:
             server.get("/api/contents", token="guess")
         assert refused.value.code == 403
         overridden = server.get("/lab/api/settings/@jupyterlab/apputils-extension:notification")
         assert overridden["schema"]["properties"]["fetchNews"]["default"] == "false"
     assert server.process.returncode == 0, "asked to stop, it stops in order"
-    assert not list(tmp_path.glob("*.ipynb")), "a clone needs no copy"
+    saved = json.loads((clone / "my-notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
+    assert saved["cells"] == []
+    assert git(clone, "status", "--porcelain") == ""
+
+
+KERNEL = """
+import sys
+from jupyter_client.manager import start_new_kernel
+from jupyterlab.labapp import LabApp
+from illava_lab.__main__ import main
+
+def launch(argv):
+    manager, client = start_new_kernel()
+    client.execute_interactive("import os; print(os.environ.get('OMP_WAIT_POLICY'))", timeout=60)
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    assert "torch" not in sys.modules, "the server needs no torch, and starts seconds earlier without"
+
+LabApp.launch_instance = launch
+main(["lab", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_of_kernels_sleep_while_they_wait(tmp_path: Path, own: str | None, found: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    command = [sys.executable, "-c", KERNEL, str(tmp_path / "mine")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == found

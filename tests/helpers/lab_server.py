@@ -33,10 +33,17 @@ class Server:
 
     def get(self, path: str, token: str | None = None) -> Any:
         """The JSON answer to a GET request, sent with the server's own token unless another is given."""
-        request = urllib.request.Request(
-            self.url + path, headers={"Authorization": f"token {self.token if token is None else token}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        return self._answer(path, token)
+
+    def put(self, path: str, body: Any) -> Any:
+        """The JSON answer to a PUT request, such as saving a file."""
+        return self._answer(path, data=json.dumps(body).encode(), method="PUT")
+
+    def _answer(self, path: str, token: str | None = None, **request: Any) -> Any:
+        headers = {"Authorization": f"token {self.token if token is None else token}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url + path, headers=headers, **request), timeout=30
+        ) as answer:
             return json.load(answer)
 
 

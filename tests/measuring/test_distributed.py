@@ -27,7 +27,7 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("embedded model, task test") == 1  # only the first prints
+    assert done.stdout.count("model 'embedded', task 'test'") == 1  # only the first prints
 
     one = il.compare(il.load(), ["random", "fastv", "illava"], [0.5], limit=24, batch_size=4, timing=False,
                      out=tmp_path / "one", progress=False)  # fmt: skip

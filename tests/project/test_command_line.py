@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,20 +18,21 @@ import pytest
 import illava_lab as il
 from illava_lab.__main__ import _split_jupyter, main
 from illava_lab.measuring.tasks import load_task
-from illava_lab.method import registry
+from illava_lab.method import names, registry
+from illava_lab.schedules.presets import PRESETS
 
 COMMAND = [sys.executable, "-m", "illava_lab"]
 # On busy cores, waiting for a second thread costs more than it brings.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen:
+def start(folder: Path, *words: object, env: dict[str, str] = ENVIRONMENT) -> subprocess.Popen:
     # Tests that a shell runs in the background are born deaf to Ctrl-C, and so would be what they start.
     deaf = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
-            [*COMMAND, *map(str, words)], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [*COMMAND, *map(str, words)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )  # fmt: skip
     finally:
@@ -57,7 +60,7 @@ def test_compare_prints_and_writes(tmp_path: Path) -> None:
     code, out, err = finish(start(tmp_path, *words.split()))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].startswith("embedded model, task test: ")
+    assert lines[0].startswith("model 'embedded', task 'test': ")
     assert [line.split()[0] for line in lines[2:5]] == ["none", "illava", "random"]
     assert max(map(len, lines)) <= 120
     folder = tmp_path / "results" / "mine"
@@ -105,7 +108,7 @@ def test_stopped_runs_go_on(tmp_path: Path) -> None:
 
     code, _, _ = stop_after(len(after_interrupt) + 2, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    after_kill = [line for line in log.read_text().split("\n")[:-1]]
+    after_kill = log.read_text().split("\n")[:-1]
     assert after_kill[: len(after_interrupt)] == after_interrupt
     assert len(after_interrupt) < len(after_kill) < 14
 
@@ -119,15 +122,40 @@ def test_stopped_runs_go_on(tmp_path: Path) -> None:
     assert list(pd.read_csv(tmp_path / "o" / "table.csv")["status"]) == ["ok"] * 13
 
 
+INTERRUPT = """
+import os, signal, sys
+module = sys.argv.pop(1)
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from illava_lab.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    "module", ["illava_lab.commands", "numpy", "torch.nn", "transformers", "illava_lab.strategies"]
+)
+def test_ctrl_c_while_modules_are_loaded_is_one_line(picture: Path, tmp_path: Path, module: str) -> None:
+    words = [module, "ask", picture, "What is the word?", "--strategy", "illava"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPT, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nillava-lab: interrupted\n")
+
+
 def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
     sample = load_task("test").samples.iloc[0]
-    words = ("ask", picture, sample["question"], "--strategy", "illava", "--keep", "0.5", "--verbose")
+    words = ("ask", picture, sample["question"], "--strategy", "illava", "--verbose")
     code, out, err = finish(start(tmp_path, *words))
     assert (code, err) == (0, "")
-    lab = il.load()
-    answer = lab.ask(picture, sample["question"], "illava", keep=0.5)
-    text, counts, *steps = out.splitlines()
+    answer = il.load().ask(picture, sample["question"], "illava")
+    text, ran, counts, *steps = out.splitlines()
     assert text == answer.text
+    assert ran == "illava, keep 0.5 (the default)"
     encoder, llm = answer.trace.steps[-2].after, answer.trace.steps[-1].after
     patches = answer.trace.steps[0].before
     assert counts.startswith(f"visual tokens: encoder {patches} -> {encoder}, LLM {encoder} -> {llm}; prefill ")
@@ -135,10 +163,140 @@ def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
     assert len(steps) == len(answer.trace.steps)
 
 
-def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
+# ---------------------------------------------------------------------------------------------- at once
+HEAVY = ("torch", "transformers", "numpy", "pandas")
+QUICK = [
+    ("--help",),
+    *((command, "--help") for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets")),
+    ("presets",),
+    ("compere",),
+    ("compare", "--strategies", "ilava"),
+    ("bench", "--presets", "fasttv"),
+    ("check", "ilava"),
+    ("check", "nowhere.py"),
+    ("ask", "nowhere.png", "What?", "--strategy", "tome", "--preset", "tome-16"),
+    ("compare", "--keep", "1.5"),
+    ("compare", "--task", "nowhere.parquet"),
+    ("compare", "--model", "no/such/folder"),
+    ("ask", __file__, "What?", "--strategy", "tome", "--keep", "0.5", "--flops", "0.5"),
+    ("ask", __file__, "What?", "--keep", "0.5"),
+    ("ask", __file__, "What?", "--strategy", "tome", "--preset", "fastv"),
+    ("ask", __file__, "What?", "--strategy", "tome", "--schedule", '{"llm": {"2": 1.5}}'),
+]
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path, words: tuple[str, ...]) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'illava-lab'\n"
+        "from illava_lab.__main__ import main\n"
+        "try: status = main()\n"
+        "except SystemExit as end: status = end.code\n"
+        f"print(status, *set({HEAVY}) & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    right = "0" if {"--help", "presets"} & set(words) else "2"
+    assert done.stdout.splitlines()[-1:] == [right], done.stderr
+
+
+def test_help_and_mistakes_take_no_longer_than_four_imports_of_numpy(tmp_path: Path) -> None:
+    numpy = [sys.executable, "-c", "import numpy"]
+    asked = [
+        [*COMMAND, "ask", "--help"],
+        [*COMMAND, "compare", "--strategies", "ilava"],
+        [*COMMAND, "ask", "nowhere.png", "What?", "--preset", "fastv"],
+    ]
+    seconds: dict[int, list[float]] = {number: [] for number in range(len(asked) + 1)}
+    for _ in range(7):
+        for number, command in enumerate([numpy, *asked]):
+            begin = time.perf_counter()
+            subprocess.run(command, cwd=tmp_path, capture_output=True)
+            seconds[number].append(time.perf_counter() - begin)
+    limit, *medians = (statistics.median(times) for times in seconds.values())
+    assert max(medians) <= 4 * limit, (limit, medians)
+
+
+def test_a_wrong_name_gets_the_same_sentence_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(il.LabError) as refused:
+        il.get_strategy("ilava")
     code, out, err = finish(start(tmp_path, "compare", "--strategies", "ilava"))
-    assert (code, out) == (2, "")
-    assert err.startswith("illava-lab: error: unknown strategy 'ilava'; did you mean illava") and err.count("\n") == 1
+    assert (code, out, err) == (2, "", f"illava-lab: error: {refused.value}\n")
+    assert "did you mean illava" in err
+
+
+def test_names_read_from_files_are_those_of_the_registry() -> None:
+    own = [name for name, cls in il.strategies().items() if cls.__module__.startswith(f"{names.OWN}.")]
+    assert list(names.own_names()) == own
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('@register\nclass A:\n    name = "b"\n@il.register\nclass C:\n    name: str = "a"', ("none", "a", "b")),
+        ("def helper(): pass", ("none",)),
+        ('@register\nclass A:\n    name = "a" + "b"', None),
+        ("@register\nclass A(B):\n    pass", None),
+        ('class A:\n    name = "a"\nregister(A)', None),
+        ('from illava_lab.method import register as r\n@r\nclass A:\n    name = "a"', None),
+        ('@register\nclass A:\n    name = "none"', None),
+        ("class", None),
+    ],
+)
+def test_files_that_do_not_tell_their_names_are_left_to_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, found: tuple[str, ...] | None
+) -> None:
+    (tmp_path / "none.py").write_text('@register\nclass Nothing:\n    name = "none"')
+    (tmp_path / "other.py").write_text(text)
+    monkeypatch.setattr(names, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    assert names.own_names.__wrapped__() == found
+
+
+def test_strategies_of_other_packages_are_known(tmp_path: Path) -> None:
+    (tmp_path / "theirs-1.0.dist-info").mkdir()
+    (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (tmp_path / "theirs-1.0.dist-info" / "entry_points.txt").write_text("[illava_lab.strategies]\na = theirs:Theirs\n")
+    (tmp_path / "theirs.py").write_text(
+        "import illava_lab as il\n"
+        "class Theirs(il.Scorer):\n"
+        "    name = 'from-elsewhere'\n"
+        "    def score(self, tokens): return tokens.hidden.norm(dim=-1)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**ENVIRONMENT, "PYTHONPATH": path}
+    for name, message in {"from-elsewhere": "no image file at", "from-elsewher": "did you mean from-elsewhere"}.items():
+        code, out, err = finish(start(tmp_path, "ask", "nowhere.png", "What?", "--strategy", name, env=env))
+        assert (code, out) == (2, "") and message in err
+
+
+# ---------------------------------------------------------------------------------------------- how threads wait
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            print("torch finds", os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Watch())
+from illava_lab.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "found"),
+    [
+        (("strategies",), None, "passive"),
+        (("strategies",), "active", "active"),
+        (("bench", "--device", "nowhere"), None, "None"),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_speed_is_measured_or_the_user_chose(
+    tmp_path: Path, words: tuple[str, ...], own: str | None, found: str
+) -> None:
+    env = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    done = subprocess.run([sys.executable, "-c", WATCH, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert f"torch finds {found}\n" in done.stdout, done.stderr
 
 
 # ---------------------------------------------------------------------------------------------- in this process
@@ -157,32 +315,142 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (("compere",), "invalid choice: 'compere'"),
         (("compare", "--keep", "0.5,x"), "argument --keep: 'x' is no number"),
         (("compare", "--keep", "0.5,"), "argument --keep: '' is no number"),
-        (("compare", "--keep", "1.5"), "argument --keep: must be in (0, 1], got 1.5"),
-        (("compare", "--limit", "many"), "argument --limit: invalid int value: 'many'"),
-        (("compare", "--limit", "0"), "limit must be a whole number of at least 1"),
+        (("compare", "--keep", "1.5"), "argument --keep: must be in (0, 1], got '1.5'"),
+        (("compare", "--keep", "0.5,0.50"), "argument --keep: 0.5 is given twice"),
+        (("compare", "--limit", "many"), "argument --limit: 'many' is no whole number"),
+        (("compare", "--limit", "0"), "argument --limit: must be at least 1, got '0'"),
         (("compare", "--task", "tset"), "there is no file 'tset'"),
-        (("compare", "--strategies", ","), "at least one strategy"),
-        (("compare", "--limit", "8", "--batch-size", "0"), "batch_size must be"),
-        (("compare", "--model", "no/such/folder"), "no/such/folder is neither a folder nor a hub id"),
-        (("compare", "--dtype", "int8"), "dtype must be one of"),
-        (("compare", "--out", __file__, "--limit", "8"), "cannot write to"),
+        (("compare", "--strategies", ","), "must be a name, got ''"),
+        (("compare", "--strategies", "tome,tome"), "'tome' is given twice"),
+        (("compare", "--strategies", 'illava(score="lse")'), "unknown strategy 'illava(score=\"lse\")'"),
+        (("compare", "--strategies", "none", "--keep", "0.5"), "--keep 0.5 needs a --strategy that reduces"),
+        (("compare", "--batch-size", "0"), "argument --batch-size: must be at least 1"),
+        (("compare", "--seed", "-1"), "argument --seed: must be at least 0"),
+        (("compare", "--model", "no/such/folder"), "'no/such/folder' is neither a folder nor a hub id"),
+        (("compare", "--model", ""), "'' is neither a folder nor a hub id"),
+        (("compare", "--model", __file__), "is a file; give the folder of a checkpoint"),
+        (("compare", "--model", "random:nothing"), "no configuration for 'random:nothing'; there are "),
+        (("compare", "--dtype", "int8"), "argument --dtype: invalid choice: 'int8'"),
+        (("compare", "--out", ""), "argument --out: must be a folder, got ''"),
+        (("compare", "--out", __file__), "argument --out: must be a folder, but"),
+        (("lab", ""), "argument FOLDER: must be a folder, got ''"),
+        (("compare", "--schedule", "0.5"), "must be an object with encoder, llm, image"),
+        (("compare", "--schedule", "{llm}"), "'{llm}' is no JSON"),
+        (("compare", "--schedule", '{"LLM": {"2": 0.5}}'), "must be an object with encoder, llm, image"),
+        (("compare", "--schedule", '{"llm": {"2": 0.5, "2": 0.3}}'), "'2' is given twice"),
+        (("compare", "--schedule", '{"llm": {"two": 0.5}}'), "llm: layers are whole numbers, got 'two'"),
+        (("compare", "--schedule", '{"llm": {"2": 1.5}}'), "llm layer 2 must be a fraction in (0, 1] or a count"),
+        (("compare", "--schedule", '{"llm": 0.5}'), "llm must map layers to what they keep"),
         (("bench", "--strategies", "ilava"), "unknown strategy 'ilava'"),
         (("bench", "--presets", "fasttv"), "unknown preset 'fasttv'"),
-        (("bench", "--batch-sizes", "1,x"), "argument --batch-sizes: '1,x' is no list of whole numbers"),
+        (("bench", "--batch-sizes", "1,x"), "argument --batch-sizes: 'x' is no whole number"),
         (("bench", "--image", "nowhere.png"), "no image file at 'nowhere.png'"),
         (("ask", "nowhere.png", "What?"), "no image file at 'nowhere.png'"),
         (("ask", __file__, "What?"), "is not a picture"),
         (("ask", "{picture}", " "), "question must be a sentence"),
-        (("ask", "{picture}", "What?", "--keep", "0.5"), "--keep 0.5 needs a --strategy"),
+        (("ask", "{picture}", "What?", "--keep", "0.5"), "--keep 0.5 needs a --strategy that reduces"),
+        (("ask", "{picture}", "What?", "--strategy", "none", "--flops", "0.5"), "'none' keeps every token"),
+        (("ask", "{picture}", "What?", "--schedule", '{"llm": {"2": 0.5}}'), "needs a --strategy that reduces"),
         (("ask", "{picture}", "What?", "--strategy", "tom"), "unknown strategy 'tom'; did you mean tome"),
+        (("ask", "{picture}", "What?", "--strategy", "tome", "--keep", "1", "--flops", "1"), "got --keep and --flops"),
+        (("ask", "{picture}", "What?", "--keep", "0.5", "--preset", "fastv"), "got --keep and --preset"),
+        (("ask", "{picture}", "What?", "--strategy", "tome", "--preset", "fastv"), "runs fastv, not 'tome'"),
+        (("ask", "{picture}", "What?", "--strategy", "tome,fastv"), "unknown strategy 'tome,fastv'"),
+        (("check", "nowhere.py"), "there is no Python file 'nowhere.py'"),
         (("strategies", "more"), "unrecognized arguments: more"),
     ],
 )
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], picture: Path, words: tuple, message: str) -> None:
-    code, out, err = run(capsys, *(str(word).format(picture=picture) for word in words))
+    code, out, err = run(capsys, *(str(word).replace("{picture}", str(picture)) for word in words))
     assert (code, out) == (2, "")
     assert err.startswith("illava-lab: error: ") and err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("{bad}",),
+        ("strategies", "{bad}"),
+        ("compare", "--{bad}"),
+        ("compare", "--strategies", "{bad}"),
+        ("compare", "--presets", "{bad}"),
+        ("compare", "--keep", "{bad}"),
+        ("compare", "--task", "{bad}"),
+        ("compare", "--model", "{bad}"),
+        ("compare", "--device", "{bad}"),
+        ("compare", "--schedule", "{bad}"),
+        ("ask", "{bad}", "What?"),
+        ("check", "{bad}.py"),
+    ],
+)
+def test_control_characters_never_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    code, out, err = run(capsys, *(word.format(bad="\x1b]0;t\x07\n\x9b2J") for word in words))
+    assert (code, out) == (2, "")
+    assert err.endswith("\n") and err[:-1].isprintable() and "2J" in err
+
+
+@pytest.mark.parametrize("command", ["ask", "compare", "bench"])
+def test_every_verb_takes_the_same_words_in_the_same_order(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    options = [line.split()[0] for line in out.split("options:")[1].splitlines() if line.startswith("  --")]
+    assert code == 0
+    assert options[:5] == ["--strategy", "--keep", "--flops", "--preset", "--schedule"]
+    assert "--strategies" in out and "--presets" in out
+
+
+class _Recorded:
+    """In the place of a lab and of the verbs: notes what they are called with."""
+
+    def __init__(self) -> None:
+        self.arguments: dict = {}
+
+    def __call__(self, lab: object, strategy: object = None, keep: object = None, **others: object) -> None:
+        self.arguments = {"strategy": strategy, "keep": keep, **others}
+        raise il.LabError("far enough")
+
+
+@pytest.mark.parametrize("command", ["compare", "bench"])
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--strategy tome --keep 0.5", {"strategy": ["tome"], "keep": [0.5], "preset": None, "schedule": None}),
+        ("--flops 0.5,0.3", {"strategy": "default", "keep": None, "flops": [0.5, 0.3]}),
+        ("--preset fastv,tome-16", {"strategy": None, "preset": ["fastv", "tome-16"]}),
+        ("--preset fastv --keep 0.5", {"strategy": "default", "preset": ["fastv"], "keep": [0.5]}),
+        ("--strategies all", {"strategy": "all"}),
+        ("--strategies none --keep 1", {"strategy": ["none"], "keep": [1.0]}),
+        (
+            '--strategies fastv --schedule [{"llm":{"2":0.5}},{"llm":{"2":9},"encoder":{}}]',
+            {"schedule": [il.Schedule(llm={2: 0.5}), il.Schedule(llm={2: 9})]},
+        ),
+    ],
+)
+def test_tables_are_asked_for_in_the_words_of_python(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, words: str, wanted: dict
+) -> None:
+    called = _Recorded()
+    monkeypatch.setattr("illava_lab.session.load.load", lambda *_, **__: SimpleNamespace(source="none at all"))
+    monkeypatch.setattr(f"illava_lab.measuring.{command}.{command}", called)
+    assert run(capsys, command, *words.split())[0] == 2
+    default = {
+        "compare": ["none", "random", "fastv", "tome", "illava"],
+        "bench": ["fastv", "tome", "visionzip", "illava"],
+    }
+    replaced = {"default": default[command], "all": list(il.strategies())}
+    for name, value in wanted.items():
+        assert called.arguments[name] == (replaced[value] if isinstance(value, str) else value)
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "presets")
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert (code, err) == (0, "") and set(rows) == {"name", *PRESETS}
+    assert "illava(score='lse')" in rows["illava-qwen2-vl"]
+    assert "encoder 12-15: 0.84; LLM 6-8: 0.9" in rows["illava-qwen2-vl"]
+    assert "encoder 0: 560, 1: 544, ..., 22: 208" in rows["tome-16"] and "2210.09461" in rows["tome-16"]
 
 
 def test_strategies_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +467,7 @@ def test_strategies_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_words_unknown_to_the_model_are_pointed_out(capsys: pytest.CaptureFixture[str], picture: Path) -> None:
     code, out, err = run(capsys, "ask", picture, "What color is the xylophone?")
     assert code == 0 and out
-    assert "lacks these words of the question: xylophone" in err
+    assert "lacks these words of the question: 'xylophone'" in err
 
 
 def test_lab_hands_options_to_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
