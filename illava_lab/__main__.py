@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from illava_lab import arguments as typed
 from illava_lab.errors import LabError
-from illava_lab.threads import wait_passively
+from illava_lab.session.threads import wait_passively
 
 PROGRAM = "illava-lab"
 COMPARED = ["none", "random", "fastv", "tome", "illava"]

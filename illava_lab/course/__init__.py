@@ -5,7 +5,7 @@ A chapter imports from here before anything has loaded torch, so here its kernel
 
 import lazy_loader
 
-from illava_lab.threads import wait_passively
+from illava_lab.session.threads import wait_passively
 
 wait_passively()
 
