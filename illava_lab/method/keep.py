@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from illava_lab.errors import LabError
-
-if TYPE_CHECKING:
-    pass
-
 
 Keep = float | int
 
