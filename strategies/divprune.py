@@ -15,8 +15,8 @@ class DivPrune(Strategy):
     ``argmax_j min_{i picked} D_ij``, until enough are picked; the rest is dropped.
 
     The reference prunes once, at the input of the LLM; here at the end of the encoder (its home, which costs the same),
-    before layer 1 of the LLM, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32), and may pick a token twice
-    when only duplicates are left (here never). CLS is kept and takes no part: ours.
+    before layer 1 of the LLM, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32),
+    and may pick a token twice when only duplicates are left (here never). CLS is kept and takes no part: ours.
     """
 
     name = "divprune"

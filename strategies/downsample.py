@@ -9,8 +9,8 @@ class Downsample(Strategy):
 
     A picture of H x W patches becomes one of h x w patches with nearly its proportions, so not every count can be
     reached: 14 x 14 can become 13 x 14 = 182, 13 x 13 = 169, 12 x 13 = 156 and so on. Position embeddings are
-    interpolated to the smaller grid, as transformers does for pictures of other sizes. The reference (VTC-Bench) divides
-    both sides by a whole number and lets a model of native resolution see the result.
+    interpolated to the smaller grid, as transformers does for pictures of other sizes. The reference (VTC-Bench)
+    divides both sides by a whole number and lets a model of native resolution see the result.
 
     This is not a map of tokens: the new ones are made from new pixels. The map only says which patches of the full
     picture each new one shows, and in whose place it stands. The LLM gets them at the positions of those places;

@@ -21,8 +21,8 @@ class Random(Scorer):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise LabError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise LabError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
 
     def score(self, tokens: Tokens) -> Tensor:
         place = 2 * tokens.layer + (tokens.stage == "llm")

@@ -38,7 +38,6 @@ class SparseVLM(Strategy):
         "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", "2410.04417", 2024
     )
     stages = ("llm",)
-    kind = "prune"
 
     recycle: bool = False
     raters: str = "selected"
@@ -46,8 +45,10 @@ class SparseVLM(Strategy):
     def __post_init__(self) -> None:
         one_of("recycle", self.recycle, (True, False))
         one_of("raters", self.raters, ("selected", "all"))
-        if self.recycle:
-            object.__setattr__(self, "kind", "merge")
+
+    @property
+    def kind(self) -> str:
+        return "merge" if self.recycle else "prune"
 
     @property
     def memory(self) -> str:

@@ -20,8 +20,9 @@ from types import ModuleType
 from typing import TypeVar
 
 from illava_lab.errors import LabError
+from illava_lab.method.declared import declared
 from illava_lab.method.names import GROUP, OWN, in_order, unknown
-from illava_lab.method.strategy import Strategy
+from illava_lab.method.strategy import Scorer, Strategy
 from illava_lab.method.tokens import STAGES
 
 KINDS = ("none", "prune", "merge", "pool")
@@ -39,17 +40,20 @@ def register(cls: S) -> S:
     earlier one there: whoever runs a changed cell means the change.
 
     Raises:
-        LabError: not a Strategy, no name, an unknown kind or stage, or a name that another class holds.
+        LabError: not a Strategy, no name (or one that is a property), an unknown kind or stage, a property that fails
+            with the default settings, or a name that another class holds.
     """
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise LabError(f"register expects a subclass of Strategy or Scorer, got {cls!r}")
     if not (isinstance(cls.name, str) and cls.name):
         raise LabError(f'{cls.__name__} needs a name, for example: name = "{cls.__name__.lower()}"')
-    if cls.kind not in KINDS:
-        raise LabError(f"{cls.__name__}.kind must be one of {KINDS}, got {cls.kind!r}")
-    known = isinstance(cls.stages, tuple) and all(stage in STAGES for stage in cls.stages)
-    if not known or (not cls.stages and cls.kind != "none"):
-        raise LabError(f"{cls.__name__}.stages must be taken from {STAGES}, got {cls.stages!r}")
+    # What only an instance knows is taken for right here; `check_strategy` looks at instances.
+    kind, stages = declared(cls, "kind", unknown="none"), declared(cls, "stages", unknown=STAGES)
+    if kind not in KINDS:
+        raise LabError(f"{cls.__name__}.kind must be one of {KINDS}, got {kind!r}")
+    known = isinstance(stages, tuple) and all(stage in STAGES for stage in stages)
+    if not known or (not stages and kind != "none"):
+        raise LabError(f"{cls.__name__}.stages must be taken from {STAGES}, got {stages!r}")
     if not cls.__module__.startswith(f"{OWN}."):
         _discover(own=True)
     held = _registered.get(cls.name)
@@ -98,14 +102,25 @@ def get_strategy(name: str) -> type[Strategy]:
 
 
 def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
-    """A strategy from its name, its class or an instance."""
-    if isinstance(strategy, str):
-        return get_strategy(strategy)()
-    if isinstance(strategy, type) and issubclass(strategy, Strategy):
-        return strategy()
-    if isinstance(strategy, Strategy):
-        return strategy
-    raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
+    """A strategy from its name, its class or an instance.
+
+    Raises:
+        LabError: no such strategy, a base class, a setting without a default, or something else than these three.
+    """
+    made = get_strategy(strategy) if isinstance(strategy, str) else strategy
+    if isinstance(made, type) and issubclass(made, Strategy):
+        try:
+            made = made()
+        except TypeError as error:
+            text = (
+                f"{strategy!r} cannot be made without settings ({error}); give every setting a default, or an instance"
+            )
+            raise LabError(text) from error
+    if not isinstance(made, Strategy):
+        raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
+    if type(made) in (Strategy, Scorer):
+        raise LabError(f"{type(made).__name__} is a base class and does nothing by itself; strategy must be a subclass")
+    return made
 
 
 def load_file(path: str | Path) -> list[type[Strategy]]:

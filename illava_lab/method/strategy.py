@@ -37,7 +37,7 @@ class Strategy:
     configuration. Validate them in ``__post_init__`` with `one_of`.
 
     Class attributes:
-        name: how users call it.
+        name: how users call it. Never a property: the registry knows the class by it.
         paper: where it was published, or None.
         stages: where it may run.
         home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
@@ -47,7 +47,10 @@ class Strategy:
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
 
-    A subclass may make any of them a property, where a setting decides. `illava_lab.testing` checks what is declared.
+    Where a setting decides, a subclass may make any of them but `name` a property of the instance. A model with the
+    strategy attached, budgets and checks then see the value of the instance. Lists of strategies and `register` see
+    the one that default settings give (`illava_lab.method.declared`), and nothing where a setting has no default.
+    `illava_lab.testing` checks what is declared.
     """
 
     name: ClassVar[str] = ""

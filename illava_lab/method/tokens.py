@@ -12,10 +12,7 @@ from illava_lab.errors import LabError
 
 # "image" is before the model: a smaller picture goes in.
 Stage = Literal["image", "encoder", "llm"]
-
-
 STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
-
 
 STATISTICS: dict[str, str] = {
     "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
@@ -126,10 +123,7 @@ class Tokens:
         """N, the number of tokens per row, protected ones included."""
         return self.hidden.shape[1]
 
-    def __getattr__(self, name: str) -> Tensor:
-        # Only reached for names that are not plain attributes, that is: for the statistics.
-        if name not in STATISTICS:
-            raise AttributeError(f"Tokens has no {name!r}; statistics are {', '.join(STATISTICS)}")
+    def _statistic(self, name: str) -> Tensor:
         if name not in self._statistics:
             if self._site is None:
                 have = ", ".join(self._statistics) or "none"
@@ -139,5 +133,21 @@ class Tokens:
             self._statistics[name] = self._site.statistic(name)
         return self._statistics[name]
 
+    def __getattr__(self, name: str) -> Tensor:
+        if name in STATISTICS:  # its property ended in an AttributeError, which Python hides: it is raised here again
+            return self._statistic(name)
+        raise AttributeError(f"Tokens has no {name!r}; statistics are {', '.join(STATISTICS)}")
+
     def __repr__(self) -> str:
         return f"Tokens(stage={self.stage!r}, layer={self.layer}, shape={tuple(self.hidden.shape)})"
+
+
+def _property(name: str) -> property:
+    def read(self: Tokens) -> Tensor:  # the type is what a completer looks at: without it, some would compute the value
+        return self._statistic(name)
+
+    return property(read, doc=STATISTICS[name])
+
+
+for _name in STATISTICS:  # properties of the class, so that Tab completes them and a question mark explains them
+    setattr(Tokens, _name, _property(_name))

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from illava_lab.errors import LabError
 
-LLM_STATISTICS = ("text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys", "normed_hidden",
-                  "text_normed_hidden", "embeddings", "text_embeddings")  # fmt: skip
-BLOCK_ROWS = 64  # most rows of attention held at once by the column sums, few enough for a CPU's caches;
-CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**23  # but as many as have so many weights: small images then cost few calls
+LLM_STATISTICS = (
+    "text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys",
+    "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings",
+)  # fmt: skip
+# The column sums hold at most so many rows of attention at once, few enough for a CPU's caches; but always as many as
+# have so many weights, so that small images cost few calls.
+BLOCK_ROWS = 64
+CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**23
 
 
 class UnequalText(LabError):
-    """The prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
+    """Prompts of a site differ in how many text tokens follow the image; each such length needs a site of its own."""
 
 
 @dataclass(eq=False)
@@ -64,7 +68,7 @@ class AttentionSite:
     norm: nn.Module | None = None
 
     def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.strategy.STATISTICS`.
+        """One of `illava_lab.method.STATISTICS`.
 
         Raises:
             LabError: this site does not have it.
@@ -127,8 +131,10 @@ class AttentionSite:
 
     # ---- statistics
     def _query_blocks(self) -> list[slice]:
-        """Stretches of rows whose float32 weights need at most the bytes of the queries, unless these are few anyway: with
-        a copy of them for the softmax still less than what the MLP of any model needs, so a block does not make the peak.
+        """Stretches of rows whose float32 weights need at most the bytes of the queries, unless these are few anyway.
+
+        With a copy of them for the softmax this is still less than what the MLP of any model needs, so that a block
+        does not make the peak.
         """
         batch, heads, count, width = self.query.shape
         rows = min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2]))

@@ -1,4 +1,4 @@
-"""Statistics of cells: blocks of patches of which a pixel shuffle behind the tower makes one visual token (InternVL)."""
+"""Statistics of cells: blocks of patches that a pixel shuffle behind the tower makes one visual token (InternVL)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShuffledSite:
     at: Tensor
 
     def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.strategy.STATISTICS`, the mean over the patches of each cell.
+        """One of `illava_lab.method.STATISTICS`, the mean over the patches of each cell.
 
         Raises:
             LabError: this site does not have it.

@@ -94,7 +94,7 @@ class CellSite:
     at: Tensor  # (F, n)
 
     def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.strategy.STATISTICS`.
+        """One of `illava_lab.method.STATISTICS`.
 
         Raises:
             LabError: this site does not have it.

@@ -7,9 +7,9 @@ from illava_lab.testing.check import (
     Result,
     check_strategies,
     check_strategy,
-    choices,
     example_tokens,
     parametrize_with_checks,
+    variants,
 )
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Result",
     "check_strategies",
     "check_strategy",
-    "choices",
     "example_tokens",
     "parametrize_with_checks",
+    "variants",
 ]

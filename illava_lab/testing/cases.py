@@ -37,7 +37,7 @@ class Case:
 
     def tokens(self) -> Tokens:
         """Fresh ones, which a strategy may spoil."""
-        return changed(_example(replace(self, keep=0)), lambda name, x: x.clone())
+        return changed(_shared_tokens(replace(self, keep=0)), lambda name, x: x.clone())
 
     def __str__(self) -> str:
         protected = f", {self.newlines} of them protected line ends" if self.newlines else ", CLS first" * self.cls
@@ -51,7 +51,7 @@ class Case:
 
 
 @lru_cache(maxsize=256)
-def _example(case: Case) -> Tokens:
+def _shared_tokens(case: Case) -> Tokens:
     return example_tokens(
         case.stage, case.patches, case.batch, cls=case.cls, newlines=case.newlines, reduced=case.reduced,
         equal=case.equal, dtype=case.dtype, device=case.device,

@@ -13,14 +13,17 @@ import pandas as pd
 from illava_lab.errors import LabError, one_of
 from illava_lab.method.registry import load_file, make_strategy
 from illava_lab.method.strategy import Strategy
+
+# Importing one of these declares its promises, in the order in which they are asked and reported.
+from illava_lab.testing import promises_of_class, promises_of_maps, promises_of_unusual_cases, promises_of_computing  # isort: skip # noqa: F401
 from illava_lab.testing.examples import example_tokens
 from illava_lab.testing.promise import PROMISES, Result
-from illava_lab.testing.promises_of_class import choices
+from illava_lab.testing.promises_of_class import variants
 from illava_lab.testing.subject import Subject
 
 __all__ = [
-    "PROMISES", "BrokenPromise", "Report", "Result", "check_strategies", "check_strategy", "choices", "example_tokens",
-    "parametrize_with_checks",
+    "PROMISES", "BrokenPromise", "Report", "Result", "check_strategies", "check_strategy", "example_tokens",
+    "parametrize_with_checks", "variants",
 ]  # fmt: skip
 
 AnyStrategy = str | Path | Strategy | type[Strategy]
@@ -132,13 +135,5 @@ def parametrize_with_checks(strategies: Iterable[AnyStrategy]) -> Any:
 
 def _strategies(strategy: AnyStrategy) -> list[Strategy]:
     if isinstance(strategy, Path) or (isinstance(strategy, str) and (strategy.endswith(".py") or "/" in strategy)):
-        return [_made(cls) for cls in load_file(strategy)]
-    return [_made(strategy)]
-
-
-def _made(strategy: str | Strategy | type[Strategy]) -> Strategy:
-    try:
-        return make_strategy(strategy)
-    except TypeError as error:  # a setting without a default
-        text = f"{strategy!r} cannot be made without settings ({error}); give every setting a default"
-        raise LabError(text) from error
+        return [make_strategy(cls) for cls in load_file(strategy)]
+    return [make_strategy(strategy)]

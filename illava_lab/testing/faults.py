@@ -20,6 +20,8 @@ def malformed(out: Any, case: Case) -> str:
         return f"anchor must have shape (batch, slots) = ({case.batch}, {case.keep}), got {_shape(out.anchor)}"
     if out.tokens != case.count:
         return f"TokenMap.tokens must be the number of tokens that enter, {case.count}, got {out.tokens!r}"
+    if out.score is not None and _shape(out.score) != (case.batch, case.count):
+        return f"score must have shape (batch, tokens) = {(case.batch, case.count)}, got {_shape(out.score)}"
     if out.self_weight is not None and _shape(out.self_weight) != _shape(out.anchor):
         return f"self_weight must have the shape of anchor, {_shape(out.anchor)}, got {_shape(out.self_weight)}"
     return ""

@@ -64,7 +64,7 @@ def settings_validated(subject: Subject, case: None) -> str | None:
     return None
 
 
-def choices(strategy: Strategy) -> list[Strategy]:
+def variants(strategy: Strategy) -> list[Strategy]:
     """The strategy, and one more for each other value of each setting that is a choice: a word, or True and False."""
     out = [strategy]
     for field in dataclasses.fields(strategy):
@@ -80,8 +80,8 @@ def choices(strategy: Strategy) -> list[Strategy]:
 
 
 def _other_settings(strategy: Strategy) -> list[Strategy]:
-    """`choices`, and instances with other numbers, where the class accepts them."""
-    out = choices(strategy)
+    """`variants`, and instances with other numbers, where the class accepts them."""
+    out = variants(strategy)
     for field in dataclasses.fields(strategy):
         value = getattr(strategy, field.name)
         if type(value) in (int, float):

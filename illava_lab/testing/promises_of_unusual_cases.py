@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.method.token_map import TokenMap
+from illava_lab.method.tokens import Tokens
 from illava_lab.testing.cases import Case
 from illava_lab.testing.promise import Broken, Elsewhere, promise
 from illava_lab.testing.subject import Subject
@@ -83,8 +85,8 @@ _SCORES += ("text_attention", "next_text_attention", "text_rows")
 @promise(lambda subject: subject.cases(4, 9))
 def nan_survived(subject: Subject, case: Case) -> str | None:
     """NaN is refused with a LabError, or survived: it is not preferred to numbers, and the count is right."""
-    clean = subject.map(case)
-    kept = set(clean.anchor[0].tolist())
+    before = set(subject.map(case).anchor[0].tolist())
+    answers: dict[int, TokenMap] = {}
     for token in [*range(case.protected, case.count), None]:
         tokens = changed(case.tokens(), lambda name, x, token=token: _with_nan(name, x, token))
         what = "every token" if token is None else f"token {token}"
@@ -94,17 +96,38 @@ def nan_survived(subject: Subject, case: Case) -> str | None:
             if isinstance(broken.__cause__, LabError):
                 continue
             raise Broken(f"with NaN in {what}, {broken}") from None
-        if token is None:  # weights may be NaN then
+        if token is None or _all_nan(out, tokens):  # weights may be NaN then
             out = replace(out, self_weight=None, slot=None, source=None, weight=None)
+        elif out.score is not None or out.weight is None:  # what merges without ranking may as well leave NaN apart
+            answers[token] = out
         if wrong := subject.unsound(out, case):
             return f"with NaN in {what}, {wrong}: replace NaN (torch.nan_to_num), or raise a LabError"
-        ranked = out.score is not None or out.weight is None  # what merges may as well leave NaN apart
-        if token is not None and ranked and token not in kept and token in out.anchor[0]:
-            return (
-                f"token {token} is kept when it is NaN, and is not when it is a number: sorting puts NaN first; use "
-                "`ranking` or `highest`, or replace NaN"
-            )
+
+    # A method that compares all tokens may make every score NaN. Then no order is defined: whichever tokens survive,
+    # they are the same wherever NaN was.
+    same_for_all = len(answers) > 1 and len({tuple(sorted(out.anchor[0].tolist())) for out in answers.values()}) == 1
+    for token, out in answers.items():
+        if token in before or token not in out.anchor[0] or same_for_all or _is_a_tie(out, case, token):
+            continue
+        return (
+            f"token {token} is kept when it is NaN, and is not when it is a number: sorting puts NaN first; use "
+            "`ranking` or `highest`, or replace NaN"
+        )
     return None
+
+
+def _all_nan(out: TokenMap, tokens: Tokens) -> bool:
+    """Whether the strategy says that it ranked by NaN alone, protected tokens aside."""
+    return out.score is not None and bool((out.score.isnan() | tokens.protected).all())
+
+
+def _is_a_tie(out: TokenMap, case: Case, token: int) -> bool:
+    """Whether the strategy's own scores give no reason to drop `token` rather than any of those that are dropped."""
+    if out.score is None:
+        return False
+    score = out.score[0]
+    dropped = torch.ones(case.count, dtype=torch.bool).scatter(0, out.anchor[0], False)
+    return not bool((dropped & ~score.isnan() & (score != score[token])).any())
 
 
 def _with_nan(name: str, x: Tensor, token: int | None) -> Tensor:

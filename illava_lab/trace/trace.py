@@ -45,7 +45,7 @@ class Trace:
         return self._image(image).layout
 
     def entered(self, image: int = 0) -> int:
-        """EncodedImage tokens that the encoder left of image number `image` to the language model, markers not counted."""
+        """Visual tokens that the encoder left of image number `image` to the language model, markers not counted."""
         return int((self._image(image).weight.sum(1) > 0).sum())
 
     def places(self, image: int, layer: int) -> list[Tensor]:
@@ -82,8 +82,8 @@ class Trace:
         source, weight = layout.source.numpy()[place], weight.double().numpy()[place]
         weight /= weight.sum(1, keepdims=True)
         cells = np.repeat(np.arange(len(place)), source.shape[1])
-        packing = sparse.coo_array((weight.ravel(), (cells, source.ravel())), shape=(len(place), encoded.shape[0]))
-        weights, anchor = packing.tocsr() @ encoded, source[np.arange(len(place)), weight.argmax(1)]
+        made_of = sparse.coo_array((weight.ravel(), (cells, source.ravel())), shape=(len(place), encoded.shape[0]))
+        weights, anchor = made_of.tocsr() @ encoded, source[np.arange(len(place)), weight.argmax(1)]
         for step in followed:
             if step.stage == "llm" and image in step.rows:
                 row = list(step.rows).index(image)

@@ -21,20 +21,24 @@ READY = """() => { const open = window.jupyterapp?.shell?.currentWidget, session
                          kernel = session?.session?.kernel;
   return !!(open?.content?.model && open.context?.isReady && session.isReady
             && kernel?.status === 'idle' && kernel.connectionStatus === 'connected') }"""
-# A command's own promise has no time-out, so its end is written down for `wait_for_function`. A dialog would wait for ever.
+# A command's own promise has no time-out, so its end is written down for `wait_for_function`. A dialog would wait for
+# ever.
 COMMAND = """name => { window.ended = null;
   window.jupyterapp.commands.execute(name).then(() => window.ended = 'well', error => window.ended = String(error)) }"""
 ENDED = "() => window.ended || (document.querySelector('.jp-Dialog') && 'a dialog opened')"
 CODE = """() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells)
   .filter(cell => cell.type === 'code').map(cell => cell.toJSON())"""
 PLACE = """(plot, [panel, x, y]) => { const box = plot.getBoundingClientRect(), number = panel ? panel + 1 : '',
-                                            across = plot._fullLayout['xaxis' + number], down = plot._fullLayout['yaxis' + number];
+    across = plot._fullLayout['xaxis' + number], down = plot._fullLayout['yaxis' + number];
   return [box.x + across._offset + across.d2p(x), box.y + down._offset + down.d2p(y)] }"""
 MARKER = """(plot, [name, number]) => { const line = plot._fullData.find(line => line.name === name);
   return [line.x[number], line.y[number]] }"""
-DRAWN = """plot => { const list = rows => Array.from(rows ?? [], row => typeof row === 'object' && row ? Array.from(row) : row);
-  return JSON.stringify({ traces: plot._fullData.map(trace => [trace.visible, list(trace.x), list(trace.y), list(trace.z)]),
-    titles: plot._fullLayout.annotations.map(note => note.text), images: plot._fullLayout.images.map(image => image.source),
+DRAWN = """plot => {
+  const list = rows => Array.from(rows ?? [], row => typeof row === 'object' && row ? Array.from(row) : row);
+  return JSON.stringify({
+    traces: plot._fullData.map(trace => [trace.visible, list(trace.x), list(trace.y), list(trace.z)]),
+    titles: plot._fullLayout.annotations.map(note => note.text),
+    images: plot._fullLayout.images.map(image => image.source),
     frames: plot._fullLayout.shapes.map(shape => [shape.x0, shape.y0]) }) }"""
 
 

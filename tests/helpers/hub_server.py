@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: it answers as the real one does for one model, a gated one and unknown ones."""
+"""A small Hugging Face hub of our own: it answers as the real one does for one model, a gated one and unknown ones."""
 
 from __future__ import annotations
 

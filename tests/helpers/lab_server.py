@@ -51,7 +51,8 @@ class Server:
 def serving(command: list[str], cwd: Path, scratch: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
     """Run ``command --no-browser --port=...`` until the block ends.
 
-    Jupyter's own folders are put below `scratch`, so that neither this machine's settings nor its running servers matter.
+    Jupyter's own folders are put below `scratch`, so that neither the settings nor the running servers that are there
+    already matter.
 
     Raises:
         AssertionError: the server ended, or gave no answer within two minutes; with what it printed.

@@ -20,15 +20,22 @@ PATCH = 4  # pixels; a cell is 2 x 2 patches, a window 4 x 4 cells as in the lar
 
 WIDTHS = dict(hidden_size=32, out_hidden_size=48, intermediate_size=64)
 VISION = dict(depth=4, num_heads=4, patch_size=PATCH)
-TEXT = dict(vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=512, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]},
-            pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+TEXT = dict(
+    vocab_size=64, hidden_size=48, intermediate_size=64,
+    num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=512, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]},
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
 SIZES = [(6, 6), (5, 8), (7, 6), (4, 10), (10, 4), (6, 7)]  # (height, width) of pictures, in cells
 
 
 def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] = (1,)) -> PreTrainedModel:
-    """ "qwen2-vl"; "qwen2.5-vl" with windows in layers 0 and 3; "qwen3-vl" with features of layer 1 added after LLM layer 0;
-    float32, eval."""
+    """A small model of random weights, float32, eval.
+
+    Args:
+        kind: "qwen2-vl"; "qwen2.5-vl" with windows in layers 0 and 3; "qwen3-vl" with features of layer 1 added after
+            LLM layer 0.
+    """
     torch.manual_seed(0)
     tokens = dict(
         image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, vision_start_token_id=START, vision_end_token_id=END
@@ -61,7 +68,9 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
 
 
 def qwen_inputs(kind: str, prompts: list[list[tuple[int, int, int, int] | int]], seeds: list[int]) -> dict[str, Tensor]:
-    """Left-padded inputs as Qwen's processor makes them, from pictures of noise. Qwen3-VL puts a time before each slice.
+    """Left-padded inputs as Qwen's processor makes them, from pictures of noise.
+
+    Qwen3-VL puts a time before each slice.
 
     Args:
         prompts: what each holds in order: a number of text tokens, or (placeholder, time, height, width) in cells.

@@ -1,6 +1,7 @@
-"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA: one frame at a time, every attention a full
-matrix with windows as a mask over coordinates, every reduction a dense matrix over cells; no packing, no permutation,
-no cache.
+"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA.
+
+One frame at a time, every attention a full matrix with windows as a mask over coordinates, every reduction a dense
+matrix over cells; no packed sequence, no permutation, no cache.
 """
 
 from __future__ import annotations

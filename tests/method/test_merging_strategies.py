@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import illava_lab as il
+from illava_lab.method.keep import kept
 
 Rows = tuple[list[list[float]], list[int]]  # a dense matrix, and the anchor of each row
 
@@ -51,10 +52,10 @@ def test_case_b_log_sum_exp_in_the_llm_keeps_the_last_tokens():
     lse = logits(18).masked_fill(hidden_later, -math.inf).logsumexp(-1).mean(0)[4:16]
     assert lse.argsort(descending=True).tolist() == list(range(11, -1, -1))
     strategy, x = il.get_strategy("illava")(score="lse"), features(18, 0.4)[4:16]
-    first = strategy.map(il.Tokens("llm", x[None], lse=lse[None]), il.schedule.kept(0.7, 12, ""))
+    first = strategy.map(il.Tokens("llm", x[None], lse=lse[None]), kept(0.7, 12, ""))
     assert first.anchor[0].tolist() == list(range(4, 12))
     left = il.Tokens("llm", first.apply(x[None]), lse=lse[None, 4:])
-    second = strategy.map(left, il.schedule.kept(0.7, 8, ""))
+    second = strategy.map(left, kept(0.7, 8, ""))
     assert first.anchor.gather(1, second.anchor)[0].tolist() == list(range(6, 12))
 
 

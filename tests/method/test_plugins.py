@@ -97,7 +97,9 @@ def test_a_class_in_a_cell_is_used_and_a_changed_cell_replaces_it(tmp_path: Path
     log = (tmp_path / "out" / "run.jsonl").read_text().splitlines()
     measured = [entry["digest"] for entry in map(json.loads, log[1:]) if entry["row"]["strategy"] == "mine"]
     assert len(set(measured)) == 2, "the third call must keep the row of the second one, and add its own"
-    assert "the name 'fastv' is taken by strategies.fastv.FastV; give __main__.FastV another name" in printed[7]
+    assert (
+        "the name 'fastv' is taken by illava_lab.strategies.fastv.FastV; give __main__.FastV another name" in printed[7]
+    )
 
 
 # ---------------------------------------------------------------------------------------------- a dropped file
@@ -105,15 +107,16 @@ def test_a_file_dropped_into_strategies_is_found(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for package in ("illava_lab", "strategies"):
         shutil.copytree(REPOSITORY / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "illava_lab" / "strategies").symlink_to(clone / "strategies")  # for `pip install -e`, which finds it there
     (clone / "strategies" / "dropped.py").write_text(scorer("dropped"))
     # What JupyterLab's "Duplicate" makes: the original keeps its name, the copy is told to take another.
     shutil.copy(clone / "strategies" / "fastv.py", clone / "strategies" / "fastv-Copy1.py")
 
     done = run(tmp_path, sys.executable, "-c", LISTED, path=(clone,))
     classes, broken, _ = json.loads(done.stdout)
-    assert classes["dropped"] == "strategies.dropped.Theirs"
-    assert classes["fastv"] == "strategies.fastv.FastV"
-    assert list(broken) == ["strategies.fastv-Copy1"]
+    assert classes["dropped"] == "illava_lab.strategies.dropped.Theirs"
+    assert classes["fastv"] == "illava_lab.strategies.fastv.FastV"
+    assert list(broken) == ["illava_lab.strategies.fastv-Copy1"]
     assert not (REPOSITORY / "strategies" / "dropped.py").exists()
 
 
@@ -193,9 +196,10 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trouble_is_reported_by_name_and_the_lab_starts(troubled: Path, tmp_path: Path) -> None:
     done = run(tmp_path, sys.executable, "-c", LISTED, path=(troubled,))
     classes, broken, message = json.loads(done.stdout)
+    taken = "the name {!r} is taken by illava_lab.strategies.{}; give {}.Theirs another name"
     assert broken == {
-        "a_clash.mine": "the name 'fastv' is taken by strategies.fastv.FastV; give a_clash.mine.Theirs another name",
-        "b": "the name 'illava' is taken by strategies.illava.ILLaVA; give b_clash.Theirs another name",
+        "a_clash.mine": taken.format("fastv", "fastv.FastV", "a_clash.mine"),
+        "b": taken.format("illava", "illava.ILLaVA", "b_clash"),
         "broken_modules.absent": "ModuleNotFoundError: No module named 'nothing_of_this_name'",
         "broken_modules.leaving": "SystemExit: no GPU here",
         "broken_modules.typo": broken["broken_modules.typo"],  # Python's words change from version to version
@@ -206,7 +210,10 @@ def test_trouble_is_reported_by_name_and_the_lab_starts(troubled: Path, tmp_path
     }
     assert re.match("SyntaxError: .*typo.py, line 1", broken["broken_modules.typo"])
     assert broken["function"].startswith("register expects a subclass of Strategy or Scorer, got <function Theirs")
-    assert classes["fastv"] == "strategies.fastv.FastV" and classes["illava"] == "strategies.illava.ILLaVA"
+    assert (
+        classes["fastv"] == "illava_lab.strategies.fastv.FastV"
+        and classes["illava"] == "illava_lab.strategies.illava.ILLaVA"
+    )
     assert {"beside-broken-ones", "same-one", "twice"} <= set(classes) and "same-two" not in classes
     assert message.startswith("unknown strategy 'fast-one'; did you mean ")
     assert all(f"{plugin} ({reason})" in message for plugin, reason in broken.items())
@@ -221,9 +228,9 @@ def test_trouble_is_reported_by_name_and_the_lab_starts(troubled: Path, tmp_path
 
 def test_a_plugin_used_before_the_lab_looks_for_plugins_is_whole(troubled: Path, tmp_path: Path) -> None:
     """Its own import must not be mistaken for a broken one, nor the lab's classes lose their names to it."""
-    code = "from twice.method import Theirs\nimport strategies.fastv\n" + LISTED
+    code = "from twice.method import Theirs\nimport illava_lab.strategies.fastv\n" + LISTED
     classes, broken, _ = json.loads(run(tmp_path, sys.executable, "-c", code, path=(troubled,)).stdout)
-    assert classes["twice"] == "twice.method.Theirs" and classes["fastv"] == "strategies.fastv.FastV"
+    assert classes["twice"] == "twice.method.Theirs" and classes["fastv"] == "illava_lab.strategies.fastv.FastV"
     assert not {"twice", "again"} & set(broken)
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import chain
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import illava_lab as il
+from illava_lab.method.keep import kept
+from illava_lab.method.tokens import STAGES
 
 Vector = list[float]
 
@@ -186,7 +189,7 @@ def test_case_f_pyramiddrop_counts_are_of_the_whole_image():
     assert len(left) == 291
     counts = [576]
     for _ in range(3):
-        counts.append(il.schedule.kept(0.5, counts[-1], ""))
+        counts.append(kept(0.5, counts[-1], ""))
     assert counts == [576, 288, 144, 72]
 
 
@@ -206,9 +209,9 @@ def test_case_g_counts():
     counts = [sparsevlm_counts(*pair) for pair in ((576, 309), (309, 204), (204, 113))]
     assert counts == [(300, 83, 9), (200, 33, 4), (110, 29, 3)]
     strategy, x = make("sparsevlm", recycle=True, raters="all"), features(576, 0.0)[None]
-    for keep, kept in ((309, 300), (204, 200), (113, 110)):
+    for keep, single in ((309, 300), (204, 200), (113, 110)):
         out = strategy.map(il.Tokens("llm", x, text_rows=features(x.shape[1], 0.3, channels=1)[None].mT), keep)
-        assert [out.slots, int(out.self_weight.sum())] == [keep, kept]
+        assert [out.slots, int(out.self_weight.sum())] == [keep, single]
         x = out.apply(x)
 
 
@@ -237,7 +240,7 @@ def test_case_g_prime_recycling():
 def test_case_j_divprune():
     x = features(12, 0.3)
     assert divprune(x.tolist(), 4) == [11, 9, 2, 10]
-    for stage in il.strategy.STAGES:
+    for stage in STAGES:
         out = make("divprune").map(il.Tokens(stage, x[None]), 4)
         assert out.anchor.tolist() == [[2, 9, 10, 11]]
         assert out.score[0].argsort(descending=True, stable=True)[:4].tolist() == [11, 9, 2, 10]
@@ -346,7 +349,7 @@ def test_dart_equals_its_restatement(shape, keep, image, text, length):
         for x in (tokens.wide_keys, tokens.normed_hidden, tokens.text_wide_keys, tokens.text_normed_hidden)
     ]
     own, _, takes = dart(*lists, keep, image, text)
-    want = selection(own + sum(takes, []), shape[0])
+    want = selection([*own, *chain.from_iterable(takes)], shape[0])
     equals("dart", tokens, keep, want, pivot_image_token=image, pivot_text_token=text)
 
 

@@ -16,10 +16,12 @@ REPOSITORY = Path(__file__).parents[2]
 def test_every_file_in_strategies_is_found():
     files = {path.stem for path in (REPOSITORY / "strategies").glob("*.py")} - {"__init__"}
     modules = {
-        cls.__module__.split(".")[-1] for cls in il.strategies().values() if cls.__module__.startswith("strategies.")
+        cls.__module__.split(".")[-1]
+        for cls in il.strategies().values()
+        if cls.__module__.startswith("illava_lab.strategies.")
     }
     assert modules == files
-    assert list(il.strategies())[0] == "none"
+    assert next(iter(il.strategies())) == "none"
 
 
 @pytest.mark.parametrize(("typed", "near"), [("ilava", "illava"), ("fast-v", "fastv"), ("tom", "tome")])
@@ -33,7 +35,7 @@ def test_register_refuses_what_is_no_strategy():
         il.register(object)
     with pytest.raises(il.LabError, match="Nameless needs a name"):
         il.register(type("Nameless", (il.Scorer,), {}))
-    with pytest.raises(il.LabError, match="the name 'fastv' is taken by strategies.fastv.FastV"):
+    with pytest.raises(il.LabError, match=r"the name 'fastv' is taken by illava_lab.strategies.fastv.FastV"):
         il.register(type("Mine", (il.Scorer,), {"name": "fastv"}))
     with pytest.raises(il.LabError, match="stages must be taken from"):
         il.register(type("Where", (il.Scorer,), {"name": "where", "stages": ("decoder",)}))

@@ -34,8 +34,10 @@ def sites(draw):
         kind
     ]
     visual = torch.arange(3, length - 2).expand(batch, -1)
-    site = AttentionSite(query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
-                         last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1))  # fmt: skip
+    site = AttentionSite(
+        query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
+        last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1),
+    )  # fmt: skip
     return site, logits, valid
 
 
@@ -96,9 +98,12 @@ def test_column_sums_come_in_blocks(monkeypatch):
     monkeypatch.setattr(
         AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1]
     )
-    cases = {  # as many rows as weigh no more than the queries; never more than allowed; but so many weights in any case
-        8: {"BLOCK_ROWS": 64, "CPU_WEIGHTS": 0}, 4: {"BLOCK_ROWS": 4, "CPU_WEIGHTS": 0}, 20: {"CPU_WEIGHTS": 2 * 3 * 50 * 20},
-    }  # fmt: skip
+    # As many rows as weigh no more than the queries; never more than allowed; but so many weights in any case.
+    cases = {
+        8: {"BLOCK_ROWS": 64, "CPU_WEIGHTS": 0},
+        4: {"BLOCK_ROWS": 4, "CPU_WEIGHTS": 0},
+        20: {"CPU_WEIGHTS": 2 * 3 * 50 * 20},
+    }
     for rows, settings_ in cases.items():
         for name, value in settings_.items():
             monkeypatch.setattr(attention, name, value)
@@ -116,7 +121,7 @@ def test_cls_rows_and_what_a_site_lacks():
     wide_q, wide_k = query[:, :, 0].flatten(1), key.transpose(1, 2).flatten(2)
     want = (torch.einsum("bc,bnc->bn", wide_q, wide_k) / 8**0.5).softmax(-1)
     torch.testing.assert_close(encoder.statistic("wide_cls_attention"), want)
-    with pytest.raises(il.LabError, match="text_attention needs the language model.*it has attention_received"):
+    with pytest.raises(il.LabError, match=r"text_attention needs the language model.*it has attention_received"):
         encoder.statistic("text_attention")
     with pytest.raises(il.LabError, match="needs a CLS token"):
         AttentionSite(query, key, 0.5).statistic("cls_attention")

@@ -1,4 +1,4 @@
-"""Three hundred random turns: any family, strategy, schedule, batch and way to generate, held to what must always be true.
+"""Three hundred random turns: any family, strategy, schedule, batch and way to generate; some things are always true.
 
 A turn is fixed by its seed, which a failure names.
 """
@@ -19,9 +19,11 @@ from illava_lab.models.families import describe
 
 TURNS = 300
 STRATEGIES = [
-    ("illava", {}), ("illava", {"ramp": "size", "score": "lse"}), ("illava-2026", {}), ("illava-2026", {"mode": "nearest"}),
-    ("tome", {}), ("tome", {"sizes": "reset", "attention": "plain", "order": "raster"}), ("random", {"seed": 3}), ("stride", {}),
-    ("visionzip", {"score": "received", "merge": "mean"}), ("divprune", {}), ("pool", {"bins": "disjoint"}), ("fastv", {}),
+    ("illava", {}), ("illava", {"ramp": "size", "score": "lse"}),
+    ("illava-2026", {}), ("illava-2026", {"mode": "nearest"}),
+    ("tome", {}), ("tome", {"sizes": "reset", "attention": "plain", "order": "raster"}),
+    ("random", {"seed": 3}), ("stride", {}), ("visionzip", {"score": "received", "merge": "mean"}),
+    ("divprune", {}), ("pool", {"bins": "disjoint"}), ("fastv", {}),
     ("pyramiddrop", {}), ("dart", {"pivot_text_token": 1}), ("sparsevlm", {}), ("sparsevlm", {"recycle": True}),
 ]  # fmt: skip
 

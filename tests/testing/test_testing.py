@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from helpers.broken_strategies import BROKEN, Sound
 
 import illava_lab as il
 from illava_lab.__main__ import main
+from illava_lab.method.ranking import ranking
 from illava_lab.method.tokens import STATISTICS
 from illava_lab.sites.attention import LLM_STATISTICS
-from illava_lab.testing import PROMISES, BrokenPromise, choices, example_tokens, parametrize_with_checks
+from illava_lab.testing import PROMISES, BrokenPromise, example_tokens, parametrize_with_checks, variants
 from illava_lab.testing.subject import Subject
 
-OTHER_CHOICES = [other for cls in il.strategies().values() for other in choices(cls())[1:]]
+OTHER_CHOICES = [other for cls in il.strategies().values() for other in variants(cls())[1:]]
 GOOD = """
 import illava_lab as il
 
@@ -87,6 +89,103 @@ def test_the_smallest_case_and_how_to_mend_it(promise, message, case):
     assert message in result.message and case in result.case
 
 
+class NormFromTheMean(il.Scorer):
+    """How far a token is from the mean of all: one NaN makes every score NaN."""
+
+    name = "norm-from-the-mean"
+
+    def score(self, tokens):
+        return (tokens.hidden - tokens.hidden.mean(dim=1, keepdim=True)).norm(dim=2)
+
+
+class WithoutScores(NormFromTheMean):
+    """The same, not saying by what it ranked."""
+
+    def map(self, tokens, keep):
+        return replace(super().map(tokens, keep), score=None)
+
+
+class AveragesByScore(NormFromTheMean):
+    """The same, and the least is merged with weights made of scores."""
+
+    kind = "merge"
+
+    def map(self, tokens, keep):
+        out = super().map(tokens, keep)
+        if keep == tokens.count or tokens.room(keep) == 0:
+            return out
+        order = ranking(out.score, tokens)
+        target, source = order[:, keep - 1 : keep], order[:, keep : keep + 1]
+        weight = out.score.gather(1, torch.cat([target, source], dim=1)).float().softmax(dim=1)
+        slot = (out.anchor < target).sum(dim=1, keepdim=True)
+        own = torch.ones(out.anchor.shape).scatter(1, slot, weight[:, :1])
+        return il.TokenMap(out.anchor, tokens.count, own, slot, source, weight[:, 1:], out.score)
+
+
+class ZeroForNaN(NormFromTheMean):
+    """The same, with all scores equal where they would be NaN."""
+
+    def score(self, tokens):
+        return super().score(tokens).nan_to_num()
+
+
+@pytest.mark.parametrize("strategy", [NormFromTheMean, WithoutScores, AveragesByScore, ZeroForNaN])
+def test_a_method_in_which_one_nan_makes_every_score_nan_is_not_blamed(strategy):
+    assert il.check_strategy(strategy).passed
+
+
+class SortsNaNFirst(il.Scorer):
+    """Its own sorting takes NaN for the largest number, and it says by what it ranked."""
+
+    name = "sorts-nan-first"
+
+    def score(self, tokens):
+        return tokens.hidden.norm(dim=2)
+
+    def map(self, tokens, keep):
+        score = self.score(tokens)
+        order = score.masked_fill(tokens.protected, torch.finfo(score.dtype).max).argsort(
+            dim=1, descending=True, stable=True
+        )
+        return il.TokenMap.keep(order[:, :keep].sort(dim=1).values, tokens.count, score)
+
+
+class ZeroIsTheBest(SortsNaNFirst):
+    """Keeps small tokens, and replaces NaN by what is better than any number."""
+
+    def score(self, tokens):
+        return (-super().score(tokens)).nan_to_num(0.0)
+
+
+class HidesItsNaN(SortsNaNFirst):
+    """Says that it ranked NaN last."""
+
+    def map(self, tokens, keep):
+        out = super().map(tokens, keep)
+        return replace(out, score=out.score.nan_to_num(-1.0))
+
+
+class OneTooFew(NormFromTheMean):
+    """No order is no excuse for another count."""
+
+    def map(self, tokens, keep):
+        return super().map(tokens, keep - bool(self.score(tokens).isnan().any()))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (SortsNaNFirst, "is kept when it is NaN, and is not when it is a number: sorting puts NaN first"),
+        (ZeroIsTheBest, "is kept when it is NaN, and is not when it is a number"),
+        (HidesItsNaN, "is kept when it is NaN, and is not when it is a number"),
+        (OneTooFew, "with NaN in token 0, 1 slots came out"),
+    ],
+)
+def test_a_method_that_prefers_nan_to_numbers_is_blamed(strategy, message):
+    (result,) = il.check_strategy(strategy, raises=False).broken
+    assert result.promise == "nan_survived" and message in result.message
+
+
 def test_what_raises_everywhere_is_reported_once():
     class Unfinished(il.Strategy):
         """Nothing yet."""
@@ -105,7 +204,7 @@ def test_example_tokens_have_what_the_encoder_has(cls):
     assert tokens.hidden.shape[:2] == (2, 6 + cls) and tokens.protected.sum() == 2 * cls and tokens.grid == (2, 3)
     for name in STATISTICS:
         if name in LLM_STATISTICS or ("cls" in name and not cls):
-            with pytest.raises(il.LabError, match="which this place has not|which the image encoder does not see"):
+            with pytest.raises(il.LabError, match=r"which this place has not|which the image encoder does not see"):
                 getattr(tokens, name)
         else:
             assert getattr(tokens, name).shape[:2] == (2, 6 + cls)
@@ -121,7 +220,7 @@ def test_example_tokens_have_what_the_llm_has():
     assert all(len(getattr(tokens, name)) == 3 for name in LLM_STATISTICS)
     assert example_tokens("llm", 6, reduced=True).embeddings.shape[1] == 12
     with pytest.raises(il.LabError, match="cls_attention needs a CLS token"):
-        tokens.cls_attention
+        _ = tokens.cls_attention
     with pytest.raises(il.LabError, match="keep must be at least 2, the number of protected tokens, got 1"):
         il.get_strategy("stride")().map(tokens, 1)
 
@@ -151,14 +250,14 @@ def test_a_file_of_the_lab_replaces_itself():
         ("def f(:\n", "SyntaxError: invalid syntax"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("import illava_lab", "it registers no strategy; put @il.register above the class"),
-        (GOOD.format(name="fastv", sign=""), "the name 'fastv' is taken by strategies.fastv.FastV"),
+        (GOOD.format(name="fastv", sign=""), "the name 'fastv' is taken by illava_lab.strategies.fastv.FastV"),
     ],
 )
 def test_a_file_that_fails_leaves_nothing_behind(tmp_path, text, reason, capsys):
     file = tmp_path / "mine.py"
     file.write_text(text)
     before = il.strategies()
-    with pytest.raises(il.LabError, match="'.*mine.py' could not be loaded: ") as caught:
+    with pytest.raises(il.LabError, match=r"'.*mine.py' could not be loaded: ") as caught:
         il.check_strategy(file)
     assert reason in str(caught.value) and il.strategies() == before
     assert main(["check", str(file)]) == 2
@@ -172,7 +271,7 @@ def test_settings_without_a_default_are_named():
 
         power: float
 
-    with pytest.raises(il.LabError, match="'power'.*give every setting a default"):
+    with pytest.raises(il.LabError, match=r"'power'.*give every setting a default"):
         il.check_strategy(Needs)
 
 

@@ -1,0 +1,54 @@
+"""What files may know: a strategy only `illava_lab.method`, and nobody but the models' room the type of a model."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import illava_lab
+import illava_lab.method
+
+PACKAGE = Path(illava_lab.__file__).parent
+STRATEGIES = sorted(path for path in (PACKAGE.parent / "strategies").glob("*.py") if path.name != "__init__.py")
+ASK_FOR_THE_TYPE = {
+    "models/families.py",  # the one table of what a model is
+    "models/processors.py",  # which stand-in a family's processor needs; asked of a configuration, before any weights
+}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
+    """Every module that is imported, with the names that are taken from it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, set()) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=lambda path: path.stem)
+def test_a_strategy_knows_only_the_method_room_and_no_model(path: Path) -> None:
+    for module, names in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        root = module.partition(".")[0]
+        assert root not in ("", "strategies", "tests", "transformers"), f"{path.name} imports {module}"
+        if root == "illava_lab":
+            assert module == "illava_lab.method" and names <= set(illava_lab.method.__all__), f"{path.name}: {module}"
+
+
+def test_strategies_are_short() -> None:
+    """One file for each method, the median of them at most 60 lines."""
+    lengths = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in STRATEGIES)
+    assert lengths and lengths[len(lengths) // 2] <= 60
+
+
+def test_only_the_models_room_asks_for_the_type_of_a_model() -> None:
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and node.attr == "model_type")
+        or (isinstance(node, ast.Constant) and node.value == "model_type")  # getattr, or a key of a configuration
+    }
+    assert asking == ASK_FOR_THE_TYPE
