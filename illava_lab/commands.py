@@ -43,9 +43,8 @@ def ask(options: Namespace) -> int:
     if options.verbose:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
-    if answer.unknown_words:
-        words = ", ".join(map(repr, answer.unknown_words))
-        _note(f"the model's vocabulary lacks these words of the question: {words}")
+    if answer.note:
+        _note(answer.note)
     return 0
 
 
@@ -135,15 +134,14 @@ def check(options: Namespace) -> int:
 
 def strategies(options: Namespace) -> int:
     """Print what is installed, and which plug-ins are broken."""
+    from illava_lab.method.declared import declared
     from illava_lab.method.registry import broken_plugins, strategies
 
-    _print_table(
-        ("name", "kind", "stages", "paper"),
-        (
-            (name, cls.kind, " and ".join(cls.stages) or "-", str(cls.paper or "-"))
-            for name, cls in strategies().items()
-        ),
-    )
+    rows = []
+    for name, cls in strategies().items():
+        kind, stages, paper = (declared(cls, attribute) for attribute in ("kind", "stages", "paper"))
+        rows.append((name, kind or "?", " and ".join(stages or ()) or "-", str(paper or "-")))
+    _print_table(("name", "kind", "stages", "paper"), rows)
     for plugin, reason in broken_plugins().items():
         _note(f"the plug-in {plugin} could not be loaded: {reason}")
     return 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep
+from illava_lab.method.names import unknown
 
 
 class Model(NamedTuple):
@@ -140,6 +140,4 @@ def get_preset(name: str) -> Preset:
     """
     if isinstance(name, str) and name in PRESETS:
         return PRESETS[name]
-    near = get_close_matches(str(name), PRESETS, n=2, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise LabError(f"unknown preset {name!r}{hint} Known: {', '.join(PRESETS)}")
+    raise LabError(unknown("preset", name, PRESETS))
