@@ -33,22 +33,7 @@ def plan_for_budget(
     text_tokens: int = 64,
     layouts: Sequence[Layout] | None = None,
 ) -> Plan:
-    """The schedule by which a strategy, at the layers it stands for, reaches a budget.
-
-    A method of both stages shares the reduction as iLLaVA's image preset does (its encoder leaves 361 of 729, its LLM
-    0.70 of those); within a stage, `Strategy.counts` says how the layers share it.
-
-    Args:
-        model: only its configuration and shapes are read; it may be on the meta device.
-        keep: fraction of an image's visual tokens that the last LLM layer sees.
-        flops: instead of `keep`, the fraction of the bare model's prefill FLOPs, scoring and merging included.
-        stages: where to reduce; None for the strategy's `home`.
-        text_tokens: tokens of the prompt beside the placeholders of images and videos, for `flops`.
-        layouts: what the prompt shows (`measure.layouts`), for `flops`; None for one typical image.
-
-    Returns:
-        The schedule that comes nearest. FLOPs agree within 1 %, but where single tokens are coarser than that, or the
-        method cannot leave any count it likes ("downsample").
+    """The schedule by which a strategy, at the layers it stands for, reaches a budget: `Schedule.for_budget` says how.
 
     Raises:
         LabError: keep or flops outside (0, 1], both or neither of them; a strategy with no stage left; a budget that
