@@ -328,11 +328,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _strategies(options: argparse.Namespace) -> int:
+    from illava_lab.method.declared import declared
     from illava_lab.method.registry import broken_plugins, strategies
 
     rows = [("name", "kind", "stages", "paper")]
     for name, cls in strategies().items():
-        rows.append((name, cls.kind, " and ".join(cls.stages) or "-", str(cls.paper or "-")))
+        kind, stages, paper = (declared(cls, attribute) for attribute in ("kind", "stages", "paper"))
+        rows.append((name, kind or "-", " and ".join(stages or ()) or "-", str(paper or "-")))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
