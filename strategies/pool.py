@@ -102,12 +102,12 @@ def _cells(grid: tuple[int, int], cells: int, bins: str, device: torch.device) -
     """Of every cell: its centre and the weight of that; and its other patches as edges (slot, source, weight)."""
     (height, width), rows = grid, _rows(grid, cells)
     down, middle = _axis(height, rows, bins)
-    matrix, centre = [], []
+    matrix, centres = [], []
     for u in range(rows):
-        across, centres = _axis(width, (u + 1) * cells // rows - u * cells // rows, bins)
+        across, column = _axis(width, (u + 1) * cells // rows - u * cells // rows, bins)
         matrix.append((down[u][:, None] * across[:, None]).flatten(1))
-        centre.append(middle[u] * width + centres)
-    weights, centre = torch.cat(matrix).float(), torch.cat(centre)
+        centres.append(middle[u] * width + column)
+    weights, centre = torch.cat(matrix).float(), torch.cat(centres)
     others = weights.scatter(1, centre[:, None], 0.0)
     slot, source = others.nonzero(as_tuple=True)
     own = weights.gather(1, centre[:, None])[:, 0]

@@ -49,7 +49,7 @@ class PruMerge(Strategy):
             raise LabError(f"neighbours must be a whole number of at least 0, got {self.neighbours!r}")
 
     @property
-    def averages(self) -> bool:
+    def averages(self) -> bool:  # type: ignore[override]  # a setting decides
         return self.merge == "mean"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:

@@ -1,6 +1,7 @@
 """SparseVLM: in the LLM, the text tokens that look at the image rate the visual tokens."""
 
 from math import sqrt
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ class SparseVLM(Strategy):
         one_of("raters", self.raters, ("selected", "all"))
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["prune", "merge"]:  # type: ignore[override]  # a setting decides
         return "merge" if self.recycle else "prune"
 
     @property
-    def memory(self) -> str:
+    def memory(self) -> Literal["linear", "quadratic"]:  # type: ignore[override]  # a setting decides
         return "quadratic" if self.recycle else "linear"  # clustering compares points with points
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:

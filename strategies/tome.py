@@ -43,7 +43,7 @@ class ToMe(Strategy):
         one_of("attention", self.attention, ("proportional", "plain"))
 
     @property
-    def proportional_attention(self) -> bool:
+    def proportional_attention(self) -> bool:  # type: ignore[override]  # a setting decides
         return self.attention == "proportional"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:

@@ -45,7 +45,7 @@ class VisionZip(Strategy):
         one_of("score", self.score, ("cls", "received"))
 
     @property
-    def averages(self) -> bool:
+    def averages(self) -> bool:  # type: ignore[override]  # a setting decides
         return self.merge == "mean"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:

@@ -12,7 +12,7 @@ import pkgutil
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -137,7 +137,9 @@ def load_file(path: str | Path) -> list[type[Strategy]]:
     modules = {name: getattr(module, "__dict__", {}).get("__file__") for name, module in sys.modules.items()}
     name = next((name for name, origin in modules.items() if origin == str(file) and name != "__main__"), str(file))
     registered, imported = dict(_registered), sys.modules.get(name)
-    module = sys.modules[name] = module_from_spec(spec_from_file_location(name, file))
+    spec = spec_from_file_location(name, file)
+    assert spec is not None  # the name ends in .py
+    module = sys.modules[name] = module_from_spec(spec)
     try:
         for held in [held for held, cls in registered.items() if cls.__module__ == name]:
             del _registered[held]
@@ -150,9 +152,10 @@ def load_file(path: str | Path) -> list[type[Strategy]]:
     except BaseException as error:  # as in `_attempt`
         _registered.clear()
         _registered.update(registered)
-        sys.modules[name] = imported
         if imported is None:
             del sys.modules[name]
+        else:
+            sys.modules[name] = imported
         if isinstance(error, KeyboardInterrupt):
             raise
         raise LabError(f"{str(path)!r} could not be loaded: {_reason(error)}") from error
@@ -165,8 +168,10 @@ def _discover(own: bool) -> None:
     entries = [entry for entry in entries if (entry.value == OWN) is own]
     uses = Counter(entry.name for entry in entries)
     for entry in entries:
-        name = entry.name if uses[entry.name] == 1 else f"{entry.name} ({entry.dist.name})"
-        _attempt(name, lambda entry=entry: _load(entry))
+        name = (
+            entry.name if uses[entry.name] == 1 else f"{entry.name} ({entry.dist.name if entry.dist else entry.value})"
+        )
+        _attempt(name, partial(_load, entry))
 
 
 def _load(entry: EntryPoint) -> None:
@@ -178,7 +183,7 @@ def _load(entry: EntryPoint) -> None:
     # would run the package's own command.
     modules = sorted(info.name for info in pkgutil.iter_modules(getattr(found, "__path__", [])))
     for name in (f"{found.__name__}.{module}" for module in modules if module != "__main__"):
-        _attempt(name, lambda name=name: importlib.import_module(name))
+        _attempt(name, partial(importlib.import_module, name))
 
 
 def _attempt(name: str, load: Callable[[], object]) -> None:

@@ -76,6 +76,19 @@ class TokenMap:
 
     # ---- what it does
     @property
+    def edges(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(slot, source, weight), or None for a map without edges.
+
+        Raises:
+            LabError: one of the three is missing.
+        """
+        if self.weight is None:
+            return None
+        if self.slot is None or self.source is None:
+            raise LabError("a TokenMap with weight needs slot and source, too")
+        return self.slot, self.source, self.weight
+
+    @property
     def slots(self) -> int:
         """M, the number of tokens that leave."""
         return self.anchor.shape[1]
@@ -83,16 +96,17 @@ class TokenMap:
     def apply(self, x: Tensor) -> Tensor:
         """Map x (B, N, C) to (B, M, C). Accumulates in float32 or better, and casts once."""
         kept = x.gather(1, self.anchor[..., None].expand(-1, -1, x.shape[2]))
-        if self.weight is None:
+        if self.edges is None:
             return kept
+        slot, source, weight = self.edges
         # In place, on what was made here: in float32 these are large.
         wide = torch.promote_types(x.dtype, torch.float32)
         kept = kept.to(wide)
         if self.self_weight is not None:
             kept.mul_(self.self_weight.to(wide)[..., None])
-        moved = x.gather(1, self.source[..., None].expand(-1, -1, x.shape[2])).to(wide)
-        moved.mul_(self.weight.to(wide)[..., None])
-        return kept.scatter_add_(1, self.slot[..., None].expand_as(moved), moved).to(x.dtype)
+        moved = x.gather(1, source[..., None].expand(-1, -1, x.shape[2])).to(wide)
+        moved.mul_(weight.to(wide)[..., None])
+        return kept.scatter_add_(1, slot[..., None].expand_as(moved), moved).to(x.dtype)
 
     def sizes(self, size: Tensor) -> Tensor:
         """Patches that each slot stands for: (B, N) -> (B, M).
@@ -101,13 +115,14 @@ class TokenMap:
         proportion to its weights there, so the total is the total before minus what was dropped.
         """
         out = size.gather(1, self.anchor)
-        if self.weight is None:
+        if self.edges is None:
             return out
-        given = torch.zeros_like(size).scatter_add(1, self.source, self.weight.to(size.dtype).abs())
+        slot, source, weight = self.edges
+        given = torch.zeros_like(size).scatter_add(1, source, weight.to(size.dtype).abs())
         survives = torch.zeros_like(size, dtype=torch.bool).scatter(1, self.anchor, True)
-        share = self.weight.to(size.dtype).abs() / given.gather(1, self.source).clamp_min(torch.finfo(size.dtype).tiny)
-        moved = (share * size.gather(1, self.source)).masked_fill(survives.gather(1, self.source), 0.0)
-        return out.scatter_add(1, self.slot, moved)
+        share = weight.to(size.dtype).abs() / given.gather(1, source).clamp_min(torch.finfo(size.dtype).tiny)
+        moved = (share * size.gather(1, source)).masked_fill(survives.gather(1, source), 0.0)
+        return out.scatter_add(1, slot, moved)
 
     def matrix(self) -> Tensor:
         """The dense (B, M, N) weights, float64. For pictures and checks; memory grows with M times N."""
@@ -116,9 +131,10 @@ class TokenMap:
             torch.ones_like(self.anchor, dtype=torch.float64) if self.self_weight is None else self.self_weight.double()
         )
         dense = own.new_zeros(batch, self.slots, self.tokens).scatter(2, self.anchor[..., None], own[..., None])
-        if self.weight is None:
+        if self.edges is None:
             return dense
-        flat = dense.flatten(1).scatter_add(1, self.slot * self.tokens + self.source, self.weight.double())
+        slot, source, weight = self.edges
+        flat = dense.flatten(1).scatter_add(1, slot * self.tokens + source, weight.double())
         return flat.view_as(dense)
 
     def then(self, after: TokenMap) -> TokenMap:

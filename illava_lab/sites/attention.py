@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+
+Part = TypeVar("Part")
 
 LLM_STATISTICS = (
     "text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys",
@@ -77,7 +80,8 @@ class AttentionSite:
             raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
         if name in LLM_STATISTICS and self.last is None:
             raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
-        return getattr(self, f"_{name}")()
+        value: Tensor = getattr(self, f"_{name}")()
+        return value
 
     def _offers(self) -> str:
         have = ["attention_received", "lse", "keys", "wide_keys"]
@@ -164,7 +168,7 @@ class AttentionSite:
         return self._row(self.key.new_zeros(self.key.shape[0], 1, dtype=torch.long))[:, 0]
 
     def _text_attention(self) -> Tensor:
-        return self._row(self.last[:, None])[:, 0]
+        return self._row(_given("last", self.last)[:, None])[:, 0]
 
     def _text_rows(self) -> Tensor:
         return self._row(self._text_positions())
@@ -182,32 +186,41 @@ class AttentionSite:
 
     def _wide_cls_attention(self) -> Tensor:
         query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
-        return (query @ key.transpose(1, 2) * key.shape[2] ** -0.5).softmax(-1)[:, 0]
+        scaling: float = key.shape[2] ** -0.5
+        return (query @ key.transpose(1, 2) * scaling).softmax(-1)[:, 0]
 
     def _text_hidden(self) -> Tensor:
-        return self._text_tokens(self.hidden, self._text_positions())
+        return self._text_tokens(_given("hidden", self.hidden), self._text_positions())
 
     def _text_wide_keys(self) -> Tensor:
         return self._text_tokens(self.key.transpose(1, 2), self._text_positions()).flatten(2)
 
     def _next_text_attention(self) -> Tensor:
-        query, key = self.ahead()
+        query, key = _given("ahead", self.ahead)()
         return replace(self, query=query, key=key)._text_attention()
 
     def _normed_hidden(self) -> Tensor:
-        return self.norm(self._visual_tokens(self.hidden))
+        normed: Tensor = _given("norm", self.norm)(self._visual_tokens(_given("hidden", self.hidden)))
+        return normed
 
     def _text_normed_hidden(self) -> Tensor:
-        return self.norm(self._text_hidden())
+        normed: Tensor = _given("norm", self.norm)(self._text_hidden())
+        return normed
 
     def _embeddings(self) -> Tensor:
-        sequence, visual, _ = self.entry()
+        sequence, visual, _ = _given("entry", self.entry)()
         return tokens_at(sequence, visual, self.prompt)
 
     def _text_embeddings(self) -> Tensor:
         self._text_positions()  # refuses where rows have different numbers
-        sequence, _, text = self.entry()
+        sequence, _, text = _given("entry", self.entry)()
         return self._text_tokens(sequence, text)
+
+
+def _given(name: str, value: Part | None) -> Part:
+    if value is None:
+        raise LabError(f"this AttentionSite was made without {name}")
+    return value
 
 
 def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:

@@ -59,7 +59,8 @@ class PackedAttention:
 
     @cached_property
     def _joined(self) -> tuple[Tensor, Tensor]:
-        return tuple(torch.cat(stretches, dim=1) for stretches in zip(*self.parts, strict=True))
+        queries, keys = zip(*self.parts, strict=True)
+        return torch.cat(queries, dim=1), torch.cat(keys, dim=1)
 
     def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
         """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding, or None."""

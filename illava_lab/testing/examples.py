@@ -101,6 +101,7 @@ def example_tokens(
         size=size.to(device),
         position=position.to(device),
         protected=protected.to(device) if extra else None,
+        protected_count=None,
         grid=(height, width),
         site=lacks,
         **given,

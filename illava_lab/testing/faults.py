@@ -40,14 +40,13 @@ def wrong_anchors(out: TokenMap, case: Case, unique: bool = True) -> str:
 
 
 def wrong_edges(out: TokenMap) -> str:
-    edges = {"slot": out.slot, "source": out.source, "weight": out.weight}
-    if all(value is None for value in edges.values()):
+    if out.slot is None and out.source is None and out.weight is None:
         return ""
-    shapes = {name: _shape(value) for name, value in edges.items()}
-    if len(set(shapes.values())) > 1 or len(shapes["slot"]) != 2 or shapes["slot"][0] != out.anchor.shape[0]:
-        return f"slot, source and weight must all have shape (batch, edges), got {', '.join(map(str, shapes.values()))}"
-    for name, limit, what in (("slot", out.slots, "slots"), ("source", out.tokens, "tokens")):
-        index = edges[name]
+    shapes = [_shape(value) for value in (out.slot, out.source, out.weight)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] != out.anchor.shape[0] or out.edges is None:
+        return f"slot, source and weight must all have shape (batch, edges), got {', '.join(map(str, shapes))}"
+    slot, source, _ = out.edges
+    for name, index, limit, what in (("slot", slot, out.slots, "slots"), ("source", source, out.tokens, "tokens")):
         if index.dtype != torch.long:
             return f"{name} is {index.dtype}: an index is torch.long"
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < limit:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from illava_lab.errors import LabError
+from illava_lab.method.registry import KINDS
 from illava_lab.method.strategy import Paper, Strategy
 from illava_lab.method.tokens import STAGES
 from illava_lab.testing.cases import Case
@@ -23,14 +24,15 @@ def metadata(subject: Subject, case: None) -> str | None:
     own, cls = subject.strategy, subject.cls
     if not isinstance(own.name, str) or not own.name or own.name != own.name.strip():
         return f'name is {own.name!r}: give it the word that users type, such as name = "my-method"'
-    if own.kind not in ("none", "prune", "merge", "pool"):
+    if own.kind not in KINDS:
         return f'kind is {own.kind!r}: it must be "prune", "merge" or "pool"'
     known = isinstance(own.stages, tuple) and all(stage in STAGES for stage in own.stages)
     if not known or not (own.stages or own.kind == "none"):
         return f"stages is {own.stages!r}: it must be a tuple taken from {STAGES}"
     if own.paper is not None and not isinstance(own.paper, Paper):
         return f"paper is {own.paper!r}: it must be a Paper(title, arxiv, year), or None"
-    if not (cls.__doc__ or "").strip() or cls.__doc__.startswith(f"{cls.__name__}("):  # what dataclass makes up
+    says = (cls.__doc__ or "").strip()
+    if not says or says.startswith(f"{cls.__name__}("):  # what dataclass makes up
         return "the class has no docstring: say in one sentence what is kept, then the formula and its source"
     if own.memory not in ("linear", "quadratic"):
         return f'memory is {own.memory!r}: it must be "linear" or "quadratic"'
@@ -49,7 +51,7 @@ def _settings(subject: Subject) -> list[str]:
 @promise(once)
 def settings_validated(subject: Subject, case: None) -> str | None:
     """Settings cannot be changed later, and a choice that does not exist is refused with a LabError."""
-    if not dataclasses.is_dataclass(subject.cls) or not subject.cls.__dataclass_params__.frozen:
+    if not dataclasses.is_dataclass(subject.cls) or not vars(subject.cls)["__dataclass_params__"].frozen:
         return "the class is no frozen dataclass: do not decorate it again, subclasses of Strategy are one already"
     for name in _settings(subject):
         if not isinstance(getattr(subject.strategy, name), str):

@@ -13,7 +13,7 @@ from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
 from illava_lab.testing.cases import Case
 from illava_lab.testing.faults import same
-from illava_lab.testing.promise import promise
+from illava_lab.testing.promise import Elsewhere, promise
 from illava_lab.testing.subject import Subject, drawn, few, random_state
 from illava_lab.testing.tensors import changed, tensors
 
@@ -44,8 +44,10 @@ def _rows_of(tokens: Tokens, rows: list[int]) -> Tokens:
 
 
 def _rows_of_map(out: TokenMap, rows: list[int]) -> TokenMap:
-    parts = {name: getattr(out, name) for name in ("anchor", "self_weight", "slot", "source", "weight")}
-    return TokenMap(tokens=out.tokens, **{name: x if x is None else x[rows] for name, x in parts.items()})
+    self_weight, slot, source, weight = (
+        None if x is None else x[rows] for x in (out.self_weight, out.slot, out.source, out.weight)
+    )
+    return TokenMap(out.anchor[rows], out.tokens, self_weight, slot, source, weight)
 
 
 def _dtypes(subject: Subject) -> list[Case]:
@@ -126,6 +128,8 @@ class _Largest(TorchDispatchMode):
 def memory_as_declared(subject: Subject, case: Case) -> str | None:
     """The largest tensor grows with the number of tokens as `memory` declares: linear, or quadratic."""
     small = subject.keeping(replace(case, patches=256), case.protected + (case.keep - case.protected) // 4)
+    if small is None:
+        raise Elsewhere("it cannot keep the same fraction of fewer tokens")
     largest = []
     for each in (small, case):
         tokens = each.tokens()

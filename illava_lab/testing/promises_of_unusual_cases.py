@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ def one_token(subject: Subject, case: Case) -> str | None:
 
 def _least(subject: Subject) -> list[Case]:
     sites = [replace(site, patches=n) for n in (2, 3, 9) for site, refusal in subject.sites.items() if not refusal]
-    cases = [subject.keeping(site, max(1, site.protected + least)) for site in sites for least in (1, 0)]
-    cases = dict.fromkeys(case for case in cases if case is not None and case.keep < case.count)
+    found = [subject.keeping(site, max(1, site.protected + least)) for site in sites for least in (1, 0)]
+    cases = dict.fromkeys(case for case in found if case is not None and case.keep < case.count)
     return sorted(cases, key=lambda case: (case.count, case.keep))
 
 
@@ -76,10 +77,10 @@ def ties(subject: Subject, case: Case) -> str | None:
     return f"with {'equal tokens' if case.equal else 'all scores equal'}: {wrong}"
 
 
-_SCORES = ("attention_received", "cls_attention", "wide_cls_attention", "lse")
-
-
-_SCORES += ("text_attention", "next_text_attention", "text_rows")
+_SCORES = (
+    "attention_received", "cls_attention", "wide_cls_attention", "lse",
+    "text_attention", "next_text_attention", "text_rows",
+)  # fmt: skip
 
 
 @promise(lambda subject: subject.cases(4, 9))
@@ -88,7 +89,7 @@ def nan_survived(subject: Subject, case: Case) -> str | None:
     before = set(subject.map(case).anchor[0].tolist())
     answers: dict[int, TokenMap] = {}
     for token in [*range(case.protected, case.count), None]:
-        tokens = changed(case.tokens(), lambda name, x, token=token: _with_nan(name, x, token))
+        tokens = changed(case.tokens(), partial(_with_nan, token))
         what = "every token" if token is None else f"token {token}"
         try:
             out = subject.map(case, tokens, here=True)
@@ -130,7 +131,7 @@ def _is_a_tie(out: TokenMap, case: Case, token: int) -> bool:
     return not bool((dropped & ~score.isnan() & (score != score[token])).any())
 
 
-def _with_nan(name: str, x: Tensor, token: int | None) -> Tensor:
+def _with_nan(token: int | None, name: str, x: Tensor) -> Tensor:
     """NaN in one token's entries, or in all."""
     of_others = (name.startswith("text_") and name not in _SCORES) or name == "embeddings"
     if name in ("position", "size", "protected") or (of_others and token is not None):

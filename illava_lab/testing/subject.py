@@ -17,7 +17,7 @@ import torch
 from illava_lab.errors import LabError
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
-from illava_lab.method.tokens import STAGES, Tokens
+from illava_lab.method.tokens import STAGES, Stage, Tokens
 from illava_lab.testing.cases import Case
 from illava_lab.testing.examples import NotHere
 from illava_lab.testing.faults import malformed, wrong_anchors, wrong_edges
@@ -45,7 +45,7 @@ class Subject:
     def sites(self) -> dict[Case, str]:
         """Each place that the strategy's stages have (as a Case of 9 patches) -> why it cannot run there, or ""."""
         stages = STAGES if self.strategy.kind == "none" else self.strategy.stages
-        places = {
+        places: dict[Stage, list[dict[str, Any]]] = {
             "image": [dict(cls=True), dict()],
             "encoder": [dict(cls=True), dict(), dict(cls=True, reduced=True), dict(reduced=True)],
             "llm": [dict(), dict(reduced=True)],
@@ -86,7 +86,7 @@ class Subject:
                 case = replace(site, patches=patches, batch=batch, **change)
                 for keep in keeps:
                     found.append(self.keeping(case, case.protected + max(2, round(patches * keep))))
-        out = dict.fromkeys(case for case in found if case is not None)
+        out = list(dict.fromkeys(case for case in found if case is not None))
         if self.strategy.kind != "none":
             out = [case for case in out if case.keep < case.count]
         return sorted(out, key=lambda case: (case.count, case.batch, case.keep))
@@ -155,10 +155,10 @@ def seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def drawn() -> tuple:
+def drawn() -> tuple[Any, ...]:
     """Changes when anybody draws a global random number."""
-    _, keys, place, *_ = np.random.get_state()
-    return random.getstate(), keys.tobytes(), place, torch.get_rng_state().numpy().tobytes()
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), of_numpy["key"].tobytes(), of_numpy["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 def crash(error: Exception) -> str:

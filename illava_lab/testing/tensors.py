@@ -24,4 +24,16 @@ def tensors(tokens: Tokens) -> dict[str, Tensor]:
 def changed(tokens: Tokens, change: Callable[[str, Tensor], Tensor]) -> Tokens:
     """New tokens, every tensor x of the old ones replaced by change(name, x)."""
     new = {name: change(name, x) for name, x in tensors(tokens).items()}
-    return Tokens(tokens.stage, new.pop("hidden"), layer=tokens.layer, grid=tokens.grid, site=tokens._site, **new)
+    hidden, size, position = (new.pop(name) for name in ("hidden", "size", "position"))
+    return Tokens(
+        tokens.stage,
+        hidden,
+        layer=tokens.layer,
+        size=size,
+        position=position,
+        protected=new.pop("protected", None),
+        protected_count=None,
+        grid=tokens.grid,
+        site=tokens._site,
+        **new,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -33,14 +34,18 @@ class EncodedImage:
 
 
 def join_tiles(tiles: list[EncodedImage]) -> EncodedImage:
-    """One image of several tiles, which lie tile after tile in the prompt. Boxes are those in the tiles: a model is not
-    told where in the picture a tile was cut out."""
-    count, (rows, *grid) = len(tiles), tiles[0].layout.patches
+    """One image of several tiles, which lie tile after tile in the prompt.
+
+    Boxes are those in the tiles: a model is not told where in the picture a tile was cut out.
+    """
+    count, (rows, height, width) = len(tiles), tiles[0].layout.patches
     if count == 1:
         return tiles[0]
     layout = tiles[0].layout
     source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
-    joined = Layout((count * rows, *grid), source, layout.weight.repeat(count, 1), None, layout.boxes.repeat(count, 1))
+    joined = Layout(
+        (count * rows, height, width), source, layout.weight.repeat(count, 1), None, layout.boxes.repeat(count, 1)
+    )
     weight, size = torch.cat([tile.weight for tile in tiles]), torch.cat([tile.size for tile in tiles])
     return EncodedImage(joined, weight, size, range(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].steps)
 
@@ -70,7 +75,8 @@ def fill(layout: Layout, weight: Tensor, features: Tensor) -> Tensor:
     """(R, S, C): the visual tokens interpolated from (R, P, C) features with `survive`'s weights; NaN at holes."""
     source = layout.on(weight.device)[0]
     features = features.nan_to_num()
-    out = sum(features[:, source[:, k]] * weight[:, :, k, None] for k in range(source.shape[1]))
+    parts = (features[:, source[:, k]] * weight[:, :, k, None] for k in range(source.shape[1]))
+    out = reduce(torch.add, parts)
     return out.masked_fill(weight.sum(-1, keepdim=True) == 0, torch.nan).to(features.dtype)
 
 

@@ -79,11 +79,11 @@ class Trace:
             alive = torch.from_numpy(np.diff(encoded.indptr) > 0)
             weight = survive(layout, alive[None], float(alive.float().mean()))[0]
         place = np.flatnonzero(weight.sum(1).numpy() > 0)
-        source, weight = layout.source.numpy()[place], weight.double().numpy()[place]
-        weight /= weight.sum(1, keepdims=True)
+        source, share = layout.source.numpy()[place], weight.double().numpy()[place]
+        share /= share.sum(1, keepdims=True)
         cells = np.repeat(np.arange(len(place)), source.shape[1])
-        made_of = sparse.coo_array((weight.ravel(), (cells, source.ravel())), shape=(len(place), encoded.shape[0]))
-        weights, anchor = made_of.tocsr() @ encoded, source[np.arange(len(place)), weight.argmax(1)]
+        made_of = sparse.coo_array((share.ravel(), (cells, source.ravel())), shape=(len(place), encoded.shape[0]))
+        weights, anchor = made_of.tocsr() @ encoded, source[np.arange(len(place)), share.argmax(1)]
         for step in followed:
             if step.stage == "llm" and image in step.rows:
                 row = list(step.rows).index(image)
@@ -123,11 +123,11 @@ def _steps_of(visual: EncodedImage, row: int) -> Iterator[tuple[Step, int]]:
 def _matrix(reduction: TokenMap, row: int) -> sparse.csr_array:
     """(M, N) weights of one row of a map."""
     anchor = reduction.anchor[row].cpu().numpy()
-    parts = [(np.arange(len(anchor)), anchor, np.ones(len(anchor)))]
+    slot, source, weight = np.arange(len(anchor)), anchor, np.ones(len(anchor))
     if reduction.self_weight is not None:
-        parts[0] = (*parts[0][:2], reduction.self_weight[row].double().cpu().numpy())
-    if reduction.weight is not None:
-        edges = (reduction.slot[row], reduction.source[row], reduction.weight[row].double())
-        parts.append(tuple(part.cpu().numpy() for part in edges))
-    slot, source, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
+        weight = reduction.self_weight[row].double().cpu().numpy()
+    if reduction.edges is not None:
+        to, of, share = (part[row].cpu() for part in reduction.edges)
+        slot, source = np.concatenate([slot, to.numpy()]), np.concatenate([source, of.numpy()])
+        weight = np.concatenate([weight, share.double().numpy()])
     return sparse.coo_array((weight, (slot, source)), shape=(len(anchor), reduction.tokens)).tocsr()
