@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 import illava_lab as il
+from illava_lab.method.registry import make_strategy
 
 VISIONZIP = il.get_strategy("visionzip")(score="received", merge="mean")  # both kinds of towers have that
 
@@ -253,9 +254,7 @@ def test_every_patch_is_somewhere_exactly_once_or_dropped(kind, model, name, see
     videos = int(images == 0)
     if videos and not has_video(kind):
         images, videos = 1, 0
-    strategy = (
-        il.get_strategy("illava")(ramp=ramp) if name == "illava" else il.registry.make_strategy(REDUCTIONS[name][0])
-    )
+    strategy = il.get_strategy("illava")(ramp=ramp) if name == "illava" else make_strategy(REDUCTIONS[name][0])
     encoder = {0: first, 1: second} if "encoder" in strategy.stages else {}
     schedule = il.Schedule(encoder, {2: llm} if "llm" in strategy.stages else {})
     with il.attach(model, strategy, schedule) as trace:
