@@ -49,8 +49,8 @@ def _chapter(path: Path) -> str:
                 output.data = _page_data(output)
     source = f"{REPOSITORY}/blob/main/notebooks/{path.name}"
     note = (
-        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open it in "
-        f"JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
+        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open "
+        f"it in JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
     )
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="how-to-read-this"))
     return nbformat.writes(notebook)
@@ -103,7 +103,8 @@ def _section(name: str, cls: type[Strategy]) -> str:
     published = f"\nPublished settings (`Schedule.preset(name, model)`):\n\n{presets}\n" if presets else ""
     file = f"strategies/{cls.__module__.rpartition('.')[2]}.py"
     return (
-        f"({_anchor(name)})=\n## {name}\n\n{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
+        f"({_anchor(name)})=\n## {name}\n\n"
+        f"{_summary(cls)}. {_paper(cls, long=True)}. Source: [{file}]({_address(file)}).\n\n"
         f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-index-entry:\n```\n{published}"
     )
 

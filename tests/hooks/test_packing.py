@@ -130,7 +130,7 @@ def test_a_budget_holds_for_images_of_any_size():
     assert expected["llm"][-1] == len(trace.sources(1).anchor)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
+@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
 @torch.no_grad()
 def test_sizes_places_and_grids(kind):
     """Every patch that is still there is in exactly one size; places count visual tokens, without newlines."""
@@ -307,7 +307,7 @@ def test_the_readme_says_what_is_supported():
     assert families.table() in readme, f"README.md needs this table:\n{families.table()}"
 
 
-@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
+@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
 @torch.no_grad()
 def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
     model, schedule = shared_llava(kind), il.Schedule({0: 0.8, 1: 0.7}, {1: 0.7, 3: 0.6})
