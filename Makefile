@@ -1,6 +1,8 @@
 # Commands, each of which works in a fresh clone with nothing but Python and make:
 #   make lab       JupyterLab at the first notebook
 #   make compare   the strategies side by side on the embedded model, as a table
+#   make lint      format, ruff, mypy and the layers of the packages
+#   make quick     the tests that need no browser, no server and no patience: two minutes
 #   make test      every test
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
@@ -23,7 +25,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks docs test versions clean
+.PHONY: help lab compare results notebooks docs lint quick test versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,8 +47,21 @@ docs: $(VENV)/.installed-docs
 	$(VENV_PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env $(ARGS) docs docs/_build/html
 	@echo "The site: docs/_build/html/index.html"
 
+# Each says by itself what it found; the last line says what to do about it.
+lint: $(VENV)/.installed-test
+	@$(VENV_PYTHON) -m ruff format --check . || $(call failed,the format; `$(VENV_PYTHON) -m ruff format` mends it)
+	@$(VENV_PYTHON) -m ruff check . || $(call failed,ruff; `$(VENV_PYTHON) -m ruff check --fix` mends some of it)
+	@$(VENV_PYTHON) -m mypy || $(call failed,mypy)
+	@$(VENV)/bin/lint-imports --no-cache || $(call failed,lint-imports; pyproject.toml has the layers)
+failed = { echo 'make lint stopped at $(1)'; exit 1; }
+
+PYTEST = $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile
+
+quick: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow and not browser and not network" $(ARGS)
+
 test: $(VENV)/.installed-test
-	$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Each environment has its own transformers, and sees everything else in $(VENV).
 VERSIONS ?= 5.6.0 5.17.0 5.23.0
@@ -98,6 +113,6 @@ $(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
 # The test installation holds everything that the others hold, so it stands for all of them.
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing illava-lab, what it needs and its test tools into $(VENV): once, about 1.5 GB, some minutes"
-	@$(INSTALL) ".[test]"
+	@$(INSTALL) ".[test,lint]"
 	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
 	@echo "Installed."

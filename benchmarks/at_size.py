@@ -4,9 +4,9 @@
 
 Every model of `data/configs/` goes through a whole prefill in bfloat16 with its real code, but matrix products,
 convolutions and fused attention return zeros of the right shape instead of being computed, and weights are never
-written. What is counted: FLOPs by the closed form (`illava_lab.schedules.flops`), bytes of keys and values, and the most bytes
-of tensors alive at once above weights and inputs (`illava_lab.measuring.live_bytes`). An allocator's rounding and the work space
-inside kernels are not in it, and it says nothing about time.
+written. What is counted: FLOPs by the closed form (`illava_lab.schedules.flops`), bytes of keys and values, and the
+most bytes of tensors alive at once above weights and inputs (`illava_lab.measuring.live_bytes`). An allocator's
+rounding and the work space inside kernels are not in it, and it says nothing about time.
 """
 
 from __future__ import annotations
@@ -68,12 +68,16 @@ def summary(table: pd.DataFrame) -> str:
     parts = []
     for (name, shows), rows in table.groupby(["model", "prompt"], sort=False):
         bare = rows[rows["preset"] == "bare"].iloc[0]
-        lines = [f"{name}, {shows}: {bare.visual_tokens} visual tokens and {bare.text_tokens} of text",
-                 f"{'preset':<16}  {'TFLOPs':>7}  {'x bare':>6}  {'cache MB':>8}  {'x bare':>6}  {'peak MB':>8}  {'x bare':>6}"]  # fmt: skip
+        shares = f"{'cache MB':>8}  {'x bare':>6}  {'peak MB':>8}  {'x bare':>6}"
+        lines = [
+            f"{name}, {shows}: {bare.visual_tokens} visual tokens and {bare.text_tokens} of text",
+            f"{'preset':<16}  {'TFLOPs':>7}  {'x bare':>6}  {shares}",
+        ]
         for row in rows[rows["status"] == "ok"].itertuples():
             lines.append(
-                f"{row.preset:<16}  {row.prefill_flops / 1e12:>7.2f}  {row.prefill_flops / bare.prefill_flops:>6.2f}  {row.cache_bytes / 1e6:>8.1f}"
-                f"  {row.cache_bytes / bare.cache_bytes:>6.2f}  {row.peak_bytes / 1e6:>8.1f}  {row.peak_bytes / bare.peak_bytes:>6.2f}"
+                f"{row.preset:<16}  {row.prefill_flops / 1e12:>7.2f}  {row.prefill_flops / bare.prefill_flops:>6.2f}"
+                f"  {row.cache_bytes / 1e6:>8.1f}  {row.cache_bytes / bare.cache_bytes:>6.2f}"
+                f"  {row.peak_bytes / 1e6:>8.1f}  {row.peak_bytes / bare.peak_bytes:>6.2f}"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

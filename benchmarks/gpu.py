@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --models llava-1.5-7b            those that fit
 
 For each prompt of prompts.py: the bare model, "none" attached, the strategies at keep 0.5, and the papers' presets,
-each timed in rounds with the bare model and with its limit (`illava_lab.measuring.bench`). Writes results/gpu/; a stopped run goes
-on from results/.runs/gpu. Weights are random: speed and memory mean something, answers do not.
+each timed in rounds with the bare model and with its limit (`illava_lab.measuring.bench`). Writes results/gpu/; a
+stopped run goes on from results/.runs/gpu. Weights are random: speed and memory mean something, answers do not.
 """
 
 from __future__ import annotations

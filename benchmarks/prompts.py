@@ -31,6 +31,6 @@ PROMPTS = [
     Prompt("qwen2-vl-7b", "one picture of 1176 x 1176", (1176, 1176)),
 ]
 PRESETS = (
-    "illava-image", "illava-video", "illava-qwen2-vl", "illava-2026-67", "illava-2026-89", "fastv", "fastv-75", "tome-16",
-    "visionzip-192", "visionzip-64",
+    "illava-image", "illava-video", "illava-qwen2-vl", "illava-2026-67", "illava-2026-89",
+    "fastv", "fastv-75", "tome-16", "visionzip-192", "visionzip-64",
 )  # fmt: skip

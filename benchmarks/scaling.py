@@ -1,6 +1,6 @@
 """How time and memory grow with visual tokens, batch and video frames, and where reduction begins to pay.
 
-    OMP_NUM_THREADS=2 python benchmarks/scaling.py            some 25 minutes on two quiet cores; writes results/scaling/
+    OMP_NUM_THREADS=2 python benchmarks/scaling.py     some 25 minutes on two quiet cores; writes results/scaling/
 
 Two models with random weights, in the layout of LLaVA-1.5 and of LLaVA-OneVision but smaller: a tower of 12 layers of
 width 768 on patches of 16 pixels (196 of them in a picture of 224 pixels) and a decoder of 12 layers of width 768. Each
@@ -154,16 +154,20 @@ def summary(table: pd.DataFrame) -> str:
     parts = []
     for axis, title in AXES.items():
         part = table[table["axis"] == axis]
-        lines = [
-            f"{axis:>7}  {'strategy':<8}  {'prefill ms':>10}  {'x bare':<22}  {'FLOPs x':>7}  {'decode x':>8}  {'cache MB':>8}  {'peak MB':>8}  {'peak x':>6}"
-        ]
+        head = (
+            f"{axis:>7}  {'strategy':<8}  {'prefill ms':>10}  {'x bare':<22}  {'FLOPs x':>7}"
+            f"  {'decode x':>8}  {'cache MB':>8}  {'peak MB':>8}  {'peak x':>6}"
+        )
+        lines = [head]
         for value, rows in part.groupby("value"):
             bare = rows[rows["strategy"] == "bare"].iloc[0]
             for row in rows.itertuples():
                 spread = f"{row.prefill_ratio:.2f} ({row.prefill_ratio_low:.2f} to {row.prefill_ratio_high:.2f})"
                 lines.append(
-                    f"{value:>7}  {row.strategy:<8}  {row.prefill_ms:>10.1f}  {spread:<22}  {row.prefill_flops / bare.prefill_flops:>7.2f}"
-                    f"  {row.decode_ratio:>8.2f}  {row.cache_bytes / 1e6:>8.1f}  {row.peak_bytes / 1e6:>8.1f}  {row.peak_bytes / bare.peak_bytes:>6.2f}"
+                    f"{value:>7}  {row.strategy:<8}  {row.prefill_ms:>10.1f}  {spread:<22}"
+                    f"  {row.prefill_flops / bare.prefill_flops:>7.2f}  {row.decode_ratio:>8.2f}"
+                    f"  {row.cache_bytes / 1e6:>8.1f}  {row.peak_bytes / 1e6:>8.1f}"
+                    f"  {row.peak_bytes / bare.peak_bytes:>6.2f}"
                 )
         pays = "; ".join(f"{name}: {crossover(table, axis, name)}" for name in STRATEGIES)
         parts.append("\n".join([f"{axis}: {title}", *lines, f"Prefill is faster than the bare model's: {pays}"]))
@@ -211,8 +215,14 @@ def main() -> int:
     table.to_csv(RESULT / "table.csv", index=False)
     (RESULT / "summary.txt").write_text(summary(table) + "\n", encoding="utf-8")
     picture(table).savefig(RESULT / "scaling.png", dpi=110)
-    about = {"command": "python benchmarks/scaling.py", **environment(lab or lab_of("llava-1.5-7b", 14)), "threads": torch.get_num_threads(),
-             "model": "see benchmarks/scaling.py", "seed": SEED, "keep": KEEP}  # fmt: skip
+    about = {
+        "command": "python benchmarks/scaling.py",
+        **environment(lab or lab_of("llava-1.5-7b", 14)),
+        "threads": torch.get_num_threads(),
+        "model": "see benchmarks/scaling.py",
+        "seed": SEED,
+        "keep": KEEP,
+    }
     (RESULT / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     RUN.unlink()
     print(summary(table))

@@ -19,7 +19,7 @@ GROUPS: dict[str, list[tuple[str, ...]]] = {
     "anchor": [(), ("object",)],
 }
 CONCEPTS = [words for group in GROUPS.values() for words in group]
-STARTS = dict(zip(GROUPS, np.cumsum([0, *(len(g) for g in GROUPS.values())])))
+STARTS = dict(zip(GROUPS, np.cumsum([0, *(len(g) for g in GROUPS.values())]), strict=False))
 # The patch at the middle of each cell lies on the cell's object and stands for it: counting objects is
 # counting anchors, whatever the objects' sizes.
 MIDDLES = [int((index + 0.5) * GRID / 3) for index in range(3)]

@@ -137,7 +137,7 @@ def make_scene(rng: np.random.Generator, split: str, crowded: bool = False) -> S
     if crowded:
         chosen = rng.choice(("shape", "digit", "word"), size=9, p=(0.45, 0.3, 0.25))
         items = []
-        for cell, choice in zip(cells, chosen):
+        for cell, choice in zip(cells, chosen, strict=True):
             kind = pick(rng, SHAPES) if choice == "shape" else str(choice)
             items.append(make_item(rng, split, cell, kind, pick(rng, tuple(COLORS))))
     else:
@@ -153,7 +153,7 @@ def make_scene(rng: np.random.Generator, split: str, crowded: bool = False) -> S
             if (kind, color) not in pairs:
                 pairs.append((kind, color))
         pairs += [(kind, "") for kind in ("digit", "word") if rng.random() < 0.85]
-        items = [make_item(rng, split, cell, *pair) for cell, pair in zip(cells, pairs)]
+        items = [make_item(rng, split, cell, *pair) for cell, pair in zip(cells, pairs, strict=False)]
     name = pick(rng, PHOTOS[split])
     width, height = photograph(name).size
     side = rng.uniform(SIZE, min(width, height))
@@ -185,7 +185,8 @@ def shape_picture(item: Item, zoom: int = 4) -> Image.Image:
     side = (item.box[2] - item.box[0]) * zoom
     picture = Image.new("RGBA", (side, side), (25, 25, 25, 0))
     pen, dark = ImageDraw.Draw(picture), (25, 25, 25, 255)
-    color = tuple(int(np.clip(c + t, 0, 255)) for c, t in zip(COLORS[item.value], item.look[1:])) + (255,)
+    tinted = (int(np.clip(c + t, 0, 255)) for c, t in zip(COLORS[item.value], item.look[1:], strict=True))
+    color = (*tinted, 255)
     edge, full = zoom, (0, 0, side - 1, side - 1)
     if item.kind in ("circle", "ring"):
         pen.ellipse(full, fill=color, outline=dark, width=edge)

@@ -95,7 +95,7 @@ class Scenes(IterableDataset):
             ids[span] = prompt + answer
             block[span] = number
             position[span] = PREFIX + PATCHES + np.arange(len(prompt) + len(answer))
-            target[span.stop - len(answer) - 1 : span.stop] = answer + [self.tokenizer.eos_token_id]
+            target[span.stop - len(answer) - 1 : span.stop] = [*answer, self.tokenizer.eos_token_id]
             category[span] = index
             used = span.stop
         return {"ids": ids, "block": block, "position": position, "target": target, "category": category}
@@ -275,7 +275,7 @@ class Trainer:
         if self.file.exists():
             state = torch.load(self.file)
             self.learner.load_state_dict(state["learner"])
-            for opt, saved in zip(self.opts, state["opts"]):
+            for opt, saved in zip(self.opts, state["opts"], strict=True):
                 opt.load_state_dict(saved)
             return state["step"]
         if self.phase == "align":

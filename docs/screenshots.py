@@ -18,9 +18,9 @@ import nbformat
 from PIL import Image
 
 CLONE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CLONE / "tests"))  # whose browser this is
+sys.path.insert(0, str(CLONE / "tests"))  # whose helpers these are
 
-from browser import Reader, jupyterlab, launched  # noqa: E402
+from helpers.browser import Reader, jupyterlab, launched  # noqa: E402
 from playwright.sync_api import Locator, expect  # noqa: E402
 
 FOLDER = CLONE / "docs" / "screenshots"
@@ -28,7 +28,6 @@ SET_UP = """
 import tempfile
 import illava_lab as il
 from illava_lab import course, widgets
-from illava_lab.widgets.schedule_designer import stage_seconds
 
 lab, task = il.load(), il.load_task("test")
 image, question = task.image("test-0006"), "What digit is shown?"
@@ -104,7 +103,7 @@ WIDGETS = {
         move_merge_explorer,
     ),
     "schedule-designer": Widget(
-        "seconds = stage_seconds(lab.model, lab.inputs([image], [question]))\n"
+        "seconds = il.measure.stage_seconds(lab.model, lab.inputs([image], [question]))\n"
         'widgets.ScheduleDesigner(lab.model, seconds=seconds).show("illava-image")',
         move_schedule_designer,
     ),

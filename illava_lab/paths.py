@@ -1,8 +1,8 @@
 """Where the embedded model, the test set and the notebooks are, in a clone and in an installed package.
 
-A clone (also one installed with ``pip install -e .``) keeps ``data/`` and ``notebooks/`` at its top. A wheel has no top
-level of its own, so there they are installed inside this package as ``_data`` and ``_notebooks``. Nothing else in the lab
-needs to know which of the two it runs from.
+A clone (also one installed with ``pip install -e .``) keeps ``data/`` and ``notebooks/`` at its top. A wheel has no
+top level of its own, so there they are installed inside this package as ``_data`` and ``_notebooks``. Nothing else in
+the lab needs to know which of the two it runs from.
 """
 
 from __future__ import annotations

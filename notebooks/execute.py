@@ -107,7 +107,8 @@ def _filled(table: str, spent: dict[str, float], where: str) -> str:
             section = number[0] if (number := re.match(r"\d+", label)) else label
             if section not in spent:
                 raise ValueError(
-                    f"the table of times has a row {label!r}, but the notebook has no such section; it has {', '.join(spent)}"
+                    f"the table of times has a row {label!r}, but the notebook has no such section; "
+                    f"it has {', '.join(spent)}"
                 )
             missing.discard(section)
             columns[3] = f" {spent[section]:.0f} s " if spent[section] >= 0.5 else " < 1 s "
@@ -131,7 +132,7 @@ def waits(notebook: nbformat.NotebookNode, seconds: Sequence[float]) -> list[str
 
 # --------------------------------------------------------------------------------------------- solutions
 def solutions(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
-    """(solution, check) of every exercise: the code folded below a cell tagged "exercise", and the code that checks it."""
+    """(solution, check) of every exercise: the code folded below a cell tagged "exercise", and what checks it."""
     found, check = [], ""
     for cell in notebook.cells:
         if cell.cell_type == "code" and "print(check_" in cell.source:

@@ -1,8 +1,8 @@
 """Measure the embedded model: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
 
-Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json (machine,
-versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the repository.
-results/embedded/tokens.png is the picture of the README.
+Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json
+(machine, versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the
+repository. results/embedded/tokens.png is the picture of the README.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ RESULTS = Path(__file__).parent
 RUNS: dict[str, dict[str, Any]] = {
     "embedded": {"strategies": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]},
     "equal_flops": {
-        "strategies": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")], "flops": [0.7, 0.5, 0.35], "timing": False
+        "strategies": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")],
+        "flops": [0.7, 0.5, 0.35],
+        "timing": False,
     },
-}  # fmt: skip
+}
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
 
 

@@ -148,7 +148,7 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
     rows, pixels, image_sizes, videos = [], [], [], []
     for prompt in prompts:
         draw = torch.Generator().manual_seed(prompt.seed)
-        text = lambda n: torch.randint(4, 63, (n,), generator=draw).tolist()  # noqa: E731
+        text = lambda n: torch.randint(4, 63, (n,), generator=draw).tolist()
         row = [1, *text(2)]
         for _ in range(prompt.videos):
             row += [VIDEO_TOKEN] * (FRAMES * len(pooled_cells(IMAGE_SIZE // PATCH)) + 1) + text(1)

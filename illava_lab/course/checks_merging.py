@@ -1,4 +1,4 @@
-"""The automatic checks of chapter 02: iLLaVA's choice and its ramp, ToMe's pairs, provenance over two steps, dropping instead."""
+"""The checks of chapter 02: iLLaVA's choice and its ramp, ToMe's pairs, provenance over two steps, dropping instead."""
 
 from __future__ import annotations
 

@@ -31,11 +31,12 @@ LEDGER = {
 
 @exercise
 def check_own_share(function: Callable[[int], float]) -> str:
-    """R tokens merged into a target with the weights of the published code -> the weight that the target keeps of itself."""
+    """R tokens merged into a target with the published code's weights -> the weight that the target keeps of itself."""
     got = number(function(0))
     need(
         abs(got - 1) < 1e-9,
-        f"with nothing merged (R = 0) the target is itself: 1; yours gives {got:.4g} (is the sum of the weights (R+1)(R+2)/2?)",
+        f"with nothing merged (R = 0) the target is itself: 1; yours gives {got:.4g} (is the sum of the weights "
+        "(R+1)(R+2)/2?)",
     )
     got = number(function(3))
     need(abs(got - 0.25) > 1e-9, "1/4 would be the plain mean of four tokens; the weights are a ramp")
@@ -52,7 +53,7 @@ def check_own_share(function: Callable[[int], float]) -> str:
 
 @exercise
 def check_published_counts(function: Callable[[int, int, int, float], Any]) -> str:
-    """Patches, layers, removed in each, keep ratio in the LLM -> (tokens that leave the encoder, tokens that the LLM keeps)."""
+    """Patches, layers, removed in each, keep in the LLM -> (tokens that leave the encoder, that the LLM keeps)."""
     got = function(729, 4, 92, 0.7)
     need(
         got is not None and got is not ...,

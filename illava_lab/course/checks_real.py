@@ -1,4 +1,4 @@
-"""The automatic checks of chapter 06: divergence from the unreduced model, bytes of a KV cache, and a budget to choose."""
+"""The checks of chapter 06: divergence from the unreduced model, bytes of a KV cache, and a budget to choose."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from illava_lab.course.exercises import exercise, need, number
 
 @exercise
 def check_divergence(function: Callable[[Tensor, Tensor], float]) -> str:
-    """Logits (T, V) of the unreduced and of the reduced model -> mean KL(unreduced || reduced) over the T tokens, in nats."""
+    """Logits (T, V) of the unreduced and the reduced model -> mean KL(unreduced || reduced) over T tokens, in nats."""
     p, q = torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     reference, reduced = (x.double().log() + torch.tensor([[2.0], [-1.0]]) for x in (p, q))
-    one, other = (
-        math.log(2) / 2 - math.log(1.5) / 2,
-        0.75 * math.log(1.5) - 0.25 * math.log(2),
-    )  # there and back, of the first token
+    one = math.log(2) / 2 - math.log(1.5) / 2  # of the first token; the second has none
+    other = 0.75 * math.log(1.5) - 0.25 * math.log(2)  # the same back
     got = number(function(reference, reduced))
 
     def near(value: float) -> bool:
@@ -69,7 +67,8 @@ def check_cache_bytes(function: Callable[[Sequence[int], int, int, int], float])
     need(got != 5760, "that takes the first layer's tokens for all layers; the layers hold 10, 10 and 7")
     need(
         got != 4032,
-        "that takes the last layer's tokens for all layers; a token stays in the cache of each layer that it came through",
+        "that takes the last layer's tokens for all layers; a token stays in the cache of each layer that it came "
+        "through",
     )
     need(got != 1728, "every KV head has a key and a value of its own: times the heads")
     need(got != 8 * 5184, "that is in bits")
@@ -84,7 +83,7 @@ def check_cache_bytes(function: Callable[[Sequence[int], int, int, int], float])
 
 @exercise
 def check_smallest_keep(function: Callable[[pd.DataFrame, str, float], float | None]) -> str:
-    """Rows of `il.fidelity`, a strategy and a share -> the smallest keep with at least that mean agreement; None if there is none."""
+    """Rows of `il.fidelity`, a strategy, a share -> the smallest keep with at least that mean agreement, or None."""
     agreement = {0.9: (1, 1, 1, 1), 0.5: (1, 1, 0.5, 1), 0.3: (1, 0.5, 0.5, 1), 0.1: (1, 0, 0, 0)}
     table = pd.DataFrame(
         [
@@ -100,7 +99,8 @@ def check_smallest_keep(function: Callable[[pd.DataFrame, str, float], float | N
     need(isinstance(got, float), f"one number is expected, got {type(got).__name__}")
     need(
         got != 0.9,
-        "0.9 is enough, but so is 0.5: the *smallest* keep is asked for (is it the mean over questions, not the worst of them?)",
+        "0.9 is enough, but so is 0.5: the *smallest* keep is asked for (is it the mean over questions, not the worst "
+        "of them?)",
     )
     need(got != 0.1, "at 0.1 one question of four agrees; the *mean* over the questions has to reach the share")
     need(got != 0.3, "at 0.3 illava's mean is 0.75: too little for 0.8 (fastv's rows are not illava's)")

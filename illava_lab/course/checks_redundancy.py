@@ -39,7 +39,8 @@ def check_effective_rank(function: Callable[[Tensor], float]) -> str:
     equal = number(function(torch.eye(4)))
     need(
         abs(equal - 4) < 1e-4,
-        f"four directions used equally must count as 4, got {equal:.3g} (the entropy of four equal parts is log 4: what undoes a logarithm?)",
+        f"four directions used equally must count as 4, got {equal:.3g} (the entropy of four equal parts is log 4: "
+        "what undoes a logarithm?)",
     )
     x = torch.diag(torch.tensor([3.0, 1.0]))
     uneven, scaled = number(function(x)), number(function(5 * x))
@@ -54,7 +55,8 @@ def check_effective_rank(function: Callable[[Tensor], float]) -> str:
     )
     need(
         abs(uneven - want) < 1e-3,
-        f"singular values 3 and 1 must give {want:.3f}, got {uneven:.3f} (the parts are 3/4 and 1/4: the values themselves, not their squares)",
+        f"singular values 3 and 1 must give {want:.3f}, got {uneven:.3f} (the parts are 3/4 and 1/4: the values "
+        "themselves, not their squares)",
     )
     return "equal directions count fully, weak ones a little, and no threshold was needed."
 

@@ -31,12 +31,14 @@ def check_amdahl(function: Callable[[float, float], float]) -> str:
     got = number(function(0.5, 1e12))
     need(
         got < 2.001,
-        f"half of the work stays as it is, so no factor can make the whole more than twice as fast; yours is {got:.3g} times as fast",
+        "half of the work stays as it is, so no factor can make the whole more than twice as fast; yours is "
+        f"{got:.3g} times as fast",
     )
     got = number(function(0.5, 2.0))
     need(
         got > 1,
-        f"the whole gets faster, not slower: a speed-up is old time over new time, yours is {got:.3g} (is it the time that is left?)",
+        f"the whole gets faster, not slower: a speed-up is old time over new time, yours is {got:.3g} (is it the time "
+        "that is left?)",
     )
     need(
         abs(got - 4 / 3) < 1e-6,
@@ -96,4 +98,5 @@ def check_schedule(schedule: Schedule, model: nn.Module) -> str:
         else ""
     )
     need(share <= FLOPS, f"it costs {share:.2f} of the FLOPs; at most {FLOPS} are asked for{late}")
-    return f"{share:.2f} of the FLOPs with {left} tokens in the last layer. What a cheap schedule is worth, only a measurement says."
+    costs = f"{share:.2f} of the FLOPs with {left} tokens in the last layer"
+    return f"{costs}. What a cheap schedule is worth, only a measurement says."

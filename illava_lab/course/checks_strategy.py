@@ -30,13 +30,15 @@ def check_centre(function: Callable[[Tokens], Tensor]) -> str:
     need(got.isfinite().all(), "a score is infinite or NaN")
     need(
         first == second,
-        f"patch 12 scores {first[12]:.3g} in one image and {second[12]:.3g} in the other: after an earlier reduction a token's number "
+        f"patch 12 scores {first[12]:.3g} in one image and {second[12]:.3g} in the other: after an earlier reduction "
+        "a token's number "
         "is not its place; use tokens.position",
     )
     need(first[12] > first[0], "patch 12, the centre, must score above patch 0, a corner: the highest scores are kept")
     need(
         abs(first[11] - first[7]) < 1e-6,
-        f"patches 11 and 7 are both one step from the centre, to the left and up, but score {first[11]:.3g} and {first[7]:.3g}: "
+        f"patches 11 and 7 are both one step from the centre, to the left and up, but score {first[11]:.3g} and "
+        f"{first[7]:.3g}: "
         "a place has a row (position // width) and a column (position % width)",
     )
     need(
@@ -64,7 +66,7 @@ def check_mended(cls: type[Strategy]) -> str:
 
 @exercise
 def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
-    """hidden (B, N, C), anchor (B, M), source (B, E) -> (B, E): for each source the slot whose anchor is most like it."""
+    """hidden (B, N, C), anchor (B, M), source (B, E) -> (B, E): for each source the slot with the likest anchor."""
     one = torch.tensor([[2.0, 0.2], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0], [1.0, 1.1], [6.0, 6.0]])
     hidden = torch.stack([one, one[[0, 3, 2, 1, 4, 5]]])  # in the second image two anchors have changed places
     anchor, source = torch.tensor([[1, 3, 5]] * 2), torch.tensor([[0, 2, 4]] * 2)
@@ -83,7 +85,8 @@ def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     )
     need(
         got[0][2] == 2,
-        f"token 4 points the same way as the anchor of slot 2, but joined slot {got[0][2]}: the *most* similar one is asked for",
+        f"token 4 points the same way as the anchor of slot 2, but joined slot {got[0][2]}: the *most* similar one is "
+        "asked for",
     )
     need(got[0] == [0, 1, 2], f"in the first image tokens 0, 2 and 4 belong to slots 0, 1 and 2, yours go to {got[0]}")
     need(
@@ -101,8 +104,9 @@ def check_own(cls: type[Strategy], table: pd.DataFrame | None) -> str:
     lines = code_lines(cls)
     need(lines <= LINES, f"its methods have {lines} lines of code; at most {LINES} are asked for")
     need(table is not None, "it keeps its promises; now put it into the table")
+    assert table is not None
     rows = table[table["strategy"] == cls.name]
-    need(len(rows), f"the table has no row of {cls.name!r}: compare it")
+    need(not rows.empty, f"the table has no row of {cls.name!r}: compare it")
     failed = rows[rows["status"] != "ok"]
     need(failed.empty, f"it fails on the model: {failed['status'].iloc[0] if len(failed) else ''}")
     budgets = set(table.loc[table["strategy"] == "random", "flops"])
@@ -121,11 +125,12 @@ def check_own(cls: type[Strategy], table: pd.DataFrame | None) -> str:
 
 
 def code_lines(cls: type) -> int:
-    """Lines of code in a class's own methods, without blank lines, comments and docstrings; a statement counts one line."""
+    """Lines of code in a class's own methods, without blank lines, comments, docstrings; one line a statement."""
     count = 0
     for name, member in vars(cls).items():
         if inspect.isfunction(member) and not name.startswith("__"):  # those with underscores are the dataclass's
             tree = ast.parse(textwrap.dedent(inspect.getsource(member))).body[0]
+            assert isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef)
             if ast.get_docstring(tree) is not None:
                 del tree.body[0]
             count += len(ast.unparse(tree).splitlines())

@@ -1,4 +1,4 @@
-"""The automatic checks of chapter 04: what an interval allows to say, a whole answer's time, and where reduction pays."""
+"""The checks of chapter 04: what an interval allows to say, a whole answer's time, and where reduction pays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_verdict(function: Callable[[float, float], str]) -> str:
 
 @exercise
 def check_answer_time(function: Callable[[float, float, int, float], float]) -> str:
-    """Prefill seconds, seconds per new token, new tokens, prefill ratio -> time of the answer as a share of the bare model's."""
+    """Prefill seconds, seconds per new token, new tokens, prefill ratio -> the answer's share of the bare time."""
     got = number(function(1.0, 0.01, 0, 0.5))
     need(
         abs(got - 0.5) < 1e-9,
@@ -39,7 +39,8 @@ def check_answer_time(function: Callable[[float, float, int, float], float]) -> 
     got = number(function(1.0, 0.01, 100, 0.5))
     need(
         got <= 1,
-        f"the prefill got shorter, so the whole must not get longer than before; yours gives {got:.4g} (a share, not a speed-up)",
+        f"the prefill got shorter, so the whole must not get longer than before; yours gives {got:.4g} (a share, not "
+        "a speed-up)",
     )
     need(
         abs(got - 0.5) > 1e-9,
@@ -52,7 +53,7 @@ def check_answer_time(function: Callable[[float, float, int, float], float]) -> 
 
 @exercise
 def check_crossover(function: Callable[[Sequence[float], Sequence[float]], float | None]) -> str:
-    """FLOPs shares (falling) and time ratios -> the largest share from which on all smaller ones are faster; None if none is."""
+    """FLOPs shares (falling) and time ratios -> the largest from which on all smaller ones are faster, or None."""
     got = function([0.9, 0.7, 0.5, 0.3], [1.2, 1.05, 0.8, 0.6])
     need(got is not ..., "nothing is returned yet; a share of the FLOPs, or None, is expected")
     need(got is not None, "at 0.5 and at 0.3 the time is below 1: there is a crossover")

@@ -6,7 +6,7 @@ A `tap` lets the attention of one layer run as configured and hands on its queri
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -33,10 +33,10 @@ class _ConfigView:
 
 @contextmanager
 def tap(
-    attention: nn.Module,
+    attention: Any,
     observe: Callable[[Tensor, Tensor, Tensor | None, float], None],
     mask: Callable[[Tensor, Tensor | None], Tensor | None] | None = None,
-):
+) -> Iterator[None]:
     """While open, `observe(query, key, mask, scaling)` is called after each attention of this one module.
 
     Query (B, H, T, d) and key (B, Hkv, S, d) come as the kernel got them: rotated, with cached keys. The attention
@@ -54,8 +54,8 @@ def tap(
 
 
 def _tapped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-):
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
     name = module.config._tapped_config._attn_implementation
     if name in (None, "eager"):
         run = sys.modules[type(module).__module__].eager_attention_forward
@@ -76,7 +76,7 @@ def _peeking_attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any
     raise _Seen(query, key)
 
 
-def peek(attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def peek(attention: Any, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Queries (B, H, S, d) and keys (B, Hkv, S, d) that an attention module would make of normed `hidden` (B, S, C).
 
     Nothing is attended to, and no cache is touched.
@@ -86,7 +86,8 @@ def peek(attention: nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor
     try:
         attention(hidden, position_embeddings=position_embeddings, attention_mask=None, past_key_values=None)
     except _Seen as seen:
-        return seen.args
+        query, key = seen.args
+        return query, key
     finally:
         attention.config = config
     raise LabError(f"{type(attention).__name__} did not come to its attention function")

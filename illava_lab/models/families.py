@@ -134,8 +134,8 @@ class Anatomy:
         fixed: every image has as many visual tokens as a row has patches.
     """
 
-    base: nn.Module
-    tower: nn.Module
+    base: Any  # a part of transformers, as the next: what its attributes are, torch's types cannot know
+    tower: Any
     encoder_layers: nn.ModuleList
     encoder_depth: int
     layer_parts: LayerParts
@@ -143,7 +143,7 @@ class Anatomy:
     grid: tuple[int, int]
     side: tuple[int, int]
     projector: nn.Module
-    language_model: nn.Module
+    language_model: Any
     llm_layers: nn.ModuleList
     media: dict[Medium, Media]
     placeholders: dict[Medium, int]
@@ -215,9 +215,9 @@ def describe(model: nn.Module) -> Anatomy:
     Raises:
         LabError: an unsupported family, tower or decoder.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     check_supported(config)
-    base = model.model
+    base: Any = model.model
     family = FAMILIES[config.model_type]
     vision = config.vision_config
     tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
@@ -259,7 +259,7 @@ def _cells(vision: Any) -> Cells:
     return Cells(vision.spatial_merge_size, cells, tuple(getattr(vision, "fullatt_block_indexes", ())))
 
 
-def _encoder_layers(tower: nn.Module) -> nn.ModuleList:
+def _encoder_layers(tower: Any) -> nn.ModuleList:
     if hasattr(tower, "blocks"):
         return tower.blocks
     # CLIPVisionModel keeps its encoder one level deeper in some releases of transformers.

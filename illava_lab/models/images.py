@@ -5,14 +5,14 @@ from __future__ import annotations
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Union
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from illava_lab.errors import LabError
 
-ImageLike = Union[str, PathLike, bytes, Image.Image]
+ImageLike: TypeAlias = str | PathLike[str] | bytes | Image.Image
 
 
 def read_image(source: ImageLike) -> Image.Image:

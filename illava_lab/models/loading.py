@@ -183,7 +183,8 @@ def _where(name: str, folder: Path) -> str:
             raise LabError(f"{name} is no checkpoint: the folder has no config.json")
         if not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
             raise LabError(
-                f"{name} has its weights as {pickles[0].name}, a pickle that can run code; only safetensors are loaded, "
+                f"{name} has its weights as {pickles[0].name}, a pickle that can run code; only safetensors are "
+                "loaded, "
                 "which save_pretrained of current transformers writes"
             )
         return str(folder)

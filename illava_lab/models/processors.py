@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,8 +38,11 @@ from illava_lab.errors import LabError
 class _Frames:
     """Prepares videos with the settings of a checkpoint's video processor, frame by frame, through an image processor.
 
-    The second base class is a PIL-backed image processor. Frames are taken as they come: sampling is `read_video`'s work.
+    The second base class is a PIL-backed image processor. Frames are taken as they come: sampling is the work of
+    `read_video`.
     """
+
+    valid_kwargs: Any  # of the image processor
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -54,10 +57,14 @@ class _Frames:
         **_: Any,
     ) -> BatchFeature:
         """Model inputs of several videos, each (frames, height, width, 3) in 8 bits."""
-        data = self.prepare([list(video) for video in videos])
+        data: dict[str, Any] = dict(self.prepare([list(video) for video in videos]))
         if return_metadata:
             data["video_metadata"] = video_metadata or [VideoMetadata(len(video)) for video in videos]
         return BatchFeature(data)
+
+    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        """Model inputs of the frames of several videos, by name."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as the checkpoint had them, so that transformers' own class can read what is saved."""
@@ -67,10 +74,10 @@ class _Frames:
 class OnevisionFrames(_Frames, SiglipImageProcessorPil):
     """LLaVA-OneVision: every frame is one square picture, without crops."""
 
-    model_input_names = ["pixel_values_videos"]
+    model_input_names: ClassVar = ["pixel_values_videos"]
     resample = Resampling.BICUBIC
     image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    size = {"height": 384, "width": 384}
+    size: ClassVar = {"height": 384, "width": 384}
     do_convert_rgb = True
 
     def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
@@ -89,11 +96,15 @@ class OnevisionFrames(_Frames, SiglipImageProcessorPil):
 class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
     """Qwen2-VL and Qwen2.5-VL: consecutive frames share a patch, `temporal_patch_size` (2) of them."""
 
-    model_input_names = ["pixel_values_videos", "video_grid_thw"]
-    size = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+    model_input_names: ClassVar = ["pixel_values_videos", "video_grid_thw"]
+    size: ClassVar = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
 
     def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
-        """pixel_values_videos (patches of all videos, 3 * frames a patch * patch * patch) and video_grid_thw (videos, 3)."""
+        """Pixels and grids of all videos.
+
+        Returns:
+            pixel_values_videos (patches of all videos, 3 * frames a patch * patch * patch), video_grid_thw (videos, 3).
+        """
         patches, grids = zip(*(self._patches(frames) for frames in videos), strict=True)
         return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
 
@@ -145,7 +156,8 @@ def build_processor(
     """A processor from the contents of its processor_config.json, without any file.
 
     Args:
-        settings: as saved by transformers, with `image_processor` and, where the family takes videos, `video_processor`.
+        settings: as saved by transformers, with `image_processor` and, where the family takes videos,
+            `video_processor`.
     """
     settings = {name: value for name, value in settings.items() if name != "processor_class"}
     image = dict(settings.pop("image_processor"))

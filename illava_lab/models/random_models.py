@@ -37,9 +37,9 @@ def configurations() -> list[str]:
 def build(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
     """Model and processor of a configuration in `data/configs/`, or of a JSON file laid out like those.
 
-    The weights are drawn on the device in the wanted dtype, with a fixed seed; nothing is downloaded. The processor prepares
-    images and videos as the published one does. Its tokenizer has the published special tokens, but no words: each word of
-    a question becomes the same unknown token, and answers are names of token ids.
+    The weights are drawn on the device in the wanted dtype, with a fixed seed; nothing is downloaded. The processor
+    prepares images and videos as the published one does. Its tokenizer has the published special tokens, but no words:
+    each word of a question becomes the same unknown token, and answers are names of token ids.
 
     Raises:
         LabError: an unknown name, a file of another layout, an unsupported family, too little memory.
@@ -108,7 +108,8 @@ def _read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else data_dir() / "configs" / f"{name}.json"
     if not path.is_file():
         raise LabError(
-            f"no configuration for {PREFIX}{name}; there are {', '.join(configurations())}, or give the path of a JSON file"
+            f"no configuration for {PREFIX}{name}; there are {', '.join(configurations())}, or give the path of a "
+            "JSON file"
         )
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +130,7 @@ def _tokenizer(
     unknown = next(token for token, index in words.items() if index not in names)
     tokenizer = Tokenizer(WordLevel(words, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if starts_with_bos:
+    if starts_with_bos and bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, special[bos])]
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from typing import Union
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 from illava_lab.errors import LabError
 from illava_lab.models.images import ImageLike, read_image
 
-VideoLike = Union[str, PathLike, np.ndarray, Sequence[ImageLike]]
+VideoLike: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[ImageLike]
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -48,9 +48,10 @@ ImageOrVideo = Union[ImageLike, Video]
 def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:
     """Sample frames evenly over time.
 
-    The duration is cut into `frames` equal spans, and the frame shown in the middle of each is taken; of a source with a
-    constant frame rate, `frames` = all takes each once. Files are read with PyAV (`pip install "illava-lab[video]"`),
-    animated GIF, WebP and PNG with Pillow; decoding stops after the last frame that is needed.
+    The duration is cut into `frames` equal spans, and the frame shown in the middle of each is taken; of a source with
+    a constant frame rate, `frames` = all takes each once. Files are read with PyAV
+    (`pip install "illava-lab[video]"`), animated GIF, WebP and PNG with Pillow; decoding stops after the last frame
+    that is needed.
 
     Args:
         source: a file, a list of images (`read_image` says which), or an array (frames, height, width, 3) of 8 bits.
@@ -58,8 +59,8 @@ def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:
         fps: frames per second of a list or an array, which carry no times; a file knows its own.
 
     Raises:
-        LabError: no such file, an empty or broken one, a still picture, pictures of different sizes, an array of another
-            shape or type, more frames than there are, or PyAV is needed and not installed.
+        LabError: no such file, an empty or broken one, a still picture, pictures of different sizes, an array of
+            another shape or type, more frames than there are, or PyAV is needed and not installed.
     """
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
         raise LabError(f"frames must be a whole number of at least 1, got {frames!r}")
@@ -143,10 +144,10 @@ def _from_film(path: Path, frames: int) -> Video:
     return _video(pictures, chosen, starts, duration, str(path))
 
 
-def _decoded(film: object, chosen: list[int]) -> list[np.ndarray]:
+def _decoded(film: Iterable[Any], chosen: list[int]) -> list[np.ndarray]:
     """The chosen frames (ascending indices, possibly repeated) of a decoder, upright."""
     pictures: list[np.ndarray] = []
-    for index, frame in enumerate(film):  # type: ignore[call-overload]
+    for index, frame in enumerate(film):
         if index in chosen:
             # A phone held sideways stores a rotation, counter-clockwise in degrees.
             upright = np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))

@@ -1,4 +1,4 @@
-"""What the explorers of an image share: controls in rows above panels, a reset, and a sentence that says what is shown."""
+"""What the explorers of an image share: controls in rows above panels, a reset, and a sentence on what is shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Explorer:
 
     patch: ipywidgets.BoundedIntText
 
-    def __init__(self, start: Mapping[str, object], rows: Sequence[Sequence[str]]) -> None:
+    def __init__(self, start: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> None:
         self._start = dict(start)
         self._controls = {name: getattr(self, name) for name in start}
         self._quiet = False
@@ -38,7 +38,7 @@ class Explorer:
         self.box = ipywidgets.VBox([*boxes, self.text, self.view.widget])
         self._draw()
 
-    def panels(self, **settings: object) -> list[Panel]:
+    def panels(self, *args: Any, **settings: Any) -> list[Panel]:  # a subclass names its settings
         """What is drawn at these settings.
 
         Raises:
@@ -46,11 +46,11 @@ class Explorer:
         """
         raise NotImplementedError
 
-    def describe(self, **settings: object) -> str:
+    def describe(self, *args: Any, **settings: Any) -> str:
         """The same in a sentence."""
         raise NotImplementedError
 
-    def fitted(self, settings: dict[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+    def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """The settings, with what was not `asked` for moved to where the others allow it.
 
         Raises:
@@ -59,11 +59,11 @@ class Explorer:
         return settings
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What is shown now: control -> value."""
         return {name: control.value for name, control in self._controls.items()}
 
-    def set(self, **settings: object) -> None:
+    def set(self, **settings: Any) -> None:
         """Move controls by name.
 
         Raises:
@@ -79,7 +79,7 @@ class Explorer:
         self._quiet = False
         self._draw()
 
-    def show(self, **settings: object) -> None:
+    def show(self, **settings: Any) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
         self.set(**settings)
         show_widget(self.box, to_png(still(self.panels(**self.settings))), self.describe(**self.settings))
@@ -87,7 +87,7 @@ class Explorer:
     def _pick(self, patch: int) -> None:
         self.patch.value = patch
 
-    def _draw(self, change: dict | None = None) -> None:
+    def _draw(self, change: dict[str, Any] | None = None) -> None:
         if self._quiet:
             return
         self.view.update(self.panels(**self.settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -112,8 +113,8 @@ def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
     scores = trace.steps[step - 1].scores
     if scores is None:
         return Panel(title, grid, seen, note="this method does not<br>rank single tokens")
-    place, row = places_before(trace, step), scores[0].float().cpu()
-    row, place = row[place >= 0].numpy(), place[place >= 0].numpy()
+    before = places_before(trace, step)
+    row, place = scores[0].float().cpu()[before >= 0].numpy(), before[before >= 0].numpy()
     values = np.full(grid[0] * grid[1], np.nan)
     values[place] = row
     order = np.empty(len(row), int)
@@ -121,9 +122,8 @@ def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
     hover = np.full(len(values), "no token stands here any more", dtype=object)
     for where, score, rank in zip(place, row, order, strict=True):
         hover[where] = f"token at patch {where}:<br>score {score:.4g}, rank {rank} of {len(row)}"
-    return Panel(
-        title, grid, seen, values.reshape(grid), (float(row.min()), float(row.max())), "score", hover=hover.reshape(grid),
-    )  # fmt: skip
+    limits = float(row.min()), float(row.max())
+    return Panel(title, grid, seen, values.reshape(grid), limits, "score", hover=hover.reshape(grid))
 
 
 def _provenance(seen: Image.Image, sources: Sources, patch: int) -> Panel:
@@ -136,10 +136,8 @@ def _provenance(seen: Image.Image, sources: Sources, patch: int) -> Panel:
     shown = np.where(weights == 0, np.nan, weights).reshape(sources.grid)
     home = int(sources.anchor[survivor])
     title = f"the token at patch {home}: {len(own)} patch{'es' if len(own) > 1 else ''}"
-    return Panel(
-        title, sources.grid, grey, shown, (min(0.0, float(weights.min())), float(weights.max())), "weight of each patch in it",
-        hover=hover, frames=[home],
-    )  # fmt: skip
+    limits, legend = (min(0.0, float(weights.min())), float(weights.max())), "weight of each patch in it"
+    return Panel(title, sources.grid, grey, shown, limits, legend, hover=hover, frames=[home])
 
 
 def merge_figure(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> go.Figure:
@@ -191,7 +189,7 @@ class MergeExplorer(Explorer):
         self.strategy.observe(self._change_strategy, names="value")
         super().__init__({"strategy": first, "step": 0, "patch": patch}, rows=[("strategy", "step", "patch")])
 
-    def fitted(self, settings: dict[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+    def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """As the slider does: where the other strategy has fewer steps, its last one."""
         one_of("strategy", settings["strategy"], tuple(self.answers))
         if "step" in asked:
@@ -202,7 +200,7 @@ class MergeExplorer(Explorer):
         """As `merge_panels`, of one of the strategies."""
         return merge_panels(self._seen, self.answers[strategy].trace, step, patch)
 
-    def _change_strategy(self, change: dict) -> None:
+    def _change_strategy(self, change: dict[str, Any]) -> None:
         self.step.max = len(self.answers[change["new"]].trace.steps)
 
     def describe(self, strategy: str, step: int, patch: int) -> str:
@@ -216,5 +214,6 @@ class MergeExplorer(Explorer):
             fate = "it has a token of its own"
         else:
             heaviest = ", ".join(f"{i} ({float(sources.weights[survivor, i]):.3f})" for i in own[:4])
-            fate = f"it is in the token at patch {int(sources.anchor[survivor])}, which stands for {len(own)} patches, heaviest {heaviest}"
+            home = int(sources.anchor[survivor])
+            fate = f"it is in the token at patch {home}, which stands for {len(own)} patches, heaviest {heaviest}"
         return f"{strategy}, {step_names(answer.trace)[step]}. Patch {patch}: {fate}. {self.question} → {answer.text}"

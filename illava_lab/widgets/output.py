@@ -1,4 +1,4 @@
-"""How things are displayed: a live widget where there is a kernel, and in the same output a picture where there is none."""
+"""How things are displayed: a live widget where there is a kernel, and in the same output a picture for elsewhere."""
 
 from __future__ import annotations
 

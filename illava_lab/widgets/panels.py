@@ -64,7 +64,7 @@ def live(panels: Sequence[Panel]) -> go.Figure:
         figure.add_heatmap(
             row=1,
             col=i,
-            z=np.zeros(panel.grid) if empty else _with_gaps(panel.values),
+            z=np.zeros(panel.grid) if panel.values is None else _with_gaps(panel.values),
             zmin=panel.limits[0],
             zmax=panel.limits[1],
             colorscale=CLEAR if empty else panel.colors,
@@ -162,7 +162,9 @@ def still(panels: Sequence[Panel]) -> Figure:
 
 def _with_gaps(values: np.ndarray) -> np.ndarray:
     """NaN as None: JSON, in which pages and kernels talk, has no NaN."""
-    return np.where(np.isnan(values), None, values.astype(float))
+    out = values.astype(object)
+    out[np.isnan(values)] = None
+    return out
 
 
 def _axis(name: str, number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -98,7 +99,7 @@ def _attention(recording: Recording, stage: Stage, layer: int) -> Panel:
     )
 
 
-def redundancy_figure(seen: Image.Image, recording: Recording, **settings: object) -> go.Figure:
+def redundancy_figure(seen: Image.Image, recording: Recording, **settings: Any) -> go.Figure:
     """What the explorer shows, as a plotly figure: its plain-function twin. Settings as in `redundancy_panels`."""
     return live(redundancy_panels(seen, recording, **settings))
 
@@ -149,7 +150,7 @@ class RedundancyExplorer(Explorer):
             rows=[("image", "stage", "layer"), ("patch", "centred", "third")],
         )
 
-    def fitted(self, settings: dict[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+    def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """As the slider does: where the other stage has fewer layers, its last one."""
         one_of("image", settings["image"], tuple(self.recordings))
         one_of("stage", settings["stage"], tuple(STAGE_NAMES))
@@ -157,14 +158,14 @@ class RedundancyExplorer(Explorer):
             return settings
         return settings | {"layer": min(settings["layer"], self._depth(settings["stage"]))}
 
-    def panels(self, image: str, **settings: object) -> list[Panel]:
+    def panels(self, image: str, **settings: Any) -> list[Panel]:
         """As `redundancy_panels`, of one of the images."""
         return redundancy_panels(self._seen[image], self.recordings[image], **settings)
 
     def _depth(self, stage: Stage) -> int:
         return len(next(iter(self.recordings.values())).hidden[stage]) - 1
 
-    def _change_stage(self, change: dict) -> None:
+    def _change_stage(self, change: dict[str, Any]) -> None:
         self.layer.max = self._depth(change["new"])
 
     def describe(self, image: str, stage: Stage, layer: int, patch: int, centred: bool, third: str) -> str:

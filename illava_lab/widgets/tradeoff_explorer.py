@@ -32,11 +32,12 @@ RING = {"symbol": "circle-open", "size": 22, "color": "black", "line": {"width":
 
 
 # ---------------------------------------------------------------------------------------------- what a run holds
-def read_run(folder: str | PathLike, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_run(folder: str | PathLike[str], task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows and the answers that `compare(..., task=task, out=folder)` left in its `run.jsonl`.
 
     Returns:
-        rows: as `compare` returns them, with the column `point` ("illava at FLOPs 0.5"); those that failed are left out.
+        rows: as `compare` returns them, with the column `point` ("illava at FLOPs 0.5"); those that failed are left
+            out.
         answers: (questions, points), what was answered to each question of the task.
 
     Raises:
@@ -66,7 +67,7 @@ def right(answers: pd.DataFrame, task: Task) -> pd.DataFrame:
 def within(
     rows: pd.DataFrame, answers: pd.DataFrame, task: Task, categories: Collection[str] | None = None
 ) -> pd.DataFrame:
-    """The rows with accuracy, difference and interval over some categories of question only: what `plots.tradeoff` draws.
+    """The rows with accuracy, difference and interval over some categories only: what `plots.tradeoff` draws.
 
     Raises:
         LabError: no such category, or none.
@@ -106,7 +107,7 @@ def _in(categories: Collection[str] | None, task: Task) -> pd.Series:
 
 # ---------------------------------------------------------------------------------------------- how it looks
 def tradeoff_figure(rows: pd.DataFrame, strategies: Collection[str], point: str) -> go.Figure:
-    """`plots.tradeoff` with some strategies, and a ring around a point: the plain-function twin of the explorer's plot."""
+    """`plots.tradeoff` with some strategies, and a ring around a point: the explorer's plot as a plain function."""
     figure = tradeoff(rows)
     for trace in figure.data:
         trace.visible = trace.name in strategies or trace.name == BASELINE
@@ -137,7 +138,8 @@ def _page(task: Task, questions: pd.DataFrame, title: str) -> str:
     cells = []
     for row in questions.head(SHOWN).itertuples():
         picture = base64.b64encode(task.images[row.image_id]).decode()
-        words = f"{html.escape(row.question)}<br>right: <b>{html.escape(row.answer)}</b>, said: <b>{html.escape(row.said)}</b>"
+        question, answer, said = (html.escape(words) for words in (row.question, row.answer, row.said))
+        words = f"{question}<br>right: <b>{answer}</b>, said: <b>{said}</b>"
         image = f'<img src="data:image/png;base64,{picture}" alt="{html.escape(row.image_id)}" width="112">'
         cells.append(f'<div style="width:124px;line-height:1.25;font-size:12px">{image}<br>{words}</div>')
     return f'<b>{html.escape(title)}</b><div style="display:flex;flex-wrap:wrap;gap:6px">{"".join(cells)}</div>'
@@ -160,7 +162,7 @@ class TradeoffExplorer:
         LabError: as `read_run`, or a run with nothing but the bare model.
     """
 
-    def __init__(self, folder: str | PathLike, task: Task) -> None:
+    def __init__(self, folder: str | PathLike[str], task: Task) -> None:
         self._task = task
         self._rows, self._answers = read_run(folder, task)
         points = [point for point in self._rows["point"] if point != BASELINE]
@@ -187,9 +189,8 @@ class TradeoffExplorer:
         for control in self._controls.values():
             control.observe(self._draw, names="value")
         self.reset.on_click(lambda _: self.set(**self._start))
-        self.box = ipywidgets.VBox([
-            ipywidgets.HBox([self.strategies, self.categories, ipywidgets.VBox([self.point, self.reset])]), self.widget, self.text,
-        ])  # fmt: skip
+        controls = ipywidgets.HBox([self.strategies, self.categories, ipywidgets.VBox([self.point, self.reset])])
+        self.box = ipywidgets.VBox([controls, self.widget, self.text])
         self._draw()
 
     @property
@@ -214,8 +215,8 @@ class TradeoffExplorer:
         Raises:
             LabError: no such strategy, category or point.
         """
-        given = {"strategies": strategies, "categories": categories, "point": point}
-        given = {name: value for name, value in given.items() if value is not None}
+        asked = {"strategies": strategies, "categories": categories, "point": point}
+        given = {name: value for name, value in asked.items() if value is not None}
         for name, value in given.items():
             for one in [value] if isinstance(value, str) else value:
                 one_of(name, one, tuple(self._controls[name].options))
@@ -255,7 +256,7 @@ class TradeoffExplorer:
             label = f"{trace.name} at {trace.customdata[points.point_inds[0]]}"
             self.point.value = label
 
-    def _draw(self, change: dict | None = None) -> None:
+    def _draw(self, change: dict[str, Any] | None = None) -> None:
         if self._quiet:
             return
         new = self._figure()

@@ -183,7 +183,7 @@ def dropped(reduce) -> dict[str, type[il.Strategy]]:
 
 LOSSES = pd.Series({"color": 0.05, "count": 0.2, "word": 0.0})
 
-heavy = lambda a: set((a > 5 * a.mean()).nonzero()[:, 0].tolist())  # noqa: E731
+heavy = lambda a: set((a > 5 * a.mean()).nonzero()[:, 0].tolist())
 
 # check, further arguments, answer, what the message must name (None: it is right)
 ANSWERS = [

@@ -51,7 +51,7 @@ def fastv_matrix(score: list[float], keep: int) -> Tensor:
 def tome_matrix(keys: Tensor, sizes: list[float], keep: int, protected: int = 0) -> Tensor:
     """Section 2.1: bipartite soft matching with sizes; slots are unmerged A (sorted if CLS leads), then B."""
     count = len(sizes)
-    cosine = lambda a, b: float(keys[a] @ keys[b] / keys[a].norm() / keys[b].norm())  # noqa: E731
+    cosine = lambda a, b: float(keys[a] @ keys[b] / keys[a].norm() / keys[b].norm())
     best: list[tuple[float, int, int]] = []
     for a in range(0, count, 2):
         if a < protected:

@@ -90,7 +90,7 @@ def test_other_decoders_towers_and_feature_layers(text, tower, layer):
 def test_a_smaller_tile_is_what_the_bare_tower_makes_of_it(size):
     """The projector sees the same features, in the same order, as from the tower on a shrunk picture alone."""
     model, inputs, seen = shared_llava("internvl"), one_tile(), []
-    hook = lambda module, args, out: seen.append(out)  # noqa: E731
+    hook = lambda module, args, out: seen.append(out)
     with il.attach(model, "downsample", il.Schedule(image=size[0] * size[1])):
         handle = model.model.multi_modal_projector.linear_2.register_forward_hook(hook)
         model(**inputs)

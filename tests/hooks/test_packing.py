@@ -128,7 +128,7 @@ def test_a_budget_holds_for_images_of_any_size():
     assert expected["llm"][-1] == len(trace.sources(1).anchor)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
+@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
 @torch.no_grad()
 def test_sizes_places_and_grids(kind):
     """Every patch that is still there is in exactly one size; places count visual tokens, without newlines."""
@@ -300,7 +300,7 @@ def test_one_crop_alone_can_be_drawn():
         assert token_picture(gradient((IMAGE_SIZE, IMAGE_SIZE)), crop).size == (SIDE * CELL, SIDE * CELL)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, "internvl"))
+@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
 @torch.no_grad()
 def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
     model, schedule = shared_llava(kind), il.Schedule({0: 0.8, 1: 0.7}, {1: 0.7, 3: 0.6})

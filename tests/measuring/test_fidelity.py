@@ -96,7 +96,7 @@ def test_it_equals_the_whole_model_recomputed_for_every_token(lab: il.Lab, promp
         def write(plan: il.Schedule) -> list[int]:
             answer: list[int] = []
             while len(answer) < longest and end not in answer:
-                answer.append(int(logits(prompt + answer, pixels, len(prompt), plan).argmax()))  # noqa: B023
+                answer.append(int(logits(prompt + answer, pixels, len(prompt), plan).argmax()))
             return answer
 
         answer, own = write(il.Schedule()), write(schedule)

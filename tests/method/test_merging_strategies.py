@@ -220,7 +220,7 @@ def token_batches(draw, grid: bool = False) -> tuple[il.Tokens, int, int]:
     count = draw(st.integers(1, full)) if grid and draw(st.booleans()) else full
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     tie, n = draw(st.booleans()), count + cls
-    rand = lambda *size: torch.randn(*size, generator=random)  # noqa: E731
+    rand = lambda *size: torch.randn(*size, generator=random)
 
     def scores() -> Tensor:
         value = torch.rand(batch, n, generator=random)
@@ -365,7 +365,7 @@ def test_illava_2026_groups_keep_what_an_expansion_keeps(case, chosen):
     strategy = il.get_strategy("illava-2026")(mode="drop", groups=True)
     for row in range(tokens.batch):
         score, place = tokens.attention_received[row].tolist(), tokens.position[row].tolist()
-        group = lambda j: (place[j] // tokens.grid[1] // 2, place[j] % tokens.grid[1] // 2)  # noqa: B023, E731
+        group = lambda j: (place[j] // tokens.grid[1] // 2, place[j] % tokens.grid[1] // 2)
         touched = {group(j) for j in by_score(score, cls)[cls : cls + chosen]}
         best = [max(score[j] for j in range(cls, tokens.count) if group(j) == g) for g in touched]
         others = [score[j] for j in range(cls, tokens.count) if group(j) not in touched]

@@ -44,7 +44,7 @@ def divprune(x: list[Vector], keep: int) -> list[int]:
     """Section 8: the picks, in order."""
     everyone = range(len(x))
     distance = {(i, j): 1 - cosine(x[i], x[j]) for i in everyone for j in everyone if i < j}
-    between = lambda i, j: distance[min(i, j), max(i, j)]  # noqa: E731
+    between = lambda i, j: distance[min(i, j), max(i, j)]
     if len(x) == 1:
         return [0]
     second_smallest = [min(between(i, j) for i in everyone if i != j) for j in everyone]
@@ -292,7 +292,7 @@ def draw(shape: tuple[int, int, int, bool], batch: int = 1, stage: str = "encode
     """Random tokens with every statistic these methods ask for, perhaps with CLS in front."""
     count, channels, seed, cls = shape
     generator = torch.Generator().manual_seed(seed)
-    normal = lambda *size: torch.randn(batch, *size, generator=generator)  # noqa: E731
+    normal = lambda *size: torch.randn(batch, *size, generator=generator)
     protected = torch.zeros(batch, count, dtype=torch.bool)
     protected[:, 0] = True
     return il.Tokens(

@@ -26,7 +26,7 @@ SINGULAR = {plural: shape for shape, plural in scenes.PLURALS.items()}
 def answer_by_reading(question: str, scene: scenes.Scene) -> str:
     """The answer derived anew, from the words of the question and the boxes of the objects only."""
     words = re.findall(r"[a-z]+", question.lower())
-    middle = lambda item: ((item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2)  # noqa: E731
+    middle = lambda item: ((item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2)
     colors = [word for word in words if word in scenes.COLORS]
     kinds = [SINGULAR.get(word, word) for word in words if SINGULAR.get(word, word) in scenes.SHAPES]
 

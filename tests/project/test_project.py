@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -93,20 +94,7 @@ def test_conda_environment_cannot_drift() -> None:
     assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(python[1])
 
 
-# --------------------------------------------------------------------------------------------- packaging
-def test_every_package_folder_is_packaged() -> None:
-    listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    for top in ("illava_lab", "strategies"):
-        for init in (CLONE / top).rglob("__init__.py"):
-            assert ".".join(init.parent.relative_to(CLONE).parts) in listed
-
-
-def test_strategies_never_enter_the_core() -> None:
-    imports = re.compile(r"^\s*(?:from|import)\s+strategies\b", re.MULTILINE)
-    for path in (CLONE / "illava_lab").rglob("*.py"):
-        assert not imports.search(path.read_text(encoding="utf-8")), f"{path.name} imports a strategy"
-
-
+# --------------------------------------------------------------------------------------------- licence
 def test_licence() -> None:
     text = (CLONE / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
@@ -136,9 +124,9 @@ def test_named_files_exist(text: str) -> None:
         assert (CLONE / name).exists(), f"{text} names {name}, which is not there"
 
 
-def test_ci_runs_the_command_that_people_run() -> None:
+def test_ci_runs_the_commands_that_people_run() -> None:
     script = CLONE / ".ci" / "run"
-    assert "exec make test" in script.read_text(encoding="utf-8")
+    assert script.read_text(encoding="utf-8").endswith("\nmake lint\nexec make test\n")
     assert script.stat().st_mode & 0o111, "must be executable"
 
 
@@ -188,7 +176,8 @@ def test_every_widget_is_pictured_in_two_states() -> None:
 
     page = (CLONE / "docs" / "widgets.md").read_text(encoding="utf-8")
     for name in widgets.__all__:
-        assert name in ("show_figure", "show_widget") or f"{name}(" in page
+        if inspect.isclass(getattr(widgets, name)):
+            assert f"{name}(" in page
     shown = re.findall(r"!\[.{20,}\]\((screenshots/[\w-]+)\.png\)", page)  # with a description each
     names = {name.rsplit("-", 1)[0] for name in shown}
     assert sorted(shown) == sorted(f"{name}-{state}" for name in names for state in (1, 2))

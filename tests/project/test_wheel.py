@@ -53,8 +53,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_everything(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
-        path.relative_to(CLONE).as_posix()
-        for top in ("illava_lab", "strategies")
+        (place / path.relative_to(CLONE / top)).as_posix()
+        for top, place in (("illava_lab", Path("illava_lab")), ("strategies", Path("illava_lab/strategies")))
         for path in (CLONE / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
@@ -70,7 +70,10 @@ def test_wheel_carries_everything(wheel: Path) -> None:
         "illava_lab/_data/test.parquet",
         "illava_lab/_notebooks/00_start_here.ipynb",
         "illava_lab/course/lab_settings/overrides.json",
-        "strategies/illava.py",
+        "illava_lab/py.typed",
+        "illava_lab/__init__.pyi",
+        "illava_lab/method/__init__.pyi",
+        "illava_lab/strategies/illava.py",
     ):
         assert essential in names
 
@@ -78,7 +81,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
 def test_wheel_carries_nothing_else(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     tops = {name.split("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"illava_lab", "strategies"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"illava_lab"}
     assert sum(entry.file_size for entry in archive.infolist()) < 60_000_000
 
 
@@ -125,8 +128,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installa
 
 def test_nothing_comes_from_the_clone(installed: Installation) -> None:
     code = (
-        "import illava_lab, strategies; from illava_lab import paths;"
-        "print(illava_lab.__file__, strategies.__file__, paths.data_dir(), paths.notebooks_dir(), paths.clone_dir(), sep='\\n')"
+        "import illava_lab, illava_lab.strategies as room; from illava_lab import paths;"
+        "print(illava_lab.__file__, room.__file__, paths.data_dir(), paths.notebooks_dir(), paths.clone_dir(), sep='\\n')"
     )
     done = run([installed.scripts / "python", "-c", code], cwd=installed.empty, env=installed.env)
     *places, clone = done.stdout.split("\n")[:5]
@@ -135,10 +138,15 @@ def test_nothing_comes_from_the_clone(installed: Installation) -> None:
         assert Path(place).resolve().is_relative_to(installed.site.resolve()), f"{place} is outside the installation"
 
 
-def test_strategies_are_found(installed: Installation) -> None:
-    code = "import illava_lab; print(*illava_lab.strategies(), sep='\\n')"
-    done = run([installed.scripts / "python", "-c", code], cwd=installed.empty, env=installed.env)
-    assert {"none", "random", "fastv", "tome", "illava"} <= set(done.stdout.split())
+def test_strategies_are_found_and_nothing_stands_in_their_way(installed: Installation, tmp_path: Path) -> None:
+    (tmp_path / "strategies.py").write_text("raise SystemExit('a file of somebody else')\n", encoding="utf-8")
+    code = "import illava_lab; print(*illava_lab.strategies(), sep='\\n'); assert not illava_lab.broken_plugins()"
+    done = run(
+        [installed.scripts / "python", "-c", code], cwd=tmp_path, env={**installed.env, "PYTHONPATH": str(tmp_path)}
+    )
+    files = [path for path in (CLONE / "strategies").glob("*.py") if path.stem != "__init__"]
+    found = set(done.stdout.split())
+    assert {"none", "random", "fastv", "tome", "illava"} <= found and len(found) >= len(files)
 
 
 def test_compare_runs(installed: Installation) -> None:

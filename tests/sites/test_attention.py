@@ -126,7 +126,7 @@ def test_cls_rows_and_what_a_site_lacks():
     with pytest.raises(il.LabError, match="needs a CLS token"):
         AttentionSite(query, key, 0.5).statistic("cls_attention")
     with pytest.raises(il.LabError, match="keys was not given"):
-        il.Tokens("encoder", torch.randn(1, 3, 2)).keys  # noqa: B018
+        il.Tokens("encoder", torch.randn(1, 3, 2)).keys
 
 
 def test_what_entered_the_llm_and_its_last_norm_are_seen_at_every_layer(model):

@@ -15,7 +15,8 @@ from illava_lab.course import checks_stages
 from illava_lab.course.checks_stages import check_amdahl, check_counts, check_schedule
 from illava_lab.schedules.flops import flops_by_layer, prefill_flops
 from illava_lab.widgets import schedule_designer
-from illava_lab.widgets.schedule_designer import ScheduleDesigner, forecast, schedule_figure, schedule_picture
+from illava_lab.widgets.schedule_designer import ScheduleDesigner
+from illava_lab.widgets.schedule_forecast import forecast, schedule_figure, schedule_picture
 
 TEXT = 10
 BOTH = il.Schedule(encoder={2: 0.8, 5: 100}, llm={2: 0.5})

@@ -31,11 +31,12 @@ class Connector:
         steps: the reductions of that call.
     """
 
+    position: Tensor
+    size: Tensor
+
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.visuals: dict[Medium, list[EncodedImage]] = {}
-        self.position: Tensor | None = None
-        self.size: Tensor | None = None
         self.steps: list[Step] = []
         self._visuals: list[EncodedImage] = []
         self._layouts: dict[Any, Layout] = {}

@@ -26,12 +26,13 @@ class CacheState:
 def bind(past_key_values: Any, state: CacheState) -> None:
     """From now on this cache reports the logical length outside the language model."""
     if not hasattr(past_key_values, "_illava_state"):
-        past_key_values.__class__ = _reduced_cache(type(past_key_values))
+        kind: Any = type(past_key_values)
+        past_key_values.__class__ = _reduced_cache(kind)
     past_key_values._illava_state = state
 
 
 @memoize
-def _reduced_cache(base: type) -> type:
+def _reduced_cache(base: Any) -> type:
     class ReducedCache(base):
         """A cache whose layers hold different parts of the prompt. `get_seq_length` counts the whole prompt."""
 

@@ -51,8 +51,9 @@ def layer_arguments(anatomy: Anatomy, packed: bool, call: Decode, segment: int, 
     kept_here = call.segments[segment]
     past = kept_here.prompt.shape[1] + call.past
     model = anatomy.language_model
-    out = {"attention_mask": causal_mask(model.config, hidden, call.masks[segment], past)}
+    out: dict[str, Any] = {"attention_mask": causal_mask(model.config, hidden, call.masks[segment], past)}
     if packed:
+        assert kept_here.shift is not None
         moved = call.positions - kept_here.shift[:, None]
         out["position_embeddings"] = model.rotary_emb(hidden, position_ids=moved)
     return out

@@ -63,9 +63,10 @@ class LlmHooks(Prefilling):
         pre(model, self._enter)
         undo.callback(model.register_forward_hook(self._leave, prepend=True).remove)
         undo.callback(model.register_forward_hook(self._end, always_call=True).remove)
-        for layer in self.plan:
-            undo.enter_context(tap(self.anatomy.llm_layers[layer - 1].self_attn, self._observe))
+        layer: Any
         for index, layer in enumerate(self.anatomy.llm_layers):
+            if index + 1 in self.plan:
+                undo.enter_context(tap(layer.self_attn, self._observe))
             pre(layer, self._layer_hook(index))
 
     def watch(self, undo: ExitStack) -> None:
@@ -152,6 +153,7 @@ class LlmHooks(Prefilling):
         call = self._call
         if not isinstance(call, Prefill):
             return out
+        assert self._input_ids is not None
         last, hidden = call.segments[-1], out.last_hidden_state
         length = self._input_ids.shape[1]
         if call.changed:

@@ -102,6 +102,7 @@ class Prefilling:
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[left] for layer in features]}
 
     def _start_trace(self, images: list[PlacedImage]) -> None:
+        assert self._input_ids is not None
         rows = [image.row for image in images]
         self.trace.start([image.visual for image in images], [rows.count(row) for row in range(len(self._input_ids))])
 
@@ -136,7 +137,7 @@ class Prefilling:
         for i, (image, *counts) in enumerate(zip(call.images, call.counts, call.entry.counts, strict=True)):
             if counts[0]:
                 groups.setdefault((*counts, image.visual.layout.grid), []).append(i)
-        layer = self.anatomy.llm_layers[index]
+        layer: Any = self.anatomy.llm_layers[index]
         ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), rotary))
         keep = call.taken.flatten().clone()
         flat = upload(np.repeat(rows, call.counts) * length, hidden.device) + call.at
@@ -202,14 +203,15 @@ class Prefilling:
         Args:
             pick: (I, n) where they are in the flat list; ahead: queries and keys of the layer to come.
         """
+        assert call.attention is not None
         query, key, mask, scaling = call.attention
         segment, at = call.segments[-1], call.at[pick]
         images = [call.images[i] for i in group]
         rows = [image.row for image in images]
         prompts = sorted(set(rows))
         # A view wherever they lie side by side: a copy for each image would make the peak memory of many images.
-        own = slice(prompts[0], prompts[-1] + 1)
-        if len(prompts) < own.stop - own.start:
+        own: slice | Tensor = slice(prompts[0], prompts[-1] + 1)
+        if len(prompts) < prompts[-1] + 1 - prompts[0]:
             own = upload(np.array(prompts), hidden.device)
         query, key, hidden, valid, text = (x[own] for x in (query, key, hidden, segment.valid, call.text))
         if mask is not None and mask.shape[0] > 1:
@@ -218,10 +220,14 @@ class Prefilling:
         behind = {image.text_after for image in images}
         after = behind.pop() if len(behind) == 1 else None
 
-        def entry() -> tuple[Tensor, Tensor, Tensor | None]:
+        def entry() -> tuple[Tensor, Tensor, Any]:  # no text where images differ in how much of it follows
             first, count = np.cumsum([0, *call.entry.counts]), call.entry.counts[group[0]]
             visual = call.entry.at[upload(first[group][:, None] + np.arange(count), hidden.device)]
             return call.entry.hidden[own], visual, None if after is None else compact(call.entry.text[own], after)[0]
+
+        def coming() -> tuple[Tensor, Tensor]:
+            query, key = ahead()
+            return query[own], key[own]
 
         site = AttentionSite(
             query,
@@ -235,7 +241,7 @@ class Prefilling:
             hidden=hidden,
             last=torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).max(1).values,
             text=None if after is None else compact(text, after)[0],
-            ahead=lambda: tuple(x[own] for x in ahead()),
+            ahead=coming,
             entry=entry,
             norm=self.anatomy.language_model.norm,
         )

@@ -17,9 +17,9 @@ def read_prompt(anatomy: Anatomy, ids: Tensor, hidden: Tensor, mask: Tensor | No
     """What lies in every slot. The one host synchronisation of a prefill: it decides every later length."""
     hole = hidden[..., 0].isnan()
     valid = torch.ones_like(hole) if mask is None else mask[:, : hidden.shape[1]].bool()
-    media = [ids == token for token in anatomy.placeholders.values()]
-    valid, hole, *media = torch.stack([valid, hole, *media]).cpu().numpy()
-    return Prompt(valid, hole, dict(zip(anatomy.placeholders, media, strict=True)))
+    holds = [ids == token for token in anatomy.placeholders.values()]
+    host = torch.stack([valid, hole, *holds]).cpu().numpy()
+    return Prompt(host[0], host[1], dict(zip(anatomy.placeholders, host[2:], strict=True)))
 
 
 def images_of(anatomy: Anatomy, prompt: Prompt, encoded: dict[Medium, list[EncodedImage]]) -> list[PlacedImage]:

@@ -41,7 +41,8 @@ class CellsTower(RowsTower):
 
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        pixels, (across, cell) = kwargs.get("pixel_values", args[0] if args else None), self.anatomy.side
+        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        across, cell = self.anatomy.side
         if pixels.shape[-2:] != (across, across):
             height, width = pixels.shape[-2:]
             wanted = f"{across} x {across}"
@@ -49,7 +50,7 @@ class CellsTower(RowsTower):
         changed = super()._start(tower, args, kwargs)
         if changed is not None:
             args, kwargs = changed
-            pixels = kwargs.get("pixel_values", args[0] if args else None)
+            pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
         grid = (pixels.shape[-2] // cell, pixels.shape[-1] // cell)
         self._at = cell_places(grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
         return changed

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from illava_lab.method.ask import ask
 from illava_lab.method.keep import kept
 from illava_lab.method.tokens import Tokens
 from illava_lab.models.cells import cell_layout
+from illava_lab.models.families import Cells
 from illava_lab.models.layout import Medium
 from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
 from illava_lab.trace.step import Step
@@ -104,8 +106,13 @@ class PackedTower(RowsTower):
     _shortened: dict[int, tuple[Tensor, Tensor]]  # cu_seqlens by identity, and what is left of them
 
     @property
+    def _family(self) -> Cells:
+        assert self.anatomy.cells is not None
+        return self.anatomy.cells
+
+    @property
     def _patches(self) -> int:
-        return self.anatomy.cells.side**2
+        return self._family.side**2
 
     # ---- installing
     def install(self, undo: ExitStack) -> None:
@@ -117,6 +124,7 @@ class PackedTower(RowsTower):
             raise LabError(
                 f"the proportional attention of {self.strategy.name!r} needs sdpa or eager attention in the tower"
             )
+        block: Any
         for index, block in enumerate(self.anatomy.encoder_layers):
             if index in self.plan:
                 self._install_layer(undo, index)
@@ -129,8 +137,8 @@ class PackedTower(RowsTower):
 
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        grids = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
-        self._grids, cells = grids.tolist(), self.anatomy.cells
+        grids: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        self._grids, cells = grids.tolist(), self._family
         self.frames = packed_frames(self._grids, cells.side, cells.window, grids.device)
         self._total = sum(frames.at.numel() for frames in self.frames)
         self._cells = torch.arange(self._total, device=grids.device)
@@ -243,7 +251,7 @@ class PackedTower(RowsTower):
         self.visuals, row = {**others, medium: []}, 0
         lengths = [time * height * width // self._patches for time, height, width in self._grids]
         for grid, own in zip(self._grids, size.split(lengths), strict=True):
-            layout = self._layout(tuple(grid), lambda grid=grid: cell_layout(grid, self.anatomy.cells.side))
+            layout = self._layout(tuple(grid), partial(cell_layout, grid, self._family.side))
             visual = EncodedImage(layout, (own > 0).float()[:, None], own, range(row, row + grid[0]), self.steps)
             self.visuals[medium].append(visual)
             row += grid[0]

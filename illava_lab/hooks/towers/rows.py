@@ -3,8 +3,8 @@
 A reduction acts inside a layer, between the attention residual and the MLP. After the tower, survivors go back to
 the places of their anchors and removed places become holes (NaN), so no length that transformers checks ever
 changes; the projector runs on survivors only; the LLM stage drops the holes. Where a model joins crops or pools
-patches after that, holes go the same way, and `hooks/connectors` say which placeholders are left. A picture that was shrunk
-before the tower is treated alike: its fewer tokens stand at the places that they show.
+patches after that, holes go the same way, and `hooks/connectors` say which placeholders are left. A picture that was
+shrunk before the tower is treated alike: its fewer tokens stand at the places that they show.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class RowsTower(Connector):
     def _install_layer(self, undo: ExitStack, index: int) -> None:
         """Take both residual sums of a layer out of its own code, which sees one number in place of each summand.
 
-        Between them tokens go; and the layer cannot hold on to the whole sequence while its MLP, where memory peaks, runs.
+        Between them tokens go; and the layer cannot hold on to the whole sequence while its MLP, where memory peaks,
+        runs.
         """
         layer = self.anatomy.encoder_layers[index]
         first_norm, attention, second_norm, mlp = (getattr(layer, name) for name in self.anatomy.layer_parts)
@@ -111,7 +112,7 @@ class RowsTower(Connector):
 
     # ---- one call of the tower
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        pixels = kwargs.get("pixel_values", args[0] if args else None)
+        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
         first = -self.anatomy.cls_tokens
         place = torch.arange(first, self.anatomy.patches, device=pixels.device)
         self.position = place.expand(pixels.shape[0], -1)
@@ -119,11 +120,11 @@ class RowsTower(Connector):
         self.steps, self._positions_after, self._attention, self._visuals = [], {}, None, []
         if self.image is None:
             return None
-        smaller = self._shrink(pixels)
+        smaller = self._shrink(pixels, self.image)
         kwargs = {**kwargs, "interpolate_pos_encoding": True}
         return ((smaller, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": smaller})
 
-    def _shrink(self, pixels: Tensor) -> Tensor:
+    def _shrink(self, pixels: Tensor, image: Keep) -> Tensor:
         """The smaller picture; notes which patches of the full one its patches show."""
         anatomy, cls_tokens = self.anatomy, self.anatomy.cls_tokens
         tokens = Tokens(
@@ -134,12 +135,13 @@ class RowsTower(Connector):
             protected_count=cls_tokens,
             grid=anatomy.grid,
         )
-        after = kept(self.image, anatomy.patches, "image")
+        after = kept(image, anatomy.patches, "image")
         reduction = ask(self.strategy, tokens, after + cls_tokens)
         self.position, self.size = self.position.gather(1, reduction.anchor), reduction.sizes(self.size)
         self._positions_after[-1] = self.position
         self.steps.append(Step("image", 0, range(len(pixels)), reduction, anatomy.patches, after))
-        grid = self.strategy.grid(after, anatomy.grid)
+        strategy: Any = self.strategy  # the one that serves this stage
+        grid = strategy.grid(after, anatomy.grid)
         size = tuple(pixels.shape[2 + i] // anatomy.grid[i] * grid[i] for i in range(2))
         return functional.interpolate(pixels, size, mode="bicubic", antialias=True)
 
@@ -147,6 +149,7 @@ class RowsTower(Connector):
         return self._ask(index, hidden, self._site(hidden)).apply(hidden)
 
     def _site(self, hidden: Tensor) -> AttentionSite:
+        assert self._attention is not None
         query, key, mask, scaling = self._attention
         self._attention = None
         return AttentionSite(query, key, scaling, mask, has_cls=bool(self.anatomy.cls_tokens), hidden=hidden)
