@@ -1,4 +1,4 @@
-"""The first and the last cell of every notebook: the set-up; licences, what to cite, and where to say what was unclear."""
+"""The first and the last cell of every notebook: the set-up; licences, citation, and where to say what was unclear."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def citation(repository: str) -> str:
 
 
 def feedback(notebook: str, repository: str) -> None:
-    """Display licences, what to cite, and a link to a new issue that already says which notebook and versions it is about.
+    """Display licences, what to cite, and a link to a new issue that names the notebook and the versions already.
 
     Args:
         repository: what the set-up cell installs from, such as ``git+https://github.com/illava-lab/illava-lab``.

@@ -94,8 +94,8 @@ def bench(
         `images_per_second` counts the images (or frames) of the batch, over one prefill and `new_tokens` steps; reading
         and resizing them is not in it. `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill, and
         `choice_ms` is what the strategy itself takes of it; see `measure.stage_seconds`. `prefill_flops` is what torch
-        counts for one prompt, `prefill_flops_formula` the closed form with what a run left. `cache_bytes` and `peak_bytes`
-        (above weights and inputs; see `measure.memory`) are of the batch.
+        counts for one prompt, `prefill_flops_formula` the closed form with what a run left. `cache_bytes` and
+        `peak_bytes` (above weights and inputs; see `measure.memory`) are of the batch.
 
     Raises:
         LabError: bad arguments, before any work.

@@ -57,8 +57,8 @@ def compare(
     """Run every strategy at every budget on the same questions.
 
     The first five arguments may each be one or several; a strategy gets a row for every keep, every share of FLOPs and
-    every schedule, in this order. The bare model ("none") is always the first row, once, and every other row is compared with it. A strategy that
-    fails is a row whose `status` says why; the others go on.
+    every schedule, in this order. The bare model ("none") is always the first row, once, and every other row is
+    compared with it. A strategy that fails is a row whose `status` says why; the others go on.
 
     Args:
         strategy: registered names, Strategy classes or instances (for settings other than the default ones).
@@ -79,8 +79,8 @@ def compare(
         One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
         `prefill_flops`, `cache_bytes` and `peak_bytes` are those of the first question alone,
         `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
-        low and high hold the middle half of them). `keep`, `flops`, `preset` and `schedule` say which budget the row had.
-        `il.difference` compares any two rows.
+        low and high hold the middle half of them). `keep`, `flops`, `preset` and `schedule` say which budget the row
+        had. `il.difference` compares any two rows.
 
     Raises:
         LabError: bad arguments, before any work; or the bare model itself fails.

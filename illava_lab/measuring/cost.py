@@ -64,7 +64,7 @@ def counted_flops(model: nn.Module, inputs: Inputs) -> int:
 
 
 def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
-    """What one prefill needs: bytes of the keys and values that it leaves, and bytes above weights and inputs at its peak.
+    """What one prefill needs: bytes of keys and values that it leaves, and bytes above weights and inputs at its peak.
 
     On a CUDA device the allocator counts the peak; elsewhere it is that of the tensors alive (`LiveBytes`).
     """

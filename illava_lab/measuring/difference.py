@@ -37,8 +37,8 @@ def difference(table: pd.DataFrame, a: int | str, b: int | str, *, confidence: f
 
     Args:
         table: from `compare`, or a part of one.
-        a, b: a row's label, such as "illava keep 0.5" (or "illava" alone, where there is one such row), or its number in
-            the table's index.
+        a, b: a row's label, such as "illava keep 0.5" (or "illava" alone, where there is one such row), or its number
+            in the table's index.
         confidence: of the interval, a percentile bootstrap over images.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
         return sum(storage.nbytes() for storage in self._alive())
 
     def __torch_dispatch__(
-        self, operation: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, operation: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         with self:  # composite operations come whole in inference mode, and would hide what they make on the way
             out = operation.decompose(*args, **kwargs or {})

@@ -124,7 +124,7 @@ def similarity(x: Tensor, centred: bool = False) -> Tensor:
 
 
 def mean_similarity(x: Tensor) -> float:
-    """The mean cosine similarity of two different rows of x (N, C). (With the mean removed it would be near 0 for any x.)
+    """The mean cosine similarity of two different rows of x (N, C). (Less the mean it would be near 0 for any x.)
 
     Raises:
         LabError: x is no matrix, or has a single row.

@@ -23,7 +23,7 @@ def check_share(name: str, share: Any) -> float:
     Raises:
         LabError: no number, or one outside (0, 1].
     """
-    number = share.item() if hasattr(share, "item") and getattr(share, "ndim", None) == 0 else share
+    number: Any = share.item() if hasattr(share, "item") and getattr(share, "ndim", None) == 0 else share
     if isinstance(number, bool) or not isinstance(number, Real) or not 0 < number <= 1:
         raise LabError(f"{name} must be a fraction in (0, 1], got {share!r}")
     return float(number)

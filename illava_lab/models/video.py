@@ -42,7 +42,7 @@ class Video:
         return len(self.frames)
 
 
-ImageOrVideo = Union[ImageLike, Video]
+ImageOrVideo = ImageLike | Video
 
 
 def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:

@@ -128,6 +128,6 @@ def _attention(module: nn.Module, length: int, pairs: float) -> float:
 
 
 def _pooling_head(module: Any, count: int) -> float:
-    """FLOPs of SigLIP's attention pooling, which transformers runs although no LLaVA uses it: one query, `count` keys."""
+    """FLOPs of SigLIP's attention pooling, which runs although no LLaVA uses it: one query, `count` keys."""
     width: int = module.attention.embed_dim
     return 4.0 * width**2 * (count + 1) + 4.0 * width * count + _linear(module.mlp)

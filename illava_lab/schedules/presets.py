@@ -109,7 +109,8 @@ PRESETS: dict[str, Preset] = {
     "fastv": Preset("fastv", {}, {2: 0.5}, LLAVA_15, f"{_FASTV}, K = 2, R = 50 %"),
     "fastv-75": Preset("fastv", {}, {2: 0.25}, LLAVA_15, f"{_FASTV}, K = 2, R = 75 %"),
     "pyramiddrop": Preset(
-        "pyramiddrop", {}, {8: 0.5, 16: 0.5, 24: 0.5}, LLAVA_15, "PyramidDrop (arXiv 2410.17247): lambda = 0.5 before layers 8, 16, 24"
+        "pyramiddrop", {}, {8: 0.5, 16: 0.5, 24: 0.5}, LLAVA_15,
+        "PyramidDrop (arXiv 2410.17247): lambda = 0.5 before layers 8, 16, 24",
     ),
     "sparsevlm-192": Preset("sparsevlm", {}, {3: 309, 7: 204, 16: 113}, LLAVA_15, f"{_SPARSEVLM}, for 192 on average"),
     "sparsevlm-128": Preset("sparsevlm", {}, {3: 312, 7: 117, 16: 39}, LLAVA_15, f"{_SPARSEVLM}, for 128 on average"),
@@ -117,7 +118,7 @@ PRESETS: dict[str, Preset] = {
     "visionzip-192": Preset("visionzip", {22: 192}, {}, LLAVA_15, f"{_VISIONZIP}: 162 + 30"),
     "visionzip-128": Preset("visionzip", {22: 128}, {}, LLAVA_15, f"{_VISIONZIP}: 108 + 20"),
     "visionzip-64": Preset("visionzip", {22: 64}, {}, LLAVA_15, f"{_VISIONZIP}: 54 + 10"),
-    "fastervlm-128": Preset("fastervlm", {22: 128}, {}, LLAVA_15, "FasterVLM (LightCompress configuration, rate 0.778)"),
+    "fastervlm-128": Preset("fastervlm", {22: 128}, {}, LLAVA_15, "FasterVLM (LightCompress, rate 0.778)"),
     "vispruner-192": Preset("vispruner", {22: 192}, {}, LLAVA_15, f"{_VISPRUNER}, 66.7 % pruned"),
     "vispruner-128": Preset("vispruner", {22: 128}, {}, LLAVA_15, f"{_VISPRUNER}, 77.8 % pruned"),
     "vispruner-64": Preset("vispruner", {22: 64}, {}, LLAVA_15, f"{_VISPRUNER}, 88.9 % pruned"),

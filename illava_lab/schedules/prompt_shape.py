@@ -27,7 +27,7 @@ class ImageShape(NamedTuple):
         llm: visual tokens in each layer of the LLM.
         one_grid: `grid` where the whole of it is one in raster order, else None.
         markers: placeholders that are no visual tokens.
-        places: gives what each row has left in front of an encoder layer (`Trace.places`), or None if that is not known.
+        places: gives what each row has left in front of an encoder layer (`Trace.places`), or None if unknown.
     """
 
     rows: int
@@ -60,7 +60,7 @@ def prompt_shape(
     layouts: Sequence[Layout] | None,
     trace: Trace | None = None,
 ) -> PromptShape:
-    """What a prompt of these images and so much text is under a schedule; `prefill_flops` says what the arguments are."""
+    """What a prompt of these images and so much text is under a schedule; arguments as in `prefill_flops`."""
     schedule, visuals = schedule or Plan(), []
     if trace is not None:
         layouts = [trace.layout(image) for image in range(trace.images_per_row[0])]

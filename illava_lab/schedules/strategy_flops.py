@@ -88,8 +88,8 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
 
 
 def _cells(
-    anatomy: Anatomy, cells: Cells, layer: int, random: _Random, grid: tuple[int, int], before: int, after: int, times: int,
-    heads: int, width: int,
+    anatomy: Anatomy, cells: Cells, layer: int, random: _Random, grid: tuple[int, int], before: int, after: int,
+    times: int, heads: int, width: int,
 ) -> _Asked:  # fmt: skip
     """A row of a packed tower: a strategy sees the means over cells, its map is applied to their patches."""
     window, patches = cells.window_at(layer), anatomy.patches_of_token

@@ -54,8 +54,8 @@ class Lab:
         A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
 
         Raises:
-            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a video
-                for a model that takes none.
+            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a
+                video for a model that takes none.
         """
         if len(images) != len(questions) or not questions:
             raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")

@@ -25,8 +25,8 @@ def load(
     """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
 
     Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
-    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names, and
-    the path of a JSON file laid out like those works as well.
+    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names,
+    and the path of a JSON file laid out like those works as well.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".

@@ -83,7 +83,7 @@ def test_the_table(lab: il.Lab) -> None:
                   text_tokens=[40], **QUICK)  # fmt: skip
     assert tuple(table.columns) == COLUMNS
     names = ["bare", "none", "illava", "downsample", "test-fails", "fastv", "tome"]
-    assert list(zip(table["strategy"], table["batch"])) == [(n, b) for b in (1, 2) for n in names]
+    assert list(zip(table["strategy"], table["batch"], strict=True)) == [(n, b) for b in (1, 2) for n in names]
     assert table["status"].tolist()[4:7:2] == [
         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "the preset needs 23 layers, this model has 8",
     ]  # fmt: skip

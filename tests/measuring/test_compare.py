@@ -59,7 +59,10 @@ def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> Non
     categories = [f"accuracy_{category}" for category in task.categories]
     assert list(table.columns) == [*BEFORE_CATEGORIES, *categories, *AFTER_CATEGORIES]
     names = ["illava", "test-largest-norm", "test-fails", "illava(ramp='uniform')"]
-    assert list(zip(table["strategy"], table["keep"])) == [("none", 1.0), *((n, k) for n in names for k in (0.5, 1.0))]
+    assert list(zip(table["strategy"], table["keep"], strict=True)) == [
+        ("none", 1.0),
+        *((n, k) for n in names for k in (0.5, 1.0)),
+    ]
     assert (table["samples"] == len(task)).all() and (table["seed"] == 0).all()
 
     bare = table.iloc[0]

@@ -107,8 +107,12 @@ def test_a_budget_by_flops_is_met_within_one_percent_or_refused(name: str) -> No
         try:
             schedule = il.Schedule.for_budget(strategy, lab.model, flops=share, text_tokens=text)
         except il.LabError as error:
+            refusal = str(error)
+        else:
+            refusal = ""
+        if refusal:
             # Whoever saves nothing, or only the last MLP, in the encoder cannot go below its share of the cost.
-            assert "cannot reach" in str(error) and (strategy.stages == ("llm",) or name in ENDS_THE_ENCODER)
+            assert "cannot reach" in refusal and (strategy.stages == ("llm",) or name in ENDS_THE_ENCODER)
             continue
         reached = measure.cost(lab.model, inputs, strategy, schedule).prefill_flops / bare
         # A smaller picture has whole rows and columns; the others are held to 1 %.

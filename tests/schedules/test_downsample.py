@@ -58,10 +58,14 @@ def test_only_pictures_of_whole_rows_and_columns(model) -> None:
         2,
         1,
     ]
-    with pytest.raises(il.LabError, match="downsample cannot make 17 of 36 patches; the nearest is 16"):
-        with il.attach(model, "downsample", il.Schedule(image=17)):
-            pass
-    with pytest.raises(il.LabError, match="'illava' serves encoder and llm; the schedule asks for the image stage"):
-        with il.attach(model, "illava", il.Schedule(image=16)):
-            pass
+    with (
+        pytest.raises(il.LabError, match="downsample cannot make 17 of 36 patches; the nearest is 16"),
+        il.attach(model, "downsample", il.Schedule(image=17)),
+    ):
+        pass
+    with (
+        pytest.raises(il.LabError, match="'illava' serves encoder and llm; the schedule asks for the image stage"),
+        il.attach(model, "illava", il.Schedule(image=16)),
+    ):
+        pass
     assert il.Schedule.for_budget("downsample", model, keep=0.5).image == 16
