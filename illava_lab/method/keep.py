@@ -24,9 +24,10 @@ def check_share(name: str, share: Any) -> float:
         LabError: no number, or one outside (0, 1].
     """
     number: Any = share.item() if hasattr(share, "item") and getattr(share, "ndim", None) == 0 else share
-    if isinstance(number, bool) or not isinstance(number, Real) or not 0 < number <= 1:
+    fraction = float(number) if isinstance(number, Real) and not isinstance(number, bool) else 0.0
+    if not 0 < fraction <= 1:
         raise LabError(f"{name} must be a fraction in (0, 1], got {share!r}")
-    return float(number)
+    return fraction
 
 
 def kept(keep: Keep, count: int, where: str) -> int:
