@@ -202,6 +202,7 @@ def test_settings_are_ones_that_jupyterlab_knows() -> None:
             jsonschema.validate(value, definition)
 
 
+@pytest.mark.network
 def test_real_server_in_a_clone(tmp_path: Path) -> None:
     code = "import sys; from illava_lab.course.jupyter import open_lab; sys.exit(open_lab(None, sys.argv[1:]))"
     with serving([sys.executable, "-c", code], cwd=tmp_path, scratch=tmp_path / "scratch") as server:

@@ -16,6 +16,8 @@ from bs4 import BeautifulSoup
 import illava_lab as il
 from illava_lab import course, widgets
 
+pytestmark = pytest.mark.slow
+
 CLONE = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((CLONE / "notebooks").glob("*.ipynb"))
 RESULTS = sorted((CLONE / "results").glob("*/summary.txt"))
