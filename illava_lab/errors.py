@@ -4,7 +4,7 @@ from typing import Any
 
 
 class LabError(ValueError):
-    """Bad input, named with the argument, the value and what is allowed. The command line prints it, exits with 2."""
+    """Bad input, named with the argument, the value and what is allowed. The command line prints it and exits with 2."""
 
 
 def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:
