@@ -69,6 +69,16 @@ ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
 KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", "internvl", *QWENS)
+QUICK_KINDS = ("clip-llama", "onevision", "qwen2.5-vl")  # rows of one image, crops and frames, and packed with windows
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is tried on every kind of model is slow on all but three."""
+    for item in items:
+        kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
+        if kind in KINDS and kind not in QUICK_KINDS:
+            item.add_marker(pytest.mark.slow)
 
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:

@@ -21,7 +21,8 @@ def published(method: str | None = None, metric: str | None = None, model: str |
     Returns:
         The rows that fit every argument given. Columns: method, model, setting, task, metric, value, qualifier
         ("about", "up to", ...), unit ("x" is a factor), baseline (the same figure of the unreduced model, NaN if not
-        given), hardware, source (a title), url_or_arxiv, evidence (where the figure was read; "computed by us" is arithmetic).
+        given), hardware, source (a title), url_or_arxiv, evidence (where the figure was read; "computed by us" is
+        arithmetic).
         Rows of different sources, settings or hardware are not comparable with each other.
 
     Raises:

@@ -13,7 +13,11 @@ from playwright.sync_api import Browser, Locator, expect
 
 if not chromium() and os.environ.get("ILLAVA_BROWSER") != "required":  # as .ci/run says
     pytest.skip("the tests in a real browser are left out: there is no chromium on the PATH", allow_module_level=True)
-pytestmark = pytest.mark.timeout(900)  # a chapter takes a minute; several, where others use the cores
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.network,
+    pytest.mark.timeout(900),  # a chapter takes a minute; several, where others use the cores
+]
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ show_plot(il.plots.tradeoff(table), il.plots.tradeoff_picture(table), "accuracy"
 """
 
 
+@pytest.mark.slow
 def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

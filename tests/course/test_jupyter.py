@@ -216,6 +216,7 @@ def git(clone: Path, *words: str) -> str:
     return subprocess.run(["git", *own, *words], cwd=clone, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.network
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
 def test_real_server_leaves_a_clone_as_it_is(tmp_path: Path) -> None:
     clone = tmp_path / "clone"

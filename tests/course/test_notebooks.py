@@ -35,6 +35,7 @@ def text_of(cell: nbformat.NotebookNode) -> str:
     return "".join(out.get("text", "") for out in cell.outputs)
 
 
+@pytest.mark.slow
 @by_name
 def test_it_runs_as_it_stands_and_its_solutions_are_right(path: Path, tmp_path: Path) -> None:
     for file in FOLDER.glob("*.ipynb"):

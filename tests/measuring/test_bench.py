@@ -78,6 +78,7 @@ class _Shape:
         self.batch, self.count = len(step.rows), step.map.tokens
 
 
+@pytest.mark.slow
 def test_the_table(lab: il.Lab) -> None:
     table = bench(lab, ["illava", "downsample", Fails], keep=0.5, preset=["fastv", "tome-16"], batch_sizes=[1, 2],
                   text_tokens=[40], **QUICK)  # fmt: skip

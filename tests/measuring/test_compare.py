@@ -136,6 +136,7 @@ def test_the_seed_reaches_strategies_that_are_named(lab: il.Lab) -> None:
     assert {name: strategy.seed for name, strategy in named.items()} == {"random": 0, "random(seed=1)": 1}
 
 
+@pytest.mark.slow
 def test_budgets_by_flops_are_equal_and_those_out_of_reach_say_so(lab: il.Lab) -> None:
     table = run(lab, ["illava", "tome", "fastv"], [0.5], flops=[0.5])
     assert list(table["keep"].fillna(0)) == [1.0, *[0.5, 0] * 3]
@@ -173,6 +174,7 @@ def test_bad_arguments_are_refused_before_any_work(
         compare(lab, **{"strategy": ["illava"], "keep": [0.5], "limit": 8, "progress": False, **change})
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_repeats_nothing(
     lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

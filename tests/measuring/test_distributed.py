@@ -14,6 +14,8 @@ import pytest
 
 import illava_lab as il
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
 WORDS = ["compare", "--strategies", "random,fastv,illava", "--keep", "0.5", "--limit", "24", "--batch-size", "4"]
 
 

@@ -144,6 +144,7 @@ def test_a_task_made_elsewhere_loads(tmp_path: Path) -> None:
     assert own.digest() != table.digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["none", "illava", "fastv"])
 def test_answers_do_not_depend_on_the_batch(lab: il.Lab, strategy: str) -> None:
     """Question by question, whatever stands beside it and however much it is padded."""

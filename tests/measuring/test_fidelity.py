@@ -126,6 +126,7 @@ class Lead(LogitsProcessor):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava-onevision-0.5b", "qwen2-vl-7b"])
 def test_one_pass_on_the_cache_equals_one_step_for_each_token(name: str, tmp_path: Path) -> None:
     """Several pictures, and a film and a picture; long answers that part in their middle."""

@@ -71,6 +71,7 @@ def test_shapes_alone_give_the_bytes_of_a_real_run() -> None:
             assert not measure.prefill(lab.model, inputs).logits.any(), "nothing is computed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), [("llava-1.5-7b", 336), ("llava-onevision-0.5b", 768)])
 def test_illava_never_needs_more_than_the_bare_model(name: str, side: int) -> None:
     """At real size: in a toy, the lists of places and sizes weigh as much as the states."""
@@ -112,6 +113,7 @@ def peak_ratio(lab: il.Lab, inputs: measure.Inputs, strategy: str) -> float:
             return measure.memory(lab.model, inputs)[1] / bare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["illava", "fastv", "tome", "visionzip", "sparsevlm"])
 @pytest.mark.parametrize("prompts", [[1], [12], [1, 1, 1, 1], [3, 0, 2]], ids=str)
 def test_no_number_of_images_needs_more_than_the_bare_model(narrow, prompts: list[int], strategy: str) -> None:

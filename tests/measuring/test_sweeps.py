@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 from helpers import sweep_child
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("ILLAVA_KILLS", "10"))
 TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|images_per_second"
 

@@ -72,6 +72,7 @@ def tried(out):
 """
 
 
+@pytest.mark.slow
 def test_a_class_in_a_cell_is_used_and_a_changed_cell_replaces_it(tmp_path: Path) -> None:
     first, last = "-tokens.position.float()", "tokens.position.float()"
     cells = [
@@ -151,6 +152,7 @@ def install(folder: Path, *projects: Path) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_its_strategies(tmp_path: Path) -> None:
     many = {"one.py": scorer("of-a-package"), "two.py": scorer("of-a-package-too"), "__main__.py": "exit(1)"}
     single = {"method.py": scorer("of-a-class", decorator="")}
@@ -193,6 +195,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(folder, *(project(folder, name, *content) for name, content in projects.items()))
 
 
+@pytest.mark.slow
 def test_trouble_is_reported_by_name_and_the_lab_starts(troubled: Path, tmp_path: Path) -> None:
     done = run(tmp_path, sys.executable, "-c", LISTED, path=(troubled,))
     classes, broken, message = json.loads(done.stdout)

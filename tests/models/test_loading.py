@@ -273,6 +273,7 @@ def closed_address() -> str:
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.mark.network
 def test_hub_ids_revisions_and_what_can_go_wrong_there(closed_address, tmp_path):
     # The hub's client tries an address that does not answer for half a minute, so that one starts first.
     without_network = ask_the_hub(closed_address, tmp_path / "empty", "org/model")

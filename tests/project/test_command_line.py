@@ -68,6 +68,7 @@ def test_compare_prints_and_writes(tmp_path: Path) -> None:
     assert list(pd.read_csv(folder / "table.csv")["strategy"]) == ["none", "illava", "random"]
 
 
+@pytest.mark.slow
 def test_bench_prints_and_writes(tmp_path: Path) -> None:
     words = "bench --strategies illava --keep 0.5 --presets fastv --batch-sizes 2 --rounds 1 --new-tokens 1 --out fast"
     code, out, err = finish(start(tmp_path, *words.split()))
@@ -79,12 +80,14 @@ def test_bench_prints_and_writes(tmp_path: Path) -> None:
     assert "--presets fastv" in json.loads((tmp_path / "fast" / "bench.json").read_text())["about"]["command"]
 
 
+@pytest.mark.slow
 def test_compare_without_out_writes_nothing(tmp_path: Path) -> None:
     code, out, err = finish(start(tmp_path, "compare", "--strategies", "none", "--limit", "8", "--no-timing"))
     assert (code, err) == (0, "") and "none" in out
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_stopped_runs_go_on(tmp_path: Path) -> None:
     words = ["compare", "--strategies", "random,fastv,tome,illava", "--limit", "16", "--no-timing", "--out", "o"]

@@ -19,6 +19,8 @@ import illava_lab as il
 from illava_lab import course, widgets
 from illava_lab.method.registry import OWN
 
+pytestmark = pytest.mark.slow
+
 CLONE = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((CLONE / "notebooks").glob("*.ipynb"))
 RESULTS = sorted((CLONE / "results").glob("*/summary.txt"))

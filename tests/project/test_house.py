@@ -134,13 +134,6 @@ def test_other_imports_are_found(house: Path, spoil: Callable[[Path], None], nam
         assert name in words, words
 
 
-def test_a_strategy_sees_the_method_room_only() -> None:
-    for path in sorted((CLONE / "strategies").glob("*.py")):
-        imported = set(re.findall(r"^\s*(?:from|import)\s+(\.*[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE))
-        ours = {name for name in imported if name.startswith(("illava_lab", "."))}
-        assert ours <= {"illava_lab.method"}, f"{path.name} imports {sorted(ours)}"
-
-
 def test_the_core_names_no_strategy() -> None:
     imports = re.compile(r"^\s*(?:from|import)\s+(?:illava_lab\.|\.+)?strategies\b", re.MULTILINE)
     for path in (CLONE / "illava_lab").rglob("*.py"):

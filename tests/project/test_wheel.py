@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers.lab_server import serving
 
+pytestmark = pytest.mark.slow
+
 CLONE = Path(__file__).resolve().parents[2]
 SOURCES = (
     "illava_lab", "strategies", "data", "notebooks", "tests",
@@ -157,6 +159,7 @@ def test_compare_runs(installed: Installation) -> None:
     assert (installed.empty / "result" / "table.csv").is_file()
 
 
+@pytest.mark.network
 def test_lab_serves_a_copy(installed: Installation, tmp_path: Path) -> None:
     command = [str(installed.scripts / "illava-lab"), "lab", "mine"]
     with serving(command, cwd=tmp_path, scratch=tmp_path / "scratch", env=installed.env) as server:

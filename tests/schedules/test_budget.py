@@ -21,6 +21,7 @@ def text_tokens(inputs: dict[str, torch.Tensor]) -> int:
     return inputs["input_ids"].shape[1] - PATCHES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCING)
 def test_the_closed_form_is_what_torch_counts(name: str, model) -> None:
     inputs, strategy = make_inputs([Prompt()]), il.get_strategy(name)()
@@ -44,6 +45,7 @@ CONTENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contents", CONTENTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: str) -> None:
@@ -95,6 +97,7 @@ def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCING)
 def test_a_budget_by_flops_is_met_within_one_percent_or_refused(name: str) -> None:
     lab = il.load()

@@ -60,6 +60,7 @@ def test_the_checkpoint_is_small_and_loads_with_no_code_of_ours():
     assert int(tokens) >= 196 and int(encoder) >= 8 and int(llm) >= 6
 
 
+@pytest.mark.slow
 def test_the_embedded_model_meets_its_bar(lab, task):
     right = correct(predict(lab, task, batch_size=32), task)
     by_category = {c: right[(task.samples["category"] == c).to_numpy()].mean() for c in task.categories}
@@ -210,6 +211,7 @@ def test_device_and_dtype_are_checked_first():
             il.load(device="cuda")
 
 
+@pytest.mark.network
 def test_a_hub_id_without_network_is_one_sentence():
     code = (
         "import illava_lab as il\ntry: il.load('llava-hf/llava-1.5-7b-hf')\nexcept il.LabError as error: print(error)"

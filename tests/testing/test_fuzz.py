@@ -17,6 +17,8 @@ from helpers.attached import GREEDY, has_video, keep_everything, structure
 import illava_lab as il
 from illava_lab.models.families import describe
 
+pytestmark = pytest.mark.slow
+
 TURNS = 300
 STRATEGIES = [
     ("illava", {}), ("illava", {"ramp": "size", "score": "lse"}),
