@@ -77,7 +77,7 @@ def test_committed_outputs_belong_to_the_committed_code(path: Path) -> None:
 def test_the_set_up_is_the_same_everywhere() -> None:
     cells = {code_cells(read(path))[0].source for path in NOTEBOOKS}
     assert len(cells) == 1
-    assert len([line for line in cells.pop().splitlines() if line and not line.startswith("#")]) <= 10
+    assert len([line for line in cells.pop().splitlines() if line and not line.startswith("#")]) <= 11
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -91,7 +91,8 @@ def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(
     shell.register_magic_function(lambda line: asked.append(line), magic_name="pip")
     find = importlib.util.find_spec
     if missing:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "illava_lab" else find(name))
+        there = lambda name: None if name == "illava_lab" and not asked else find(name)
+        monkeypatch.setattr(importlib.util, "find_spec", there)
     shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source).raise_error()
     assert shell.user_ns["lab"].source == "embedded"
     if not missing:
@@ -100,6 +101,17 @@ def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(
     (line,) = asked
     assert "git+https://github.com/illava-lab/illava-lab" in line
     assert {f"torch=={version('torch')}", f"numpy=={version('numpy')}"} <= set(line.split())
+
+
+def test_the_set_up_says_in_one_sentence_that_the_lab_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    shell, find = InteractiveShell(), importlib.util.find_spec
+    shell.register_magic_function(lambda line: None, magic_name="pip")  # as where there is no network
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "illava_lab" else find(name))
+    done = shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source)
+    assert isinstance(done.error_in_exec, SystemExit) and "lab" not in shell.user_ns
+    assert "cannot be reached: install the lab from a clone or a wheel" in str(done.error_in_exec)
 
 
 # --------------------------------------------------------------------------------------------- form

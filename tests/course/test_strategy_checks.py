@@ -49,6 +49,13 @@ class PoisonedMean(Deviation):
         return (x - x.mean(dim=1, keepdim=True)).norm(dim=2)
 
 
+class Preferred(Deviation):
+    """What is NaN stands out most."""
+
+    def score(self, tokens: il.Tokens) -> torch.Tensor:
+        return super().score(tokens).nan_to_num(nan=1e6)
+
+
 class InPlace(Deviation):
     """Changes the tokens."""
 
@@ -136,8 +143,9 @@ ANSWERS = [
     (check_centre, (lambda t: 1 / steps(t, t.position),), "infinite or NaN"),
     (check_centre, (lambda t: ...,), "nothing is returned yet"),
     (check_mended, (Deviation,), None),
-    (check_mended, (MixesRows,), "nan_survived is broken"),
-    (check_mended, (PoisonedMean,), "nan_survived is broken: token"),
+    (check_mended, (MixesRows,), "batch_equals_single is broken"),
+    (check_mended, (PoisonedMean,), None),
+    (check_mended, (Preferred,), "nan_survived is broken: token"),
     (check_mended, (InPlace,), "inputs_unchanged is broken: map changes tokens.hidden"),
     (check_mended, (Norm,), "stand out of their images"),
     (check_mended, (...,), "a class like"),
@@ -151,7 +159,7 @@ ANSWERS = [
     (check_nearest, (lambda h, a, s: ...,), "nothing is returned yet"),
     (check_own, (Largest, table()), None),
     (check_own, (Unregistered, table()), "put @il.register above"),
-    (check_own, (MixesRows, table()), "nan_survived is broken"),
+    (check_own, (MixesRows, table()), "batch_equals_single is broken"),
     (check_own, (Long, table()), "16 lines of code; at most 15"),
     (check_own, (Largest, None), "now put it into the table"),
     (check_own, (Largest, table("other")), "no row of"),

@@ -64,7 +64,7 @@ def test_baselines_are_the_rows_of_the_unreduced_model(table: pd.DataFrame) -> N
 
 
 def test_methods_are_those_of_the_lab(table: pd.DataFrame) -> None:
-    known = {name for name, cls in il.strategies().items() if cls.__module__.startswith("strategies.")}
+    known = {name for name, cls in il.strategies().items() if cls.__module__.startswith("illava_lab.strategies.")}
     assert set(table["method"]) <= known | NOT_IN_THE_LAB
     assert {"none", "illava", "illava-2026", "fastv", "tome", "visionzip", "prumerge+", "dart"} <= set(table["method"])
 

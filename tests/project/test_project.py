@@ -160,6 +160,7 @@ def test_notebook_is_fit_to_commit(path: Path) -> None:
 
 def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
     import illava_lab as il
+    from illava_lab.method.declared import declared
 
     rows = re.findall(
         r"^\| `([^`]+)` \| (\w+) \| ([\w ]+) \| (.*) \|$", (CLONE / "README.md").read_text(encoding="utf-8"), re.M
@@ -167,7 +168,8 @@ def test_the_readme_lists_every_method_as_the_registry_has_it() -> None:
     listed = {name: (kind, stages, re.findall(r"abs/([\d.]+)", source)) for name, kind, stages, source in rows}
     for name, cls in il.strategies().items():
         if name != "none" and cls.__module__.startswith("illava_lab.strategies."):  # other tests register theirs
-            assert listed[name] == (cls.kind, " and ".join(cls.stages), [cls.paper.arxiv] if cls.paper else [])
+            kind, stages, paper = (declared(cls, attribute) for attribute in ("kind", "stages", "paper"))
+            assert listed[name] == (kind, " and ".join(stages), [paper.arxiv] if paper else [])
 
 
 # --------------------------------------------------------------------------------------------- pictures
