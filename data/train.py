@@ -16,96 +16,19 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from architecture import GRID, build_model, build_processor, build_tokenizer, known
-from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS, patch_labels
-from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, Scene, ask, draw, make_scene
+from architecture import build_model, build_processor, known
+from batches import CONCEPT_IDS, PATCHES, PREFIX, PROMPT, RECIPE, Batch, Scenes
+from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS
+from losses import align_loss, dense_loss, rate_at
+from scenes import CATEGORIES, DIGITS, SHAPES, WORDS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
-
-PATCHES = GRID * GRID
-PROMPT = build_tokenizer().encode("USER:")  # before the picture, with <s>
-PREFIX = len(PROMPT)
-CONCEPT_IDS = [build_tokenizer().convert_tokens_to_ids(list(words)) for words in CONCEPTS]
-SLOTS = 40  # oracle visual tokens per scene
-TEXT = {"mind": 200, "joint": 128}  # room for packed questions
-# Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
-RECIPE = {
-    "eyes": (500, 2e-3, 0.0, {"dense": 1.0}),
-    "mind": (1000, 2e-3, 0.4, {"answer": 1.0}),
-    "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
-    "joint": (800, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0}),
-}
-Batch = dict[str, Tensor]
-
-
-class Scenes(IterableDataset):
-    """Batches by step number, so that a resumed run goes on where it stopped."""
-
-    def __init__(self, phase: str, split: str, seed: int, start: int, stop: int, batch: int):
-        self.phase, self.split, self.seed, self.steps, self.batch = phase, split, seed, (start, stop), batch
-        self.tokenizer = build_tokenizer()
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = torch.utils.data.get_worker_info()
-        first, every = (info.id, info.num_workers) if info else (0, 1)
-        for step in range(self.steps[0] + first, self.steps[1], every):
-            rng = np.random.default_rng([self.seed, list(RECIPE).index(self.phase), step])
-            rows = [self.example(rng) for _ in range(self.batch)]
-            yield {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
-
-    def example(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        seeing = self.phase in ("eyes", "align")
-        scene = make_scene(rng, self.split, crowded=seeing and rng.random() < 0.7)
-        row = {"labels": patch_labels(scene)}
-        if self.phase != "mind":
-            row["pixels"] = np.asarray(draw(scene))
-        if not seeing:
-            row |= self.pack(scene, rng, TEXT[self.phase])
-        if self.phase == "mind":
-            row["slots"] = sample_slots(row["labels"], rng)
-        return row
-
-    def pack(self, scene: Scene, rng: np.random.Generator, room: int) -> dict[str, np.ndarray]:
-        """Questions side by side. `block` keeps them from seeing each other, `position` starts each right
-        behind the picture: the model sees exactly what it will see with one question."""
-        ids, block, position, target, category = (np.zeros(room, np.int64) for _ in range(5))
-        target[:] = -100
-        used, number = 0, 0
-        order = list(rng.permutation(len(CATEGORIES)))
-        order += list(rng.integers(len(CATEGORIES), size=room // 12))
-        for index in order:
-            question = ask(scene, rng, CATEGORIES[index])
-            if question is None:
-                continue
-            prompt = self.tokenizer.encode(question.text + " ASSISTANT:", add_special_tokens=False)
-            if rng.random() < 0.05:  # an unknown word does no harm
-                prompt.insert(int(rng.integers(len(prompt) - 2)), self.tokenizer.unk_token_id)
-            answer = self.tokenizer.encode(question.answer, add_special_tokens=False)
-            span = slice(used, used + len(prompt) + len(answer))
-            if span.stop > room:
-                break
-            number += 1
-            ids[span] = prompt + answer
-            block[span] = number
-            position[span] = PREFIX + PATCHES + np.arange(len(prompt) + len(answer))
-            target[span.stop - len(answer) - 1 : span.stop] = [*answer, self.tokenizer.eos_token_id]
-            category[span] = index
-            used = span.stop
-        return {"ids": ids, "block": block, "position": position, "target": target, "category": category}
-
-
-def sample_slots(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which patches the oracle shows: all anchors, else mostly patches on objects."""
-    chance = np.where(labels[:, 0] > 0, 1.0, 0.15) * rng.random(PATCHES)
-    chance[ANCHORS] = 2.0
-    return np.sort(np.argsort(-chance)[:SLOTS])
 
 
 def concept_table(model: LlavaForConditionalGeneration) -> Tensor:
@@ -146,19 +69,6 @@ class Learner(nn.Module):
             inputs_embeds=embedded, attention_mask=seen[:, None], position_ids=position, use_cache=False
         ).last_hidden_state
         return hidden[:, PREFIX + visual.shape[1] :]
-
-
-def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    parts = logits.float().split([len(group) for group in GROUPS.values()], dim=-1)
-    return sum(F.cross_entropy(part.flatten(0, 1), labels[..., i].flatten()) for i, part in enumerate(parts))
-
-
-def align_loss(visual: Tensor, labels: Tensor, table: Tensor) -> Tensor:
-    """Squared distance to the oracle tokens, on objects as much as on background, in units of their spread."""
-    wanted = oracle(labels, table).detach()
-    error = (visual.float() - wanted).square().mean(-1) / wanted.var()
-    busy = labels[..., 0] > 0
-    return error[busy].mean() + 0.3 * error[~busy].mean()
 
 
 @torch.no_grad()
@@ -217,11 +127,6 @@ def optimizers(learner: Learner, phase: str) -> list[torch.optim.Optimizer]:
     muon = torch.optim.Muon(inner, lr=1.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": rest, "scale": 1.0}, {"params": fine, "scale": 0.05}]
     return [muon, torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.01)]
-
-
-def rate_at(step: int, steps: int, decay: float) -> float:
-    """Warm up, stay, and fall to zero over the last part of the steps."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (decay * steps) if decay else 1.0)
 
 
 def report(batch: Batch, logits: Tensor | None, answers: Tensor | None) -> dict[str, list[float]]:
