@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from architecture import build_model, build_processor, known
 from batches import CONCEPT_IDS, PATCHES, PREFIX, PROMPT, RECIPE, Batch, Scenes
-from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS, STARTS
-from losses import align_loss, dense_loss, rate_at
+from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS
+from losses import align_loss, dense_loss, oracle, rate_at
 from scenes import CATEGORIES, DIGITS, SHAPES, WORDS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,10 +35,6 @@ def concept_table(model: LlavaForConditionalGeneration) -> Tensor:
     """Sum of word embeddings for each concept."""
     words = model.get_input_embeddings().weight
     return torch.stack([words[ids].sum(0) for ids in CONCEPT_IDS])
-
-
-def oracle(labels: Tensor, table: Tensor) -> Tensor:
-    return sum(table[labels[..., i] + int(start)] for i, start in enumerate(STARTS.values()))
 
 
 class Learner(nn.Module):
