@@ -379,3 +379,19 @@ def test_wrong_use_is_refused_clearly(kind, model):
         pytest.raises(il.LabError, match="'wrong-count' .* was asked to keep"),
     ):
         forward(model, inputs)
+
+
+def test_a_prompt_without_its_images_is_told_so(kind, model):
+    inputs = make_inputs([Prompt()], kind)
+    with il.attach(model, *REDUCTIONS["random"]), pytest.raises(il.LabError, match="but this call brought no image"):
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+
+def test_embeddings_in_the_place_of_a_prompt_are_refused_whatever_else_was_passed(kind, model):
+    inputs = make_inputs([Prompt()], kind)
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    with il.attach(model, *REDUCTIONS["random"]), pytest.raises(il.LabError, match="pass input_ids with pixel_values"):
+        model.generate(
+            input_ids=inputs["input_ids"], inputs_embeds=embeddings, attention_mask=inputs["attention_mask"],
+            max_new_tokens=2, **GREEDY,
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -173,3 +174,12 @@ def test_files_that_machines_read_are_valid(schema: str, file: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", file]
     done = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["compare", "chat", "attach", "bench", "fidelity", "load", "published"])
+def test_no_function_hides_a_module_of_its_name(name: str) -> None:
+    import illava_lab as il
+
+    assert callable(getattr(il, name))
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"illava_lab.{name}")

@@ -45,7 +45,10 @@ class Prefilling:
     def _prefill(self, hidden: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         batch, length = hidden.shape[:2]
         if self._input_ids is None:
-            raise LabError("input_ids are needed to find the visual tokens; inputs_embeds alone are not supported")
+            raise LabError(
+                "visual tokens are found in input_ids, and none came to the model, which drops them where inputs_embeds "
+                "are given; pass input_ids with pixel_values, without inputs_embeds"
+            )
         prompt = read_prompt(self.anatomy, self._input_ids, hidden, mask)
         images = images_of(self.anatomy, prompt, self.encoder.visuals)
         alive = (prompt.valid | prompt.visual) & ~prompt.hole  # a visual token may be masked, and is no padding then

@@ -27,13 +27,15 @@ def images_of(anatomy: Anatomy, prompt: Prompt, encoded: dict[Medium, list[Encod
     out = []
     for medium, holds in prompt.media.items():
         visuals, (batch, needed) = encoded.get(medium, []), (len(holds), int(holds.sum()))
+        if needed and not visuals:
+            raise LabError(f"the prompts have {needed} places for {medium}s, but this call brought no {medium}")
         ends = np.cumsum([0, *(visual.layout.slots for visual in visuals)])
         # Beams and several returned sequences repeat a prompt, but its images were encoded once.
         repeats = needed // int(ends[-1]) if ends[-1] else 1
         bounds = np.cumsum([0, *holds.sum(1)[:: max(1, repeats)]])
         if needed and (needed != repeats * ends[-1] or batch % repeats or not np.isin(bounds, ends).all()):
             lengths = np.diff(ends).tolist()
-            raise LabError(f"the prompts have {needed} places for {medium}s, the encoded ones need {lengths}")
+            raise LabError(f"the prompts have {needed} places for {medium}s, those of this call take {lengths}")
         for row in range(batch if needed else 0):
             own, slots = np.searchsorted(ends, bounds[row // repeats :][:2]), np.flatnonzero(holds[row])
             at = [slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]] for i in range(*own)]
