@@ -36,9 +36,8 @@ def read_run(folder: str | PathLike[str], task: Task) -> tuple[pd.DataFrame, pd.
     """The rows and the answers that `compare(..., task=task, out=folder)` left in its `run.jsonl`.
 
     Returns:
-        rows: as `compare` returns them, with the column `point` ("illava at FLOPs 0.5"); those that failed are left
-            out.
-        answers: (questions, points), what was answered to each question of the task.
+        The rows as `compare` returns them, with the column `point` ("illava at FLOPs 0.5"), without those that failed;
+        and the answers (questions, points), what was answered to each question of the task.
 
     Raises:
         LabError: no such run, or one of other questions.
