@@ -87,6 +87,7 @@ def test_the_set_up_cell_makes_widgets_work_and_plots_need_none(
     assert "Plotly.newPlot" in plot.data["text/html"] and VIEW not in plot.data
 
 
+@pytest.mark.slow
 def test_how_threads_wait_is_the_users_choice(tmp_path: Path) -> None:
     code = f"{WATCH}\nimport illava_lab as il\nfrom illava_lab.course import set_up"
     env = {**os.environ, "OMP_WAIT_POLICY": "active"}

@@ -267,6 +267,7 @@ main(["lab", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "found"), [(None, "passive"), ("active", "active")])
 def test_threads_of_kernels_sleep_while_they_wait(tmp_path: Path, own: str | None, found: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -189,6 +189,7 @@ def test_a_failed_run_keeps_no_tensors(model) -> None:
     assert failed.__traceback__ is failed.__context__ is None  # through these, frames with their tensors stay alive
 
 
+@pytest.mark.slow
 def test_prompts_of_several_pictures_and_films_have_a_closed_form(tmp_path: Path) -> None:
     """And the budget by FLOPs is exact for what is shown."""
     (tmp_path / "small.json").write_text(json.dumps(scaled_down("qwen2-vl-7b")))

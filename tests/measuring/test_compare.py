@@ -207,6 +207,7 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(
     assert measured[-1] == "random keep 0.3"
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_edited_strategies_measured_again(
     lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ import pytest
 import illava_lab as il
 from illava_lab.measuring.difference import keep_answers
 
+pytestmark = pytest.mark.slow  # its table takes a comparison on the embedded model
+
 
 class Fails(il.Scorer):
     """Fails."""

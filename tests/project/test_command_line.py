@@ -55,6 +55,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- whole runs
+@pytest.mark.slow
 def test_compare_prints_and_writes(tmp_path: Path) -> None:
     words = "compare --strategies illava,random --keep 0.5 --limit 16 --batch-size 4 --out results/mine"
     code, out, err = finish(start(tmp_path, *words.split()))
@@ -150,6 +151,7 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(picture: Path, tmp_path: Pa
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nillava-lab: interrupted\n")
 
 
+@pytest.mark.slow
 def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
     sample = load_task("test").samples.iloc[0]
     words = ("ask", picture, sample["question"], "--strategy", "illava", "--verbose")
@@ -202,6 +204,7 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path, words: tuple[str, 
     assert done.stdout.splitlines()[-1:] == [right], done.stderr
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_take_no_longer_than_four_imports_of_numpy(tmp_path: Path) -> None:
     numpy = [sys.executable, "-c", "import numpy"]
     asked = [
@@ -254,6 +257,7 @@ def test_files_that_do_not_tell_their_names_are_left_to_the_registry(
     assert names.own_names.__wrapped__() == found
 
 
+@pytest.mark.slow
 def test_strategies_of_other_packages_are_known(tmp_path: Path) -> None:
     (tmp_path / "theirs-1.0.dist-info").mkdir()
     (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
@@ -285,6 +289,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "own", "found"),
     [

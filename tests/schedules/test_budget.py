@@ -76,6 +76,7 @@ def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: 
     assert tried >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
     """The share that half of the tokens take, asked for by its value."""

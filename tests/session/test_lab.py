@@ -44,6 +44,7 @@ def inputs_of(lab, task, count):
 
 
 # ---------------------------------------------------------------------------------------------- the checkpoint
+@pytest.mark.slow
 def test_the_checkpoint_is_small_and_loads_with_no_code_of_ours():
     folder = data_dir() / "model"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 30e6

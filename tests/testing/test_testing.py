@@ -36,11 +36,13 @@ def test(strategy, check):
     check(strategy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", OTHER_CHOICES, ids=lambda strategy: Subject(strategy).label)
 def test_every_choice_of_every_setting(strategy):
     il.check_strategy(strategy)
 
 
+@pytest.mark.slow
 def test_what_does_not_apply_to_shipped_strategies_is_known():
     """A check that passes because it was never asked would promise nothing."""
     not_asked = {
@@ -60,6 +62,7 @@ def test_every_promise_has_a_fault_that_breaks_it():
     assert il.check_strategy(Sound).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", BROKEN)
 def test_a_fault_is_caught_by_the_check_that_names_it(promise):
     report = il.check_strategy(BROKEN[promise], raises=False)
@@ -226,6 +229,7 @@ def test_example_tokens_have_what_the_llm_has():
 
 
 # ---------------------------------------------------------------------------------------------- names and files
+@pytest.mark.slow
 def test_a_file_is_loaded_again_and_again(tmp_path: Path):
     file = tmp_path / "random.py"  # the name of a module of Python
     for sign in ("", "-", "+"):  # the last two have the same size, perhaps within the same second
@@ -307,6 +311,7 @@ def test_the_command_line_refuses(word, line, capsys):
     assert out == "" and line in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_checks_all_registered(capsys):
     assert main(["check"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(il.strategies())
