@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -202,6 +204,16 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path, words: tuple[str, 
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     right = "0" if {"--help", "presets"} & set(words) else "2"
     assert done.stdout.splitlines()[-1:] == [right], done.stderr
+
+
+@pytest.mark.parametrize("command", ["ask", "compare", "bench"])
+def test_every_command_takes_the_words_of_the_python_verbs_in_their_order(command: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = re.findall(r"^  --(strategy|keep|flops|preset|schedule)\b", capsys.readouterr().out, re.M)
+    verb = {"ask": il.Lab.ask, "compare": il.compare, "bench": il.bench}[command]
+    words = [name for name in inspect.signature(verb).parameters if name in shown]
+    assert shown == words and len(words) == 5
 
 
 @pytest.mark.slow
