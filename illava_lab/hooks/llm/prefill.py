@@ -46,8 +46,8 @@ class Prefilling:
         batch, length = hidden.shape[:2]
         if self._input_ids is None:
             raise LabError(
-                "visual tokens are found in input_ids, and none came to the model, which drops them where inputs_embeds "
-                "are given; pass input_ids with pixel_values, without inputs_embeds"
+                "visual tokens are found in input_ids, and none came to the model, which drops them where "
+                "inputs_embeds are given; pass input_ids with pixel_values, without inputs_embeds"
             )
         prompt = read_prompt(self.anatomy, self._input_ids, hidden, mask)
         images = images_of(self.anatomy, prompt, self.encoder.visuals)
