@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,10 +34,7 @@ class Subject:
     @property
     def label(self) -> str:
         """The name, and the settings that are not the defaults."""
-        fields = dataclasses.fields(self.strategy) if dataclasses.is_dataclass(self.strategy) else ()
-        changed = [f"{f.name}={v!r}" for f in fields if (v := getattr(self.strategy, f.name)) != f.default]
-        name = self.strategy.name or self.cls.__name__
-        return f"{name}({', '.join(changed)})" if changed else str(name)
+        return str(self.strategy.label or self.cls.__name__)
 
     # ---- cases
     @cached_property
