@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 from illava_lab.errors import LabError, one_of
-from illava_lab.hooks.llm.language_model import LlmHooks, Positions
-from illava_lab.hooks.towers.cells import CellsTower
-from illava_lab.hooks.towers.packed import PackedTower
-from illava_lab.hooks.towers.rows import RowsTower
+from illava_lab.hooks.attachment import Attachment, Positions
+from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.connectors.anyres import Anyres
+from illava_lab.hooks.connectors.connector import Connector, watch
+from illava_lab.hooks.connectors.frames import Frames
+from illava_lab.hooks.connectors.merged import Merged
+from illava_lab.hooks.connectors.plain import Plain
+from illava_lab.hooks.llm.language_model import LanguageModel
+from illava_lab.hooks.llm.watch import Watch
+from illava_lab.hooks.towers.cells import ShuffledCells
+from illava_lab.hooks.towers.packed import PackedCells
+from illava_lab.hooks.towers.rows import Rows
+from illava_lab.hooks.towers.tower import Tower
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import describe
+from illava_lab.models.families import describe, unwrap
+from illava_lab.models.layout import Medium
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace
 
@@ -23,7 +34,8 @@ _MARK = "_illava_attached"
 
 def is_attached(model: nn.Module) -> bool:
     """Whether a strategy is attached to this model right now."""
-    return _MARK in vars(model)
+    mark: Attachment | None = vars(describe(model).base).get(_MARK)
+    return mark is not None and not mark.closed
 
 
 @contextmanager
@@ -36,15 +48,18 @@ def attach(
 ) -> Iterator[Trace]:
     """Reduce visual tokens in everything that runs the model inside the `with` block, `forward` and `generate` alike.
 
+    What decides about a reduction is the prompt: not what was drafted or generated behind it.
+
     Args:
-        model: an unmodified transformers model of a supported family, in eval mode.
+        model: an unmodified transformers model of a supported family, in eval mode; its inner model and a PEFT wrapper
+            around it will do.
         strategy: a registered name, a Strategy class or an instance.
-        schedule: which layers reduce, and to how many; None reduces nowhere.
+        schedule: which layers reduce, and to how many; None reduces nowhere, and refuses nothing that the model takes.
         positions: "original" keeps the survivors' position ids; "packed" renumbers them without gaps (not for models
             with positions on several axes, such as Qwen2-VL).
 
     Yields:
-        The Trace, refilled by every prefill.
+        The Trace, which shows the last prefill.
 
     Raises:
         LabError: before anything is changed, if model, strategy, schedule and positions do not fit each other. On
@@ -53,26 +68,49 @@ def attach(
     strategy, schedule = make_strategy(strategy), Plan() if schedule is None else schedule
     if not isinstance(schedule, Plan):
         raise LabError(f"schedule must be a Schedule, got {schedule!r}")
-    anatomy = describe(model)
+    anatomy, model = describe(model), unwrap(model)
     schedule.check(anatomy, strategy)
     one_of("positions", positions, ("original", "packed"))
     if positions == "packed" and anatomy.cells is not None:
         raise LabError('positions="packed" is not defined for positions of time, row and column; allowed: "original"')
-    if model.training:
+    if model.training and schedule.reduces:
         raise LabError("the model is in training mode; call model.eval() first")
-    if is_attached(model):
+    attachment = Attachment(anatomy, strategy, schedule, positions, Trace(anatomy.cls_tokens))
+    # The mark lies on the module that every wrapper runs. Setting it is one step: of two threads one is refused.
+    if vars(anatomy.base).setdefault(_MARK, attachment) is not attachment:
         raise LabError("this model already has a strategy attached; describe both stages in one schedule")
-    trace = Trace(anatomy.cls_tokens)
-    with ExitStack() as undo:
-        object.__setattr__(model, _MARK, True)
-        undo.callback(model.__dict__.pop, _MARK)
-        stage = PackedTower if anatomy.cells else CellsTower if anatomy.shuffle > 1 else RowsTower
-        encoder = stage(anatomy, strategy, schedule.plan("encoder"), schedule.image)
-        llm = LlmHooks(anatomy, strategy, schedule.plan("llm"), positions, encoder, trace)
-        encoder.watch(undo)
-        if schedule.reduces:
-            encoder.install(undo)
-            llm.install(undo)
-        else:
-            llm.watch(undo)
-        yield trace
+    changes = Changes(attachment)
+    try:
+        try:
+            _install(changes, attachment, model)
+            yield attachment.trace
+        finally:
+            _restore(changes, attachment)
+    finally:  # once more, in case that an interrupt came in between: what is restored already stays so
+        _restore(changes, attachment)
+
+
+def _install(changes: Changes, attachment: Attachment, model: nn.Module) -> None:
+    for medium in attachment.anatomy.media:
+        watch(changes, attachment, medium, _connector(attachment, medium))
+    if attachment.schedule.reduces:
+        anatomy = attachment.anatomy
+        form: Any = PackedCells if anatomy.cells else ShuffledCells if anatomy.shuffle > 1 else Rows
+        Tower(attachment, form).install(changes)
+        LanguageModel(attachment).install(changes)
+    Watch(attachment).install(changes, model)
+
+
+def _connector(attachment: Attachment, medium: Medium) -> Connector:
+    if attachment.anatomy.cells is not None:
+        return Merged(attachment, medium)
+    if attachment.anatomy.media[medium].pack is None:
+        return Plain(attachment)
+    return Anyres(attachment) if medium == "image" else Frames(attachment)
+
+
+def _restore(changes: Changes, attachment: Attachment) -> None:
+    attachment.closed = True
+    changes.undo()
+    if vars(attachment.anatomy.base).get(_MARK) is attachment:
+        vars(attachment.anatomy.base).pop(_MARK)

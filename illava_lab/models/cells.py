@@ -14,7 +14,9 @@ def cell_layout(grid: list[int], merge: int) -> Layout:
         grid: (time, height, width) in patches, merge: patches along the side of a cell.
     """
     time, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    axes = (torch.arange(length, dtype=torch.long, device="cpu") for length in (height, width))
+    row, column = (axis.flatten().float() for axis in torch.meshgrid(*axes, indexing="ij"))
     boxes = torch.stack([column / width, row / height, (column + 1) / width, (row + 1) / height], dim=1)
-    cells, one_grid = torch.arange(time * height * width), (height, width) if time == 1 else None
-    return Layout((time, height, width), cells[:, None], torch.ones(len(cells), 1), one_grid, boxes.repeat(time, 1))
+    cells = torch.arange(time * height * width, dtype=torch.long, device="cpu")[:, None]
+    weight = torch.ones(cells.shape, dtype=torch.float32, device="cpu")
+    return Layout((time, height, width), cells, weight, (height, width) if time == 1 else None, boxes.repeat(time, 1))

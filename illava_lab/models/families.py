@@ -209,16 +209,32 @@ def check_supported(config: Any) -> None:
         raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding})")
 
 
-def describe(model: nn.Module) -> Anatomy:
-    """Find the parts of a supported model.
+def unwrap(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself.
 
     Raises:
-        LabError: an unsupported family, tower or decoder.
+        LabError: the model is compiled, or a wrapper for several devices.
     """
+    if hasattr(model, "get_base_model"):
+        return unwrap(model.get_base_model())
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise LabError("a compiled model is not supported: what was compiled does not see the hooks; pass the model")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise LabError(f"a model inside {type(model).__name__} is not supported; pass model.module")
+    return model
+
+
+def describe(model: nn.Module) -> Anatomy:
+    """Find the parts of a supported model, of its inner model, or of one inside a PEFT wrapper.
+
+    Raises:
+        LabError: an unsupported family, tower or decoder, or a wrapper that hides the model.
+    """
+    model = unwrap(model)
     config: Any = getattr(model, "config", None)
     check_supported(config)
-    base: Any = model.model
     family = FAMILIES[config.model_type]
+    base: Any = model if hasattr(model, family.language_model) and not hasattr(model, "lm_head") else model.model
     vision = config.vision_config
     tower, language_model = getattr(base, family.tower), getattr(base, family.language_model)
     layers = _encoder_layers(tower)

@@ -2,7 +2,7 @@
 
 The encoder sees an image as one row of patches or as several (crops; the frames of a video). The prompt holds a run of
 placeholders for it. In between, models stitch crops together, cut padding off, shrink or pool by interpolation, and
-put markers (newlines) in. A `Layout` says all that of one image, a `Visual` adds what a reduction left of it.
+put markers (newlines) in. A `Layout` says all that of one image, an `EncodedImage` adds what a reduction left of it.
 
 Markers are no visual tokens: they survive, are never merged, are never shown to a strategy, and no fraction or count of
 a schedule counts them.
@@ -14,14 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
 
 Medium = Literal["image", "video"]
 
@@ -47,7 +43,7 @@ class Layout:
     grid: tuple[int, int] | None
     boxes: Tensor
     parts: int = 1
-    _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -66,17 +62,49 @@ class Layout:
 
     @cached_property
     def tokens(self) -> int:
-        """EncodedImage tokens before any reduction: placeholders without markers."""
+        """Visual tokens before any reduction: placeholders without markers."""
         return int((~self.marker).sum())
 
+    @property
+    def has_markers(self) -> bool:
+        return self.tokens < self.slots
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether a placeholder may stand for several patches."""
+        return self.source.shape[1] > 1
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether placeholder i stands for patch i, and there are no others."""
+        return self.source.shape == (len(self.boxes), 1) and bool((self.source[:, 0].diff() == 1).all())
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every patch is seen in the prompt: none lies in padding that is cut off."""
+        return len(self.source[self.weight > 0].unique()) == len(self.boxes)
+
     def left(self, kept: float) -> int:
-        """EncodedImage tokens that are expected when a fraction of the patches survived; see `survive`."""
+        """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""
         return self.parts * max(1, round(self.tokens / self.parts * kept))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`source` and `weight` on a device, copied there once."""
+        source, weight, _, _ = self._on(device)
+        return source, weight
+
+    def marker_on(self, device: torch.device) -> Tensor:
+        """`marker` on a device, copied there once."""
+        return self._on(device)[2]
+
+    def place_on(self, device: torch.device) -> Tensor:
+        """`place` on a device, copied there once."""
+        return self._on(device)[3]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._moved:
-            self._moved[device] = self.source.to(device), self.weight.to(device)
+            parts = self.source, self.weight, self.marker, self.place
+            self._moved[device] = tuple(part.to(device) for part in parts)
         return self._moved[device]
 
 
@@ -88,7 +116,9 @@ def plain_layout(grid: tuple[int, int], side: tuple[int, int], rows: int = 1) ->
     """
     count = rows * grid[0] * grid[1]
     boxes = _whole(grid, side).repeat(rows, 1)
-    return Layout((rows, *grid), torch.arange(count)[:, None], torch.ones(count, 1), grid if rows == 1 else None, boxes)
+    source = torch.arange(count, dtype=torch.long, device="cpu")[:, None]
+    weight = torch.ones((count, 1), dtype=torch.float32, device="cpu")
+    return Layout((rows, *grid), source, weight, grid if rows == 1 else None, boxes)
 
 
 def anyres_layout(
@@ -113,7 +143,7 @@ def anyres_layout(
     detail = (crop > 0).long()
     y, x = row + detail * ((crop - 1) // across * height), column + detail * ((crop - 1) % across * width)
     coordinates = torch.stack([y, x, detail], dim=-1).double().view(crops, -1, 3)
-    packed = pack(coordinates, torch.full((3,), torch.nan, dtype=torch.float64))
+    packed = pack(coordinates, torch.full((3,), torch.nan, dtype=torch.float64, device="cpu"))
 
     marker = packed[:, 0].isnan()
     y, x, detail = packed.nan_to_num().unbind(-1)
@@ -150,7 +180,8 @@ def joined_layout(frame: Layout, frames: int) -> Layout:
 
 
 def _axes(*lengths: int) -> tuple[Tensor, ...]:
-    return torch.meshgrid(*map(torch.arange, lengths), indexing="ij")
+    axes = (torch.arange(length, dtype=torch.long, device="cpu") for length in lengths)
+    return torch.meshgrid(*axes, indexing="ij")
 
 
 def _between(coordinate: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -178,7 +209,11 @@ def _anyres_boxes(
     start = [(edge - length) // 2 for length, edge in zip(extent, canvas, strict=True)]
     across, boxes = canvas[1] // side[0], [whole]
     for crop in range(crops - 1):
-        corner = torch.tensor([crop % across, crop // across] * 2) * side[0]
-        pixels = whole * side[0] + corner - torch.tensor(start[::-1] * 2)
-        boxes.append((pixels / torch.tensor(extent[::-1] * 2)).clamp(0.0, 1.0))
+        corner = _numbers([crop % across, crop // across] * 2) * side[0]
+        pixels = whole * side[0] + corner - _numbers(start[::-1] * 2)
+        boxes.append((pixels / _numbers(extent[::-1] * 2)).clamp(0.0, 1.0))
     return torch.cat(boxes)
+
+
+def _numbers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device="cpu")

@@ -48,7 +48,8 @@ class AttentionSite:
         has_cls: whether token 0 is CLS.
         hidden: (P, S, C), the whole sequence that the layer after the site receives.
         last: (P,) position of the last text token, or None.
-        text: (P, T) positions of the text tokens after the images, or None where images differ in their number.
+        text: (P, T) positions of the text tokens after the images, or what makes them; None where images differ in
+            their number.
         ahead: computes queries and keys of the layer to come; entry: gives the sequence (P, S0, C) that entered the
             LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (P, T); norm: the last
             norm of the LLM. None outside it.
@@ -65,7 +66,7 @@ class AttentionSite:
     has_cls: bool = False
     hidden: Tensor | None = None
     last: Tensor | None = None
-    text: Tensor | None = None
+    text: Tensor | Callable[[], Tensor | None] | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
     entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     norm: nn.Module | None = None
@@ -174,9 +175,10 @@ class AttentionSite:
         return self._row(self._text_positions())
 
     def _text_positions(self) -> Tensor:
-        if self.text is None:
+        text = self.text() if callable(self.text) else self.text
+        if text is None:
             raise UnequalText("rows of all text tokens need prompts with equally many text tokens after the image")
-        return self.text
+        return text
 
     def _keys(self) -> Tensor:
         return self._visual_tokens(self.key.float().mean(1))

@@ -1,89 +1,69 @@
-"""What a reduction in the encoder leaves of an image: the only thing that both stages share."""
+"""Which visual tokens are left: the one record that both stages, the connectors and the trace share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from illava_lab.models.layout import Layout
-from illava_lab.trace.step import Step
+from illava_lab.method.token_map import TokenMap
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """One image or video as the encoder hands it to the language model. This is all that the two stages share.
-
-    A placeholder that a reduction removed is a hole (NaN) in the model's features and has weight 0 here.
+class Survivors:
+    """What is left of R rows of tokens, in the order in which the model has it.
 
     Attributes:
-        layout: its placeholders before any reduction.
-        weight: (S, K) float32, `layout.weight` of what is left: sums to 1 for survivors, 0 for holes and markers.
-        size: (S,) float32, patches that each placeholder stands for; 0 for holes and markers.
-        rows: its rows in the encoder's batch.
-        steps: the encoder's reductions of that batch.
+        place: (R, M) long, in whose place each stands; -1 for CLS.
+        make_size: makes `size`; not called before somebody reads it.
     """
 
-    layout: Layout
-    weight: Tensor
-    size: Tensor
-    rows: range
-    steps: list[Step]
+    place: Tensor
+    make_size: Callable[[], Tensor]
 
+    @staticmethod
+    def everything(first: int, rows: int, count: int, device: torch.device) -> Survivors:
+        """All of `count` tokens in each row, which stand in the places `first`, `first` + 1, ..., of size 1."""
+        place = torch.arange(first, first + count, dtype=torch.long, device=device).expand(rows, -1)
+        one = torch.ones((1, 1), dtype=torch.float32, device=device)
+        return Survivors(place, lambda: one.expand(rows, count))
 
-def join_tiles(tiles: list[EncodedImage]) -> EncodedImage:
-    """One image of several tiles, which lie tile after tile in the prompt.
+    @cached_property
+    def size(self) -> Tensor:
+        """(R, M) float32, how many patches each stands for."""
+        return self.make_size()
 
-    Boxes are those in the tiles: a model is not told where in the picture a tile was cut out.
-    """
-    count, (rows, height, width) = len(tiles), tiles[0].layout.patches
-    if count == 1:
-        return tiles[0]
-    layout = tiles[0].layout
-    source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
-    joined = Layout(
-        (count * rows, height, width), source, layout.weight.repeat(count, 1), None, layout.boxes.repeat(count, 1)
-    )
-    weight, size = torch.cat([tile.weight for tile in tiles]), torch.cat([tile.size for tile in tiles])
-    return EncodedImage(joined, weight, size, range(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].steps)
+    @property
+    def count(self) -> int:
+        return self.place.shape[1]
 
+    def after(self, reduction: TokenMap) -> Survivors:
+        """What a reduction of these tokens leaves."""
+        return Survivors(self.place.gather(1, reduction.anchor), lambda: reduction.sizes(self.size))
 
-def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
-    """(R, S, K) weights of what is left of R images of one layout when patches are gone; all 0 for a hole.
+    def at(self, index: Tensor) -> Survivors:
+        """Those at (R, m) positions of each row."""
+        return Survivors(self.place.gather(1, index), lambda: self.size.gather(1, index))
 
-    A placeholder of one patch lives as long as its patch. Interpolated ones see several patches, and nearly all of
-    them would outlive half of the patches: so only the fraction `kept` of the visual tokens stays, those with the most
-    weight on patches that are there (coverage, to three decimals; ties to the first), as the average over these.
+    def rows(self, index: Sequence[int]) -> Survivors:
+        """Some of the rows."""
+        return Survivors(self.place[list(index)], lambda: self.size[list(index)])
 
-    Args:
-        alive: (R, P) bool, patches in whose place a survivor stands.
-        kept: the fraction of patches that survived.
-    """
-    source, weight = layout.on(alive.device)
-    weight = weight * alive[:, source]
-    coverage = weight.sum(-1, keepdim=True)
-    if layout.source.shape[1] > 1 and kept < 1:
-        order = (coverage[..., 0] * 1000).round().argsort(dim=1, descending=True, stable=True)
-        chosen = torch.zeros_like(coverage[..., 0]).scatter(1, order[:, : max(1, round(layout.tokens * kept))], 1.0)
-        weight = weight * chosen[..., None]
-    return weight / coverage.clamp_min(torch.finfo(weight.dtype).tiny)
+    def to(self, device: torch.device) -> Survivors:
+        """The same on another device."""
+        if device == self.place.device:
+            return self
+        return Survivors(self.place.to(device), lambda: self.size.to(device))
 
+    def alive(self, places: int) -> Tensor:
+        """(R, places) bool, the places in which one stands; none of them may be CLS."""
+        empty = torch.zeros((len(self.place), places), dtype=torch.bool, device=self.place.device)
+        return empty.scatter_(1, self.place, True)
 
-def fill(layout: Layout, weight: Tensor, features: Tensor) -> Tensor:
-    """(R, S, C): the visual tokens interpolated from (R, P, C) features with `survive`'s weights; NaN at holes."""
-    source = layout.on(weight.device)[0]
-    features = features.nan_to_num()
-    parts = (features[:, source[:, k]] * weight[:, :, k, None] for k in range(source.shape[1]))
-    out = reduce(torch.add, parts)
-    return out.masked_fill(weight.sum(-1, keepdim=True) == 0, torch.nan).to(features.dtype)
-
-
-def sizes(layout: Layout, weight: Tensor, size: Tensor) -> Tensor:
-    """(R, S) patches that each placeholder stands for: a survivor's (R, P) size is divided over what it feeds."""
-    source = layout.on(weight.device)[0]
-    flat = source.flatten().expand(weight.shape[0], -1)
-    given = torch.zeros_like(size).scatter_add(1, flat, weight.flatten(1))
-    share = weight / given[:, source].clamp_min(torch.finfo(weight.dtype).tiny)
-    return (share * size[:, source]).sum(-1)
+    def spread(self, places: int) -> Tensor:
+        """(R, places) float32, the size of the one in each place, 0 where there is none; none of them may be CLS."""
+        empty = torch.zeros((len(self.place), places), dtype=torch.float32, device=self.place.device)
+        return empty.scatter_(1, self.place, self.size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,32 +14,53 @@ from torch import Tensor
 from illava_lab.errors import LabError
 from illava_lab.method.token_map import TokenMap
 from illava_lab.models.layout import Layout
+from illava_lab.trace.encoded import EncodedImage, survive
 from illava_lab.trace.sources import Sources
 from illava_lab.trace.step import Step
-from illava_lab.trace.survivors import EncodedImage, survive
 
 
-@dataclass
-class Trace:
-    """Filled by an attachment during each prefill; a later prefill replaces it.
-
-    Images are counted in the order of the prompts, and a video counts as one.
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """What one prefill did. It is complete before a `Trace` shows it, and nothing changes it afterwards.
 
     Attributes:
-        steps: the reductions of the last prefill in order: encoder first, then LLM.
-        cls_tokens: 1 if the tower has CLS.
-        images_per_row: number of images in each prompt of the batch.
+        steps: its reductions in order: encoder first, then LLM.
+        images: its images and videos in the order of the prompts.
+        images_per_row: how many of them each prompt has.
     """
 
-    cls_tokens: int
-    steps: list[Step] = field(default_factory=list)
-    images_per_row: list[int] = field(default_factory=list)
-    _images: list[EncodedImage] = field(default_factory=list)
+    steps: list[Step]
+    images: list[EncodedImage]
+    images_per_row: list[int]
 
-    def start(self, images: list[EncodedImage], images_per_row: list[int]) -> None:
-        """A new prefill begins. Beams share their images."""
-        self._images, self.images_per_row = images, images_per_row
-        self.steps = list({id(step): step for image in images for step in image.steps}.values())
+
+class Trace:
+    """What the last prefill under an attachment did.
+
+    Images are counted in the order of the prompts, and a video counts as one. Where several threads run the model, it
+    is the prefill that ended last.
+
+    Attributes:
+        cls_tokens: 1 if the tower has CLS.
+    """
+
+    def __init__(self, cls_tokens: int) -> None:
+        self.cls_tokens = cls_tokens
+        self._make: Callable[[], Prefilled] = lambda: Prefilled([], [], [])
+
+    def show(self, make: Callable[[], Prefilled]) -> None:
+        """From now on, this is the last prefill; `make` is called when somebody looks."""
+        self._make = cache(make)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The reductions of the last prefill in order: encoder first, then LLM."""
+        return self._make().steps
+
+    @property
+    def images_per_row(self) -> list[int]:
+        """Number of images in each prompt of the batch."""
+        return self._make().images_per_row
 
     def layout(self, image: int = 0) -> Layout:
         """What image number `image` is made of without any reduction: crops, patches, visual tokens."""
@@ -46,7 +68,7 @@ class Trace:
 
     def entered(self, image: int = 0) -> int:
         """Visual tokens that the encoder left of image number `image` to the language model, markers not counted."""
-        return int((self._image(image).weight.sum(1) > 0).sum())
+        return self._image(image).tokens
 
     def places(self, image: int, layer: int) -> list[Tensor]:
         """For each encoder row of image number `image`: (n,) the patches whose places are still held in front of an
@@ -93,10 +115,11 @@ class Trace:
         return Sources(torch.from_numpy(weights.toarray()), torch.from_numpy(anchor), layout.patches[1:], layout.boxes)
 
     def _image(self, image: int) -> EncodedImage:
-        count = len(self._images)
+        images = self._make().images
+        count = len(images)
         if not 0 <= image < count:
             raise LabError(f"image must be between 0 and {count - 1}, got {image}" if count else "the trace is empty")
-        return self._images[image]
+        return images[image]
 
     def _encoder_row(self, visual: EncodedImage, row: int, followed: list[Step], patches: int) -> sparse.csr_array:
         """(P, P): what stands in the place of each patch of one encoder row; empty where nothing does."""

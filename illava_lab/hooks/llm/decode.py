@@ -1,4 +1,4 @@
-"""A call that goes on from a reduced prompt: masks and positions for caches of different lengths."""
+"""A call that goes on from a reduced prompt: masks and positions for cache layers of different lengths."""
 
 from __future__ import annotations
 
@@ -8,52 +8,68 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.hooks.llm.cache import CacheState
-from illava_lab.hooks.llm.call import Decode
-from illava_lab.models.families import Anatomy
 
 
-def start_decoding(
-    hidden: Tensor, mask: Tensor | None, kwargs: dict[str, Any], state: CacheState, past: int
-) -> tuple[Decode, dict[str, Any]]:
-    """The state of the call, and the arguments with which the language model goes on.
+class Decode:
+    """One such call.
+
+    Args:
+        hidden: (B, new, C) what entered; kwargs: the arguments of the language model; state: of its cache, which counts
+            what the first layer has.
 
     Raises:
         LabError: the cache holds other prompts than this call, or the mask does not fit.
     """
-    batch, new = hidden.shape[:2]
-    if state.segments[0].valid.shape[0] != batch:
-        raise LabError(f"the cache holds {state.segments[0].valid.shape[0]} prompts, this call has {batch}")
-    generated = past - state.segments[0].prompt.shape[1]
-    logical = state.prompt_length + generated
-    if mask is not None and mask.shape[1] != logical + new:
-        raise LabError(f"attention_mask must have {logical + new} columns, got {mask.shape[1]}")
-    shape = (batch, generated + new)
-    tail = torch.ones(shape, dtype=torch.bool, device=hidden.device)
-    if mask is not None:
-        tail = mask[:, state.prompt_length :].bool()
-    masks = [None if s.full and mask is None else torch.cat([s.valid, tail], 1) for s in state.segments]
-    position_ids = kwargs.get("position_ids")
-    if position_ids is None:
-        position_ids = (torch.arange(new, device=hidden.device) + logical).expand(batch, -1)
-    call = Decode(state.segments, position_ids, masks, generated)
-    shift = state.segments[0].shift
-    return call, {
-        **kwargs,
-        "position_ids": position_ids if shift is None else position_ids - shift[:, None],
-        "attention_mask": None if masks[0] is None else masks[0].long(),
-    }
 
+    def __init__(self, attachment: Attachment, hidden: Tensor, kwargs: dict[str, Any], state: CacheState) -> None:
+        batch, self.new = hidden.shape[:2]
+        if state.batch != batch:
+            raise LabError(f"the cache holds {state.batch} prompts, this call has {batch}")
+        self.attachment, self.segments = attachment, state.segments
+        self.generated: int = kwargs["past_key_values"].get_seq_length() - state.segments[0].length
+        logical, mask = state.prompt_length + self.generated, kwargs.get("attention_mask")
+        if mask is not None and mask.shape[1] != logical + self.new:
+            raise LabError(f"attention_mask must have {logical + self.new} columns, got {mask.shape[1]}")
+        tail = None if mask is None else mask[:, state.prompt_length :].bool()
+        self._masks = [self._mask(segment.valid, segment.length, tail, hidden) for segment in state.segments]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            new = torch.arange(logical, logical + self.new, dtype=torch.long, device=hidden.device)
+            positions = new.expand(batch, -1)
+        self.positions: Tensor = positions
+        self._layers: dict[int, dict[str, Any]] = {}
 
-def layer_arguments(anatomy: Anatomy, packed: bool, call: Decode, segment: int, hidden: Tensor) -> dict[str, Any]:
-    """Mask, and with packed positions rotary tables, for the layers of one segment."""
-    kept_here = call.segments[segment]
-    past = kept_here.prompt.shape[1] + call.past
-    model = anatomy.language_model
-    out: dict[str, Any] = {"attention_mask": causal_mask(model.config, hidden, call.masks[segment], past)}
-    if packed:
-        assert kept_here.shift is not None
-        moved = call.positions - kept_here.shift[:, None]
-        out["position_embeddings"] = model.rotary_emb(hidden, position_ids=moved)
-    return out
+    def _mask(self, valid: Tensor | None, length: int, tail: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """(B, cached + new) bool of one segment, or None where nothing is hidden."""
+        if valid is None and tail is None:
+            return None
+        batch = hidden.shape[0]
+        if valid is None:
+            valid = torch.ones((batch, length), dtype=torch.bool, device=hidden.device)
+        if tail is None:
+            tail = torch.ones((batch, self.generated + self.new), dtype=torch.bool, device=hidden.device)
+        return torch.cat([valid.to(tail.device), tail], 1)
+
+    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the language model is called with."""
+        mask, shift = self._masks[0], self.segments[0].shift
+        positions = self.positions if shift is None else self.positions - shift[:, None]
+        return {**kwargs, "position_ids": positions, "attention_mask": None if mask is None else mask.long()}
+
+    def layer_arguments(self, index: int, hidden: Tensor) -> dict[str, Any]:
+        """Mask, and with packed positions rotary tables, for one layer."""
+        number = max(i for i, segment in enumerate(self.segments) if segment.layer <= index)
+        if number == 0:
+            return {}
+        if number not in self._layers:
+            segment, model = self.segments[number], self.attachment.anatomy.language_model
+            past = segment.length + self.generated
+            out: dict[str, Any] = {"attention_mask": causal_mask(model.config, hidden, self._masks[number], past)}
+            if segment.shift is not None:
+                moved = self.positions - segment.shift[:, None]
+                out["position_embeddings"] = model.rotary_emb(hidden, position_ids=moved)
+            self._layers[number] = out
+        return self._layers[number]

@@ -1,30 +1,161 @@
-"""Sequences that become shorter: where each slot comes from, and tensors gathered by that."""
+"""The sequence that the language model sees, which becomes shorter."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from illava_lab.hooks.llm.prompt import PlacedImage, Prompt
 
-def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Where each slot of a shorter sequence comes from: survivors keep their order and sit at the right end.
+
+class Sequence:
+    """What is left of B prompts. Survivors keep their order and sit at the right end of their row.
+
+    A *slot* is a place in the processor's prompt.
+
+    Attributes:
+        length: L, tokens of the longest prompt.
+        changed: whether it is no longer the prompt itself.
+        valid: (B, L) bool, what may be attended to; None where that is all.
+        places: (B, old L) long, where each token that was there before the last change lies now.
+    """
+
+    places: Tensor
+
+    def __init__(self, prompt: Prompt, device: torch.device) -> None:
+        self.prompt, self.device, self.changed = prompt, device, False
+        self.length: int = prompt.valid.shape[1]
+        self.tail = self.length - prompt.length  # tokens behind the prompt
+        self._lengths = prompt.taken.sum(1)
+        self._padded = bool(self._lengths.min() < self.length)
+        self._present = upload(prompt.taken.astype(np.int8), device) if self._padded else None
+        self._slots: Tensor | None = None
+        self.valid = None if prompt.valid.all() else upload(prompt.valid, device)
+
+    def to(self, device: torch.device) -> None:
+        """Go on where the layers go on."""
+        if device != self.device:
+            self.device = device
+            for name in ("_present", "_slots", "valid"):
+                value = getattr(self, name)
+                setattr(self, name, None if value is None else value.to(device))
+
+    @property
+    def present(self) -> Tensor:
+        """(B, L) int8, 0 at padding."""
+        if self._present is None:
+            shape = (len(self._lengths), self.length)
+            self._present = torch.ones(shape, dtype=torch.int8, device=self.device)
+        return self._present
+
+    def flat(self, images: list[PlacedImage]) -> Tensor:
+        """(V,) long, where the placeholders of some images are in the flattened prompts."""
+        return upload(np.concatenate([image.row * self.length + image.at for image in images]), self.device)
+
+    def shorten(self, present: Tensor, rows: list[int], gone: list[int]) -> Tensor:
+        """Go on with fewer tokens, and with no more padding than the longest prompt leaves.
+
+        Args:
+            present: (B, L) int8, 1 for those that stay.
+            rows, gone: how many tokens went from which prompts.
+
+        Returns:
+            (B, shorter L) long, where each of them was.
+        """
+        masked = not self.prompt.valid[self.prompt.taken].all()
+        np.subtract.at(self._lengths, rows, gone)
+        self.length = int(self._lengths.max())
+        self._padded = bool(self._lengths.min() < self.length)
+        order = compact(present, self.length)
+        behind = upload(self.length - 1 - self._lengths, self.device)[:, None] if self._padded else -1
+        self.places = present.cumsum(1) + behind
+        self._present = gather_sequence(present, order, 1) if self._padded else None
+        valid = gather_sequence(self.valid, order, 1) if masked and self.valid is not None else None
+        if self._padded:
+            there = self.present > 0
+            valid = there if valid is None else valid & there
+        self.valid = valid
+        self._slots = order if self._slots is None else gather_sequence(self._slots, order, 1)
+        if not self.changed and self.prompt.ends_with_image:
+            # The last token of a prompt may have gone: what is left in front of it stands for it from here on.
+            last = torch.full_like(order, -1).index_fill(1, self._last_column(), 0)
+            self._slots = torch.where(last == 0, upload(self.prompt.last, self.device)[:, None], self._slots)
+        self.changed = True
+        return order
+
+    def _last_column(self) -> Tensor:
+        return torch.tensor([self.length - 1 - self.tail], dtype=torch.long, device=self.device)
+
+    # ---- what the language model is given
+    def cleared(self, hidden: Tensor) -> Tensor:
+        """Padding must be zero, not only masked: 0 * NaN is NaN."""
+        return hidden.masked_fill(self.present[..., None] == 0, 0.0) if self._padded else hidden
+
+    def mask(self, cached: bool) -> Tensor | None:
+        """(B, L) long, the mask at the entry.
+
+        Without mask and cache, transformers reads gaps in the positions as several packed sequences.
+        """
+        if self.valid is not None:
+            return self.valid.long()
+        return None if cached else self.present.long()
+
+    def numbered(self) -> Tensor:
+        """(B, L) long, position ids without gaps."""
+        valid = self.present if self.valid is None else self.valid
+        return (valid.to(torch.long).cumsum(1) - 1).clamp_min(0)
+
+    # ---- what is where
+    @property
+    def last(self) -> Tensor:
+        """(B,) long, where the last token of each prompt is."""
+        if self.changed:
+            return self._last_column().expand(len(self._lengths))
+        return upload(self.prompt.last, self.device)
+
+    def text_now(self) -> Callable[[], Tensor]:
+        """Makes (B, L) int8, 1 for text of the prompts, of the sequence as it is at this moment."""
+        slots, present, device = self._slots, self._present if self._padded else None, self.device
+
+        def make() -> Tensor:
+            text = upload(self.prompt.text.astype(np.int8), device)
+            text = text if slots is None else gather_sequence(text, slots, 1)
+            return text if present is None else text * present
+
+        return cache(make)
+
+    def spread(self, hidden: Tensor) -> Tensor:
+        """(B, slots of the prompts, C): hidden (B, L, C) in its slots, zero in others."""
+        assert self._slots is not None
+        slots, row = self._slots.to(hidden.device), _rows(len(hidden), hidden.device)
+        whole = self.prompt.valid.shape[1]
+        if not self._padded:
+            return hidden.new_zeros((len(hidden), whole, hidden.shape[2])).index_put_((row, slots), hidden)
+        full = hidden.new_zeros((len(hidden), whole + 1, hidden.shape[2]))  # one more, for padding
+        slots = slots.masked_fill(self.present.to(hidden.device) == 0, whole)
+        return full.index_put_((row, slots), hidden)[:, :-1]
+
+
+def compact(keep: Tensor, length: int) -> Tensor:
+    """(B, length) long, where each slot of a shorter sequence comes from: survivors keep their order, at the right end.
+
+    Rows with fewer survivors are filled up on the left with slots that are not kept.
 
     Args:
-        keep: (B, L) bool; length: the largest number of survivors in a row.
-
-    Returns:
-        (B, length) long indices and (B, length) bool, False at fill slots of rows with fewer survivors.
+        keep: (B, L) int8, 1 for survivors and 0 for others; length: the largest number of survivors in a row.
     """
-    order = keep.to(torch.int8).argsort(dim=1, stable=True)[:, keep.shape[1] - length :]
-    return order, keep.gather(1, order)
+    return keep.argsort(dim=1, stable=True)[:, keep.shape[1] - length :]
 
 
 def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Index the sequence axis `dim` of x by (B, L); the axis before it is the batch, and may be 1 (shared)."""
-    dim %= x.dim()
+    dim, index = dim % x.dim(), index.to(x.device)
+    if dim == 1 and len(x) == len(index):
+        return x[_rows(len(index), index.device), index]
     view = [1] * x.dim()
     view[dim - 1], view[dim] = index.shape
     before = list(x.shape)
@@ -34,20 +165,11 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.expand(before).gather(dim, index.view(view).expand(after))
 
 
-def upload(values: Any, device: torch.device) -> Tensor:
-    """Whole numbers or booleans known on the host, as one tensor; a list of arrays of numbers is joined."""
-    if isinstance(values, list):
-        values = np.concatenate([[], *values])
-    if values.dtype != bool:
-        values = values.astype(np.int64)
+def _rows(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=torch.long, device=device)[:, None]
+
+
+def upload(values: np.ndarray, device: torch.device) -> Tensor:
+    """Whole numbers or booleans known on the host, as one tensor."""
     # To wait for the copy would be to wait for all that the device has still to do.
-    return torch.from_numpy(values).to(device, non_blocking=True)
-
-
-def in_order(parts: list[Tensor], images: list[int], counts: np.ndarray) -> Tensor:
-    """Join what several groups have for each of their images, image after image; `images` says in whose order."""
-    joined = torch.cat(parts)
-    if images == sorted(images):
-        return joined
-    first = dict(zip(images, np.cumsum([0, *counts[images]]), strict=False))
-    return joined[upload([np.arange(first[i], first[i] + counts[i]) for i in sorted(images)], joined.device)]
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

@@ -1,1 +1,4 @@
-"""Reductions inside a vision tower, one file for each way in which towers lay out their patches."""
+"""Reductions inside a vision tower.
+
+`tower` cuts the layers open and is the same for all; `rows`, `cells` and `packed` say how a tower lays out patches.
+"""

@@ -1,4 +1,4 @@
-"""Reducing visual tokens inside the vision tower of InternVL, behind which a pixel shuffle joins patches.
+"""The tower of InternVL, behind which a pixel shuffle joins patches.
 
 The tower sees every tile of an image as one row of patches behind a CLS token. After it, the CLS token goes, and the
 pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches, which the projector makes one visual token of.
@@ -7,88 +7,124 @@ Were single patches removed, most cells would lose some of theirs, and none woul
 - a reduction acts on whole cells, as it does in Qwen's towers: a strategy sees one token per cell, whose hidden state
   and statistics are the means over its patches, and CLS; its map is applied to the first, second, third and fourth
   patches of the cells alike. The LLM gets the share of tokens that was asked for, and no patch has to be made up;
-- positions, sizes, counts and holes are those of cells; every tile is reduced on its own;
+- places, sizes, counts and holes are those of cells; every tile is reduced on its own;
 - the sequence stays in raster order, CLS first, so that keeping everything changes nothing.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.tap import tap
-from illava_lab.hooks.towers.rows import RowsTower
+from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.towers.rows import ask_rows, shrink, with_holes, with_smaller
+from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, at_cells, cell_places
+from illava_lab.trace.step import Step
+from illava_lab.trace.survivors import Survivors
 
 
-class CellsTower(RowsTower):
-    """The encoder half of an attachment, for a tower with CLS and a pixel shuffle. `position` and `size` are those of
-    cells; its state describes the last call of the tower."""
+class ShuffledCells:
+    """One call of such a tower; see `Form`.
 
-    _at: Tensor  # see `ShuffledSite`
+    Attributes:
+        survivors: (rows, 1 + m) CLS and the cells that are left.
+        at: (rows, 1 + m, K) long, where in the sequence CLS (K times) and the K patches of each cell are.
+    """
 
-    def install(self, undo: ExitStack) -> None:
-        """Hook the tower; `undo` takes everything back."""
-        kernel = str(self.anatomy.tower.config._attn_implementation)
-        if self.plan and self.strategy.proportional_attention and "flash" in kernel:
-            name = self.strategy.name
-            raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
-        super().install(undo)
+    survivors: Survivors
 
-    # ---- one call of the tower
-    def _start(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def __init__(self, attachment: Attachment, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.attachment, self.anatomy = attachment, attachment.anatomy
         pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        across, cell = self.anatomy.side
-        if pixels.shape[-2:] != (across, across):
-            height, width = pixels.shape[-2:]
+        across, (height, width) = self.anatomy.side[0], pixels.shape[-2:]
+        if (height, width) != (across, across):
             wanted = f"{across} x {across}"
             raise LabError(f"tiles of {height} x {width} pixels do not match the model's, which have {wanted}")
-        changed = super()._start(tower, args, kwargs)
-        if changed is not None:
-            args, kwargs = changed
-            pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        grid = (pixels.shape[-2] // cell, pixels.shape[-1] // cell)
-        self._at = cell_places(grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
-        return changed
+        self.survivors = Survivors.everything(-1, len(pixels), 1 + self.anatomy.patches, pixels.device)
+        self.at = cell_places(self.anatomy.grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
+        self.steps: list[Step] = []
+        self.states: Tensor | None = None
+        self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
 
-    def _reduce(self, index: int, hidden: Tensor) -> Tensor:
-        cells = at_cells(hidden, self._at)  # (rows, 1 + n, K, C)
-        reduction = self._ask(index, cells.mean(2), ShuffledSite(self._site(hidden), self._at))
+    def _places(self, place: Tensor) -> Tensor:
+        """(rows, 1 + m) cells, CLS as -1 -> (rows, 1 + m, K) where their patches are in the unreduced sequence."""
+        return cell_places(self.anatomy.grid, self.anatomy.shuffle, place.device)[place + 1]
+
+    # ---- the tower
+    def enter_tower(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if self.attachment.schedule.image is None:
+            return args, kwargs
+        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        smaller, self.survivors = shrink(self.attachment, self.steps, pixels, self.survivors)
+        cell = self.anatomy.side[1]
+        grid = (smaller.shape[-2] // cell, smaller.shape[-1] // cell)
+        self.at = cell_places(grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
+        return with_smaller(smaller, args, kwargs)
+
+    def leave_tower(self, out: Any) -> Any:
+        """The pixel shuffle counts patches: what it is given has all of them, with holes."""
+        self.survivors = self.survivors.at(self.survivors.place.argsort(dim=1))
+        layer: int = self.anatomy.base.config.vision_feature_layer
+        if layer == -1:
+            out["last_hidden_state"] = self._whole(out.last_hidden_state)
+        else:
+            states = list(out.hidden_states)
+            states[layer] = self._whole(states[layer])
+            out["hidden_states"] = tuple(states)
+        return out
+
+    def _whole(self, hidden: Tensor) -> Tensor:
+        per_cell = self.anatomy.shuffle**2
+        place = self._places(self.survivors.place).flatten(1).sort(dim=1).values[:, per_cell - 1 :]
+        return with_holes(hidden, place, 1 + self.anatomy.patches * per_cell, torch.nan)
+
+    # ---- a layer
+    def enter_layer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs
+
+    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._attention = query, key, mask, scaling
+
+    def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        if all(step.after == step.before for step in self.steps):
+            return mask
+        log_size = self.survivors.size.log()[..., None].expand(self.at.shape)
+        out = torch.zeros((key.shape[0], key.shape[2]), dtype=torch.float32, device=self.at.device)
+        out = out.scatter(1, self.at.flatten(1), log_size.flatten(1))
+        return out[:, None, None].to(key.device, key.dtype)
+
+    def reduce(self, layer: int, hidden: Tensor) -> Tensor:
+        assert self._attention is not None
+        query, key, mask, scaling = self._attention
+        self._attention = None
+        at = self.at.to(hidden.device)
+        cells = at_cells(hidden, at)  # (rows, 1 + n, K, C)
+        site = ShuffledSite(AttentionSite(query, key, scaling, mask, has_cls=True, hidden=hidden), at)
+        self.survivors, reduction = ask_rows(self.attachment, self.steps, layer, cells.mean(2), self.survivors, site)
         left = reduction.apply(cells.flatten(2)).unflatten(2, cells.shape[2:])
         # Back to raster order, with CLS, which comes as often as a cell has patches, once.
-        places, more = self._places(self.position), cells.shape[2] - 1
+        places, more = self._places(self.survivors.place), cells.shape[2] - 1
         order = places.flatten(1).argsort(dim=1, stable=True)
-        self._at = (order.argsort(dim=1) - more).clamp_min(0).view(places.shape)
-        return left.flatten(1, 2).gather(1, order[:, more:, None].expand(-1, -1, hidden.shape[2]))
+        self.at = (order.argsort(dim=1) - more).clamp_min(0).view(places.shape)
+        return tokens_at(left.flatten(1, 2), order[:, more:])
 
-    def _places(self, position: Tensor) -> Tensor:
-        """(rows, 1 + m) cells, CLS as -1 -> (rows, 1 + m, K) where their patches are in the unreduced sequence."""
-        return cell_places(self.anatomy.grid, self.anatomy.shuffle, position.device)[position + 1]
+    # ---- the projector
+    def enter_projector(self, hidden: Tensor) -> Tensor:
+        return tokens_at(hidden, self.patches.place.to(hidden.device))
 
-    # ---- proportional attention
-    def _weigh_keys(self, undo: ExitStack, index: int) -> None:
-        # A layer of this tower takes no mask; one that reduces is tapped already.
-        if index not in self.plan:
-            attention = getattr(self.anatomy.encoder_layers[index], self.anatomy.layer_parts.attention)
-            undo.enter_context(tap(attention, lambda *seen: None, self._mask))
+    def leave_projector(self, out: Tensor) -> Tensor:
+        return with_holes(out, self.patches.place, self.anatomy.patches, torch.nan)
 
-    def _mask(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
-        if not self.strategy.proportional_attention or all(step.after == step.before for step in self.steps):
-            return mask
-        log_size = self.size.log()[..., None].expand(self._at.shape)
-        out = torch.zeros(key.shape[0], key.shape[2], device=key.device)
-        out = out.scatter(1, self._at.flatten(1), log_size.flatten(1))
-        return out[:, None, None].to(key.dtype)
+    # ---- what is left
+    @property
+    def patches(self) -> Survivors:
+        survivors = self.survivors
+        return Survivors(survivors.place[:, 1:], lambda: survivors.size[:, 1:])
 
-    # ---- holes
-    def _with_holes(self, hidden: Tensor | None, position: Tensor | None) -> Tensor | None:
-        if hidden is None or position is None:
-            return hidden
-        per_cell = self.anatomy.shuffle**2
-        place = self._places(position).flatten(1).sort(dim=1).values[:, per_cell - 1 :]
-        full = hidden.new_full((len(hidden), 1 + self.anatomy.patches * per_cell, hidden.shape[2]), torch.nan)
-        return full.scatter(1, place[..., None].expand_as(hidden), hidden)
+    @property
+    def kept(self) -> float:
+        return (self.survivors.count - 1) / self.anatomy.patches

@@ -1,0 +1,70 @@
+"""One call of a method that encodes images or videos, and the record that its result carries.
+
+What is left of which pictures travels on what the encoding returned. Features made ahead, by `generate` or by hand,
+bring it along, whatever was encoded since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from illava_lab.errors import LabError
+from illava_lab.models.layout import Medium
+from illava_lab.trace.encoded import EncodedImage
+from illava_lab.trace.step import Step
+from illava_lab.trace.survivors import Survivors
+
+_RECORD = "_illava_encoded"
+
+
+class TowerCall(Protocol):
+    """One call of a vision tower that is reduced, as the connectors see it.
+
+    Attributes:
+        steps: its reductions.
+        patches: what is left of each row's patches (or cells), CLS left out.
+        kept: the fraction of them that is left of each row.
+    """
+
+    steps: list[Step]
+
+    @property
+    def patches(self) -> Survivors: ...
+
+    @property
+    def kept(self) -> float: ...
+
+
+@dataclass(eq=False)
+class Encoding:
+    """One call of a method that encodes images or videos.
+
+    Attributes:
+        tower: the call of the tower inside it, where the tower is reduced.
+        images: what it leaves, in the order of the pixels.
+    """
+
+    tower: Any = None  # a TowerCall
+    images: list[EncodedImage] = field(default_factory=list)
+
+
+def note(features: Any, images: list[EncodedImage]) -> None:
+    """Write on what an encoding returned what is left of which pictures."""
+    if not isinstance(features, tuple):
+        setattr(features, _RECORD, images)
+
+
+def noted(features: Any, medium: Medium) -> list[EncodedImage]:
+    """What `note` wrote.
+
+    Raises:
+        LabError: these features were not encoded under an attachment.
+    """
+    images: list[EncodedImage] | None = getattr(features, _RECORD, None)
+    if images is None:
+        raise LabError(
+            f"these {medium} features were encoded without the strategy, or taken apart since; pass pixels, or what "
+            f"get_{medium}_features returned while it was attached"
+        )
+    return images

@@ -1,0 +1,107 @@
+"""What a strategy sees of a group of images inside the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from illava_lab.hooks.llm.groups import Group
+from illava_lab.hooks.llm.sequence import Sequence, compact, upload
+from illava_lab.method.tokens import Tokens
+from illava_lab.sites.attention import AttentionSite, tokens_at
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """The prompts in which the images are, at one layer.
+
+    Attributes:
+        hidden: (B, L, C) the sequence that the layer receives.
+        text: makes (B, L) int8, 1 for text of the prompts.
+        seen: queries (B, H, L, d), keys (B, Hkv, L, d) and scaling of the layer before.
+        ahead: computes queries and keys of the layer to come.
+    """
+
+    hidden: Tensor
+    text: Callable[[], Tensor]
+    seen: tuple[Tensor, Tensor, float] | None = None
+    ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+
+def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence: Sequence, norm: nn.Module) -> Tokens:
+    """The tokens of a group of images in front of a layer.
+
+    Args:
+        entry: the prompts as they entered the first layer; norm: the last of the language model.
+    """
+    assert around.seen is not None and around.ahead is not None
+    query, key, scaling = around.seen
+    device = around.hidden.device
+    own, prompt = _prompts(group, len(query), device)
+    after, ahead = group.text_after, around.ahead
+
+    def text(of: Around) -> Tensor | None:  # none where images differ in how much of it follows
+        return None if after is None else compact(of.text().to(device)[own], after)
+
+    def entered() -> tuple[Tensor, Tensor, Any]:
+        return entry.hidden.to(device)[own], group.entered.to(device), text(entry)
+
+    def coming() -> tuple[Tensor, Tensor]:
+        query, key = ahead()
+        return query[own].to(device), key[own].to(device)
+
+    hidden, valid = around.hidden[own], None if sequence.valid is None else sequence.valid[own]
+    site = AttentionSite(
+        query[own].to(device),
+        key[own].to(device),
+        scaling,
+        valid,
+        valid,
+        causal=True,
+        visual=group.at,
+        prompt=prompt,
+        hidden=hidden,
+        last=sequence.last[own],
+        text=lambda: text(around),
+        ahead=coming,
+        entry=entered,
+        norm=norm,
+    )
+    survivors = group.survivors
+    return Tokens(
+        "llm",
+        tokens_at(hidden, group.at, prompt),
+        layer=layer,
+        size=lambda: survivors.size,
+        position=lambda: survivors.place,
+        protected=(lambda: _last_of(group)) if group.ends else None,
+        protected_count=int(group.ends),
+        grid=group.grid,
+        site=site,
+    )
+
+
+def _prompts(group: Group, batch: int, device: torch.device) -> tuple[Any, Tensor | None]:
+    """Which prompts a group of images lies in, and (I,) which of these each lies in; None where each has its own.
+
+    A view wherever prompts lie side by side: a copy for each image would make the peak memory of many images.
+    """
+    rows = np.array(group.rows)
+    prompts = np.unique(rows)
+    own: Any = slice(int(prompts[0]), int(prompts[-1]) + 1)
+    if len(prompts) < prompts[-1] + 1 - prompts[0]:
+        own = upload(prompts, device)
+    elif len(prompts) == batch:
+        own = slice(None)
+    return own, None if len(prompts) == len(rows) else upload(np.searchsorted(prompts, rows), device)
+
+
+def _last_of(group: Group) -> Tensor:
+    return torch.zeros_like(group.at, dtype=torch.bool).index_fill(
+        1, torch.tensor([group.count - 1], dtype=torch.long, device=group.at.device), True
+    )

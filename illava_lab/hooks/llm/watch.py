@@ -1,0 +1,136 @@
+"""Around one forward pass of the vision-language model, and around `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from illava_lab.errors import LabError
+from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.encoding import noted
+from illava_lab.hooks.llm.cache import state_of
+from illava_lab.hooks.llm.call import Call
+from illava_lab.hooks.llm.prompt import Prompt, placed_images, read_prompt
+from illava_lab.models.layout import Medium
+from illava_lab.trace.encoded import EncodedImage
+from illava_lab.trace.trace import Prefilled
+
+
+class Watch:
+    """What is known before the language model is called: which prompt, and which pictures."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment, self.anatomy = attachment, attachment.anatomy
+        self.reduces = attachment.schedule.reduces
+
+    def install(self, changes: Changes, model: nn.Module) -> None:
+        """Hook the model and the module that joins images and text."""
+        changes.method(self.anatomy.base, "forward", self._forward)
+        if self.reduces and hasattr(model, "generate"):
+            changes.method(model, "generate", self._generate)
+
+    def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """What decides about a reduction is the prompt, and not what was drafted or generated behind it."""
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        _refuse_paged(self.anatomy.base, args, kwargs)
+        length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        with self.attachment.running.during("prompt_length", length):
+            return original(*args, **kwargs)
+
+    def _forward(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around one forward pass."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        call = Call(ids, {})
+        if self.reduces:
+            self._refuse(kwargs)
+            call.prompt = self._prompt(ids, kwargs)
+            call.encoded = self._ahead(kwargs) if call.prompt is not None else {}
+        elif ids is not None and _brings_images(kwargs):
+            self._show(call, ids, kwargs)
+        with self.attachment.running.during("call", call):
+            return original(*args, **kwargs)
+
+    def _refuse(self, kwargs: dict[str, Any]) -> None:
+        anatomy = self.anatomy
+        if any(module.training for module in (anatomy.base, anatomy.tower, anatomy.language_model)):
+            raise LabError("the model is in training mode; call model.eval() first")
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
+            raise LabError(
+                "prepared 4D attention masks and static caches are not supported while a strategy is attached"
+            )
+        if getattr(cache, "is_compileable", False):
+            raise LabError(
+                "static caches are not supported while a strategy is attached; use the default dynamic cache"
+            )
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise LabError(
+                "several prompts in one row (cu_seq_lens_q) are not supported while a strategy is attached; give each "
+                "prompt a row"
+            )
+
+    def _prompt(self, ids: Tensor | None, kwargs: dict[str, Any]) -> Prompt | None:
+        """What lies in every slot; None for a call that goes on from a cache.
+
+        Raises:
+            LabError: this call does not go with its cache, or its visual tokens cannot be found.
+        """
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            if _brings_images(kwargs):
+                raise LabError(
+                    "images cannot be added to a cache that already holds tokens while a strategy is attached"
+                )
+            if state_of(cache) is None:
+                raise LabError("this cache was filled before the strategy was attached; start with a fresh one")
+            return None
+        if ids is None:
+            raise LabError(
+                "visual tokens are found in input_ids, and none came to the model, which drops them where "
+                "inputs_embeds are given; pass input_ids with pixel_values, without inputs_embeds"
+            )
+        length = self.attachment.running.prompt_length
+        if length is not None and ids.shape[1] < length:
+            raise LabError(
+                "a prompt that comes in chunks (prefill_chunk_size) is not supported while a strategy is attached"
+            )
+        mask: Tensor | None = kwargs.get("attention_mask")
+        return read_prompt(self.anatomy, ids, mask, kwargs.get("position_ids"), length)
+
+    def _ahead(self, kwargs: dict[str, Any]) -> dict[Medium, list[EncodedImage]]:
+        """What was encoded before this call."""
+        return {medium: noted(features, medium) for medium, features in _features(kwargs).items()}
+
+    def _show(self, call: Call, ids: Tensor, kwargs: dict[str, Any]) -> None:
+        """Where nothing is reduced: what the pictures are made of, told when somebody asks."""
+
+        def make() -> Prefilled:
+            encoded = {**self._ahead(kwargs), **call.encoded}
+            prompt = read_prompt(self.anatomy, ids, None, None, None).only(encoded)
+            images = placed_images(self.anatomy, prompt, encoded)
+            rows = [image.row for image in images]
+            return Prefilled([], [image.encoded for image in images], [rows.count(row) for row in range(len(ids))])
+
+        self.attachment.trace.show(make)
+
+
+def _brings_images(kwargs: dict[str, Any]) -> bool:
+    pixels = (kwargs.get("pixel_values"), kwargs.get("pixel_values_videos"), *_features(kwargs).values())
+    return any(value is not None for value in pixels)
+
+
+def _features(kwargs: dict[str, Any]) -> dict[Medium, Any]:
+    """What was encoded ahead, by medium."""
+    given: dict[Medium, Any] = kwargs.get("mm_encoder_outputs") or {}
+    return {medium: features for medium, features in given.items() if features is not None}
+
+
+def _refuse_paged(base: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """transformers would only log it."""
+    config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+    kind = kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
+    if kind == "paged":
+        raise LabError("paged caches are not supported while a strategy is attached; use the default dynamic cache")
