@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ STATISTICS: dict[str, str] = {
 }
 
 
+Given = Tensor | Callable[[], Tensor] | None
+
+
 class Tokens:
     """The visual tokens at one reduction site. Read-only.
 
@@ -45,12 +49,16 @@ class Tokens:
         protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
             attached models keep those without showing them).
         grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
+        row: (B, 1) long, 0 to B-1: ``x[tokens.row, index]`` are rows of x (B, N, C) by index (B, M).
+
+    `size`, `position` and `protected` may be given as functions without arguments: each is called when the value is
+    first read, if it is, and only once.
 
     The statistics (`STATISTICS` lists them) are computed when first read, and only then. A statistic passed as a
     keyword is used as it is, so a strategy can be tried on plain tensors, without a model.
 
     Raises:
-        LabError: unknown stage or statistic, or a tensor whose shape does not fit `hidden`.
+        LabError: unknown stage or statistic, or a tensor whose shape does not fit `hidden` (of a function, when read).
     """
 
     def __init__(
@@ -59,9 +67,9 @@ class Tokens:
         hidden: Tensor,
         *,
         layer: int = 0,
-        size: Tensor | None = None,
-        position: Tensor | None = None,
-        protected: Tensor | None = None,
+        size: Given = None,
+        position: Given = None,
+        protected: Given = None,
         protected_count: int | None = None,
         grid: tuple[int, int] | None = None,
         site: Any = None,
@@ -74,27 +82,55 @@ class Tokens:
         unknown = sorted(set(statistics) - set(STATISTICS))
         if unknown:
             raise LabError(f"unknown statistic {unknown[0]!r}; known are {', '.join(STATISTICS)}")
-        batch, count = hidden.shape[:2]
-        for name, value in {"size": size, "position": position, "protected": protected}.items():
-            if value is not None and tuple(value.shape) != (batch, count):
-                raise LabError(f"{name} must have shape {(batch, count)} like hidden, got {tuple(value.shape)}")
         self.stage, self.layer, self.hidden, self.grid = stage, layer, hidden, grid
-        self.size = torch.ones(batch, count, device=hidden.device) if size is None else size
-        self.position = torch.arange(count, device=hidden.device).expand(batch, -1) if position is None else position
-        self._protected, self._protected_count = protected, protected_count
+        self._given: dict[str, Given] = {"size": size, "position": position, "protected": protected}
+        for name, value in self._given.items():
+            if isinstance(value, Tensor):
+                self._checked(name, value)
+        self._protected_count = protected_count
         self._site = site
         self._statistics = dict(statistics)
+
+    def _checked(self, name: str, value: Tensor) -> Tensor:
+        shape = (self.batch, self.count)
+        if tuple(value.shape) != shape:
+            raise LabError(f"{name} must have shape {shape} like hidden, got {tuple(value.shape)}")
+        return value
+
+    def _read(self, name: str) -> Tensor | None:
+        """What was given, or what the function gives that was."""
+        given = self._given[name]
+        return self._checked(name, given()) if callable(given) and not isinstance(given, Tensor) else given
+
+    @cached_property
+    def size(self) -> Tensor:
+        given = self._read("size")
+        if given is None:
+            return torch.ones(self.batch, self.count, dtype=torch.float32, device=self.hidden.device)
+        return given
+
+    @cached_property
+    def position(self) -> Tensor:
+        given = self._read("position")
+        if given is None:
+            return torch.arange(self.count, dtype=torch.long, device=self.hidden.device).expand(self.batch, -1)
+        return given
 
     @property
     def has_protected(self) -> bool:
         """Whether any token may be protected (known without looking at the device)."""
-        return self._protected is not None
+        return self._given["protected"] is not None
 
-    @property
+    @cached_property
     def protected(self) -> Tensor:
-        if self._protected is None:
-            return torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
-        return self._protected
+        given = self._read("protected")
+        if given is None:
+            return torch.zeros(self.batch, self.count, dtype=torch.bool, device=self.hidden.device)
+        return given
+
+    @cached_property
+    def row(self) -> Tensor:
+        return torch.arange(self.batch, dtype=torch.long, device=self.hidden.device)[:, None]
 
     @cached_property
     def protected_count(self) -> int:
@@ -136,6 +172,8 @@ class Tokens:
     def __getattr__(self, name: str) -> Tensor:
         if name in STATISTICS:  # its property ended in an AttributeError, which Python hides: it is raised here again
             return self._statistic(name)
+        if name in ("size", "position", "protected"):  # and so are those of functions that were given
+            self._read(name)
         raise AttributeError(f"Tokens has no {name!r}; statistics are {', '.join(STATISTICS)}")
 
     def __repr__(self) -> str:
