@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, ranking, register
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, ranking, register, unit, wide
 
 
 @register
@@ -48,18 +47,18 @@ class DART(Strategy):
         own = ranking(_norm(tokens.wide_keys), tokens)[:, : protected + min(self.pivot_image_token, free)]
         if own.shape[1] == keep:
             return TokenMap.keep(own.sort(dim=1).values, tokens.count)
-        states = tokens.normed_hidden
-        pivots = _rows(states, own[:, protected:])
+        states, row = unit(tokens.normed_hidden), tokens.row
+        pivots = states[row, own[:, protected:]]
         if self.pivot_text_token:
             text = _norm(tokens.text_wide_keys).argsort(dim=1, descending=True, stable=True)[:, : self.pivot_text_token]
-            pivots = torch.cat([pivots, _rows(tokens.text_normed_hidden, text)], dim=1)
-        similarity = (_unit(pivots) @ _unit(states).transpose(1, 2)).nan_to_num(1.0)
+            pivots = torch.cat([pivots, unit(tokens.text_normed_hidden[row, text])], dim=1)
+        similarity = torch.bmm(pivots, states.transpose(1, 2)).nan_to_num_(1.0)
 
-        kept, taken = [own], torch.zeros_like(similarity[:, 0]).scatter(1, own, torch.inf)
+        kept, taken = [own], torch.zeros_like(similarity[:, 0]).scatter_(1, own, torch.inf)
         share, extra = divmod(keep - own.shape[1], pivots.shape[1])
-        for i in range(pivots.shape[1]):
-            kept.append((similarity[:, i] + taken).argsort(dim=1, stable=True)[:, : share + (i < extra)])
-            taken = taken.scatter(1, kept[-1], torch.inf)
+        for i, closeness in enumerate(similarity.unbind(dim=1)):
+            kept.append((closeness + taken).argsort(dim=1, stable=True)[:, : share + (i < extra)])
+            taken.scatter_(1, kept[-1], torch.inf)
         return TokenMap.keep(torch.cat(kept, dim=1).sort(dim=1).values, tokens.count)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
@@ -67,12 +66,4 @@ class DART(Strategy):
 
 
 def _norm(keys: Tensor) -> Tensor:
-    return keys.to(torch.promote_types(keys.dtype, torch.float32)).abs().sum(dim=2)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-
-
-def _unit(x: Tensor) -> Tensor:
-    return normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=2)
+    return torch.linalg.vector_norm(keys, ord=1, dim=2, dtype=wide(keys.dtype))

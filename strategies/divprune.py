@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, highest, register
+from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, add_at, highest, register, unit
 
 
 @register
@@ -28,30 +27,32 @@ class DivPrune(Strategy):
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
             return TokenMap.identity(tokens)
-        last = tokens.protected | tokens.hidden.isnan().any(dim=2)  # nobody's neighbour, picked last
+        last = tokens.hidden.isnan().any(dim=2)  # nobody's neighbour, picked last; so are protected ones
+        last = last.logical_or_(tokens.protected) if tokens.has_protected else last
         distance = self._distance(tokens, last)
-        itself = torch.eye(tokens.count, dtype=torch.bool, device=distance.device)
-        to_nearest = distance.masked_fill(itself, torch.inf).amin(dim=2)
-        pick = to_nearest.masked_fill(last, -torch.inf).argmax(dim=1, keepdim=True)
+        itself = distance.diagonal(dim1=1, dim2=2)
+        itself.fill_(torch.inf)
+        pick = distance.amin(dim=2).masked_fill_(last, -torch.inf).argmax(dim=1)
 
+        itself.fill_(-torch.inf)  # so that nothing is picked again
+        every = tokens.row[:, 0]
         # Below every distance, so they are picked last, if at all; `highest` keeps protected ones all the same.
-        gap = torch.full_like(to_nearest, torch.inf).masked_fill(last, -1.0)
-        score = torch.zeros_like(gap)
-        for left in range(keep, 0, -1):
-            score.scatter_(1, pick, float(left))
-            row = distance.gather(1, pick[..., None].expand(-1, -1, tokens.count))[:, 0]
-            gap = torch.minimum(gap, row).scatter(1, pick, -torch.inf)
-            pick = gap.argmax(dim=1, keepdim=True)
+        gap, picks = torch.full_like(itself, torch.inf).masked_fill_(last, -1.0), [pick]
+        for _ in range(keep - 1):
+            gap = torch.minimum(gap, distance[every, pick])
+            pick = gap.argmax(dim=1)
+            picks.append(pick)
+        left = torch.arange(keep, 0, -1, dtype=gap.dtype, device=gap.device).expand(tokens.batch, -1)
+        score = add_at(torch.zeros_like(gap), tokens.row, torch.stack(picks, dim=1), left, in_place=True)
         return TokenMap.keep(highest(score, keep, tokens), tokens.count, score=score)
 
     @staticmethod
     def _distance(tokens: Tokens, last: Tensor) -> Tensor:
-        """(B, N, N), exactly symmetric, so that two tokens nearest to each other tie."""
-        x = normalize(tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32)), dim=2)
-        cosine = x @ x.transpose(1, 2)
-        distance = 1 - torch.maximum(cosine, cosine.transpose(1, 2))
-        distance = distance.masked_fill(last[:, None, :], torch.inf)
-        return distance.nan_to_num(0.0, posinf=torch.inf)
+        """(B, N, N), exactly symmetric but for `last`, so that two tokens nearest to each other tie."""
+        x = unit(tokens.hidden)
+        cosine = torch.bmm(x, x.transpose(1, 2))
+        distance = torch.maximum(cosine, cosine.transpose(1, 2)).neg_().add_(1)
+        return distance.masked_fill_(last[:, None, :], torch.inf).nan_to_num_(0.0, posinf=torch.inf)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return [depth - 1 if stage == "encoder" else min(1, depth - 1)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from illava_lab.method import Paper, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import FewSums, Paper, Strategy, Sums, TokenMap, Tokens, one_of, ranking, register, wide
 
 
 @register
@@ -42,18 +42,19 @@ class ILLaVA(Strategy):
         else:
             score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention
         order = ranking(score, tokens)
-        anchor = order[:, :keep].sort(dim=1).values
+        anchor, rank = order[:, :keep].sort(dim=1)
         if keep == tokens.count or tokens.room(keep) == 0:  # nothing to merge, or only protected ones to merge into
             return TokenMap.keep(anchor, tokens.count, score=score)
-        target, source = order[:, keep - 1 : keep], order[:, keep:]
-        slot = (anchor < target).sum(dim=1, keepdim=True)
-        weight = self._weights(tokens, order[:, keep - 1 :])
-        own = torch.ones_like(anchor, dtype=weight.dtype).scatter(1, slot, weight[:, :1])
-        return TokenMap(anchor, tokens.count, own, slot.expand_as(source), source, weight[:, 1:], score)
+        target, merged = rank.argmax(dim=1, keepdim=True), order[:, keep - 1 :]
+        sums = Sums(target, merged, self._weights(tokens, merged))
+        return FewSums(anchor, tokens.count, score=score, row=tokens.row, sums=sums)
 
     def _weights(self, tokens: Tokens, merged: torch.Tensor) -> torch.Tensor:
-        """(B, R+1) weights of the target and of what it absorbs, in falling order of score; rows sum to 1."""
-        up = torch.ones_like(merged).cumsum(dim=1)
-        weights = {"reference": up, "reversed": up.flip(1), "uniform": up.sign(), "size": tokens.size.gather(1, merged)}
-        weight = weights[self.ramp].to(torch.promote_types(tokens.hidden.dtype, torch.float32))
-        return weight / weight.sum(dim=1, keepdim=True)
+        """(R+1,) or (B, R+1) weights of the target and of what it absorbs, in falling order of score; sum is 1."""
+        dtype, count = wide(tokens.hidden.dtype), merged.shape[1]
+        if self.ramp == "size":
+            size = tokens.size.gather(1, merged).to(dtype)
+            return size / size.sum(dim=1, keepdim=True)
+        first, last = {"reference": (1, count), "reversed": (count, 1), "uniform": (1, 1)}[self.ramp]
+        total = (first + last) * count / 2
+        return torch.linspace(first / total, last / total, count, dtype=dtype, device=merged.device)

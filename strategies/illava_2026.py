@@ -2,9 +2,22 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import (
+    FewSums,
+    LabError,
+    Paper,
+    Stage,
+    Strategy,
+    Sums,
+    TokenMap,
+    Tokens,
+    one_of,
+    ranking,
+    register,
+    unit,
+    wide,
+)  # fmt: skip
 
 NEAREST = 5  # redundant tokens that feed one recycling token
 
@@ -55,38 +68,50 @@ class ILLaVA2026(Strategy):
         if keep == tokens.count:
             return TokenMap.identity(tokens)
         score, order = self._ranked(tokens, keep)
-        anchor, dropped = order[:, :keep].sort(dim=1).values, order[:, keep:].sort(dim=1).values
+        kept, dropped = order.split([keep, tokens.count - keep], dim=1)
+        anchor, rank = kept.sort(dim=1)
         free = tokens.room(keep)  # slots that are not of CLS, which takes no part in merging
         if self.mode == "drop" or free == 0:
             return TokenMap.keep(anchor, tokens.count, score)
-        x = tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32))
-        if self.mode == "nearest":
-            unit = normalize(x, dim=-1)
-            similarity = unit.take_along_dim(dropped[..., None], 1) @ unit.take_along_dim(anchor[..., None], 1).mT
-            if tokens.has_protected:
-                similarity = similarity.masked_fill(tokens.protected.gather(1, anchor)[:, None], -torch.inf)
-            return TokenMap.merge_into(anchor, similarity.argmax(dim=2), dropped, tokens.size, score)
         if self.mode == "shift":
-            target, source = order[:, keep - 1 : keep], dropped[:, None]
-            power = torch.arange(2, dropped.shape[1] + 2, device=x.device).clamp_max(dropped.shape[1])
-            weight = (0.5 ** power.to(x.dtype)).expand_as(source)
+            sums = self._shifted(tokens, order[:, keep - 1 :], rank)
+        elif self.mode == "cluster":
+            sums = self._clustered(tokens, anchor, rank, dropped.sort(dim=1).values, free)
         else:
-            target = order[:, keep - min(free, max(1, round(free * self.recycling))) : keep]
-            similarity = x.take_along_dim(target[..., None], 1) @ x.take_along_dim(dropped[..., None], 1).mT
-            # NaN would be the nearest to all; a number this small still has a softmax where nothing else is there.
-            similarity = (similarity / x.shape[2] ** 0.5).nan_to_num(nan=torch.finfo(x.dtype).min)
-            nearest = similarity.sort(dim=2, descending=True, stable=True)
-            weight = nearest.values[..., :NEAREST].softmax(dim=2) / 2
-            source = dropped[:, None].expand(similarity.shape).gather(2, nearest.indices[..., :NEAREST])
-        slot = torch.searchsorted(anchor, target.contiguous())
-        own = torch.ones_like(anchor, dtype=x.dtype).scatter(1, slot, 0.5)
-        slot = slot[..., None].expand(source.shape)
-        return TokenMap(anchor, tokens.count, own, slot.flatten(1), source.flatten(1), weight.flatten(1), score)
+            return self._nearest(tokens, anchor, dropped.sort(dim=1).values, score)
+        return FewSums(anchor, tokens.count, score=score, row=tokens.row, sums=sums)
+
+    def _clustered(self, tokens: Tokens, anchor: Tensor, rank: Tensor, dropped: Tensor, free: int) -> Sums:
+        dtype = wide(tokens.hidden.dtype)
+        slot = rank.topk(max(1, min(free, round(free * self.recycling))), dim=1).indices
+        target = tokens.hidden[tokens.row, anchor.gather(1, slot)].to(dtype)
+        similarity = torch.bmm(target, tokens.hidden[tokens.row, dropped].to(dtype).transpose(1, 2))
+        # NaN would be the nearest to all; a number this small still has a softmax where nothing else is there.
+        similarity.div_(target.shape[2] ** 0.5).nan_to_num_(nan=torch.finfo(dtype).min)
+        value, place = similarity.sort(dim=2, descending=True, stable=True)
+        share = value[..., :NEAREST].softmax(dim=2) / 2
+        return Sums(slot, dropped[tokens.row[..., None], place[..., :NEAREST]], share, own=0.5)
+
+    @staticmethod
+    def _shifted(tokens: Tokens, last: Tensor, rank: Tensor) -> Sums:
+        """What is left when the last two tokens are averaged again and again, until `last` is one."""
+        dtype, dropped = wide(tokens.hidden.dtype), last.shape[1] - 1
+        halved = torch.arange(-1, -dropped - 2, -1, dtype=dtype, device=last.device).clamp_min_(-dropped)
+        return Sums(rank.argmax(dim=1, keepdim=True), last, halved.exp2_())
+
+    @staticmethod
+    def _nearest(tokens: Tokens, anchor: Tensor, dropped: Tensor, score: Tensor | None) -> TokenMap:
+        states = unit(tokens.hidden)
+        similarity = torch.bmm(states[tokens.row, dropped], states[tokens.row, anchor].transpose(1, 2))
+        similarity.nan_to_num_(nan=-torch.inf)
+        if tokens.has_protected:
+            similarity.masked_fill_(tokens.protected.gather(1, anchor)[:, None], -torch.inf)
+        return TokenMap.merge_into(anchor, similarity.argmax(dim=2), dropped, tokens.size, score, tokens.row)
 
     def _ranked(self, tokens: Tokens, keep: int) -> tuple[Tensor | None, Tensor]:
         """(B, N) scores, None where the mode has none, and (B, N) tokens by rank; the first `keep` stay."""
         if self.mode == "shift":
-            raster = torch.arange(tokens.count, 0, -1, device=tokens.hidden.device, dtype=torch.float32)
+            raster = torch.arange(tokens.count, 0, -1, dtype=torch.float32, device=tokens.hidden.device)
             return None, ranking(raster.expand(tokens.batch, -1), tokens)
         if self.score == "lse":
             score = tokens.lse
@@ -95,7 +120,7 @@ class ILLaVA2026(Strategy):
         order = ranking(score, tokens)
         if not self.groups or tokens.stage == "llm":
             return score, order
-        grouped = _group_ranks(score, tokens).gather(1, order)  # the places that groups give, in the order of scores
+        grouped = _group_ranks(score, tokens, order).gather(1, order)  # places that groups give, in the order of scores
         return score, order.gather(1, (grouped >= keep).to(torch.int8).argsort(dim=1, stable=True))
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
@@ -105,7 +130,7 @@ class ILLaVA2026(Strategy):
         return sorted({min(max(1, round(depth * layer / 36)), depth - 1) for layer in (19, 21, 23, 25)})
 
 
-def _group_ranks(score: Tensor, tokens: Tokens) -> Tensor:
+def _group_ranks(score: Tensor, tokens: Tokens, order: Tensor) -> Tensor:
     """(B, N) rank of each token when 2x2 groups are ranked by their best token, and tokens within their group."""
     if tokens.grid is None:
         raise LabError("groups=True needs the grid of the patches, which this place has not")
@@ -115,7 +140,6 @@ def _group_ranks(score: Tensor, tokens: Tokens) -> Tensor:
     own = score.masked_fill(tokens.protected | score.isnan(), -torch.inf)
     best = own.new_full((tokens.batch, (height + 1) // 2 * columns), -torch.inf)
     best = best.scatter_reduce(1, group, own, "amax").gather(1, group)
-    order = ranking(score, tokens)
     order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
     order = order.gather(1, best.gather(1, order).argsort(dim=1, descending=True, stable=True))
     return ranking(-order.argsort(dim=1).float(), tokens).argsort(dim=1)

@@ -1,12 +1,12 @@
 """Pooling: average neighbouring patches, the baseline that needs no score."""
 
-from functools import lru_cache
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from illava_lab.method import Stage, Strategy, TokenMap, Tokens, one_of, register
+from illava_lab.method import Stage, Strategy, TokenMap, Tokens, host_made, one_of, register
 
 
 @register
@@ -51,31 +51,21 @@ class Pool(Strategy):
         grid = tokens.grid or (1, patches.shape[1])
         if self.bins == "disjoint" or grid[0] * grid[1] != patches.shape[1]:
             return self._disjoint(tokens, first, patches, cells, grid)
-        centre, own, slot, source, weight = _cells(grid, cells, self.bins, tokens.hidden.device)
-        batch = (tokens.batch, -1)
-        return TokenMap(
-            torch.cat([first, patches[:, centre]], dim=1),
-            tokens.count,
-            torch.cat([own.new_ones(first.shape), own.expand(batch)], dim=1),
-            (slot + first.shape[1]).expand(batch),
-            patches[:, source],
-            weight.expand(batch),
-        )
+        taken, own, slot, weight = _cells(tokens.hidden, tokens.protected_count, grid, cells, self.bins)
+        anchor, source = order[:, taken].split([len(own), len(slot)], dim=1)
+        own, slot, weight = (part.expand(tokens.batch, -1) for part in (own, slot, weight))
+        return TokenMap(anchor, tokens.count, own, slot, source, weight, row=tokens.row)
 
     @staticmethod
     def _disjoint(tokens: Tokens, first: Tensor, patches: Tensor, cells: int, grid: tuple[int, int]) -> TokenMap:
         """Cut the raster order into h bands, sort each by column, and cut that into cells."""
-        count, rows = patches.shape[1], _rows(grid, cells)
-        rank = torch.arange(count, device=patches.device)
-        cell = ((rank + 1) * cells - 1) // count
-        band = ((cell + 1) * rows - 1) // cells
+        band, cell, taken = _bands(tokens.hidden, patches.shape[1], _rows(grid, cells), cells)
         column = tokens.position.gather(1, patches) % grid[1]
-        patches = patches.gather(1, (band * grid[1] + column).argsort(dim=1, stable=True))
-        start = torch.arange(cells + 1, device=patches.device) * count // cells
-        centre = (start[:-1] + start[1:] - 1) // 2
-        other = torch.zeros_like(rank).scatter(0, centre, 1).argsort(stable=True)[: count - cells]
-        anchor, slot = torch.cat([first, patches[:, centre]], dim=1), first.shape[1] + cell[other]
-        return TokenMap.merge_into(anchor, slot.expand(tokens.batch, -1), patches[:, other], tokens.size)
+        patches = patches.gather(1, (column + band * grid[1]).argsort(dim=1, stable=True))[:, taken]
+        centre, other = patches.split([cells, len(cell)], dim=1)
+        anchor = torch.cat([first, centre], dim=1) if tokens.has_protected else centre
+        slot = (cell + first.shape[1]).expand(tokens.batch, -1)
+        return TokenMap.merge_into(anchor, slot, other, tokens.size, row=tokens.row)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return [depth - 1] if stage == "encoder" else super().layers(stage, depth)
@@ -87,28 +77,41 @@ def _rows(grid: tuple[int, int], cells: int) -> int:
     return min(max(round((cells * height / width) ** 0.5), ceil(cells / width)), height, cells)
 
 
-def _axis(length: int, cells: int, bins: str) -> tuple[Tensor, Tensor]:
+def _axis(length: int, cells: int, bins: str) -> tuple[np.ndarray, np.ndarray]:
     """(cells, length) weights of one side, rows sum to 1; (cells,) the index at the centre of each cell."""
-    cell, index = torch.arange(cells)[:, None], torch.arange(length)
+    cell, index = np.arange(cells)[:, None], np.arange(length)
     if bins == "adaptive":
-        weight = ((index >= cell * length // cells) & (index * cells < (cell + 1) * length)).double()
+        weight = ((index >= cell * length // cells) & (index * cells < (cell + 1) * length)).astype(np.float64)
     else:
-        weight = (1 - (index - ((cell.double() + 0.5) * length / cells - 0.5)).abs()).clamp_min(0.0)
-    return weight / weight.sum(dim=1, keepdim=True), (2 * cell[:, 0] + 1) * length // (2 * cells)
+        weight = np.maximum(1 - np.abs(index - ((cell + 0.5) * length / cells - 0.5)), 0.0)
+    return weight / weight.sum(axis=1, keepdims=True), (2 * cell[:, 0] + 1) * length // (2 * cells)
 
 
-@lru_cache(maxsize=32)
-def _cells(grid: tuple[int, int], cells: int, bins: str, device: torch.device) -> tuple[Tensor, ...]:
-    """Of every cell: its centre and the weight of that; and its other patches as edges (slot, source, weight)."""
+@host_made
+def _cells(copied: int, grid: tuple[int, int], cells: int, bins: str) -> tuple[np.ndarray, ...]:
+    """Tokens in raster order that are taken, the `copied` and the centres of cells, then the other patches of cells;
+    the own weight of each of the first; slot and weight of each other."""
     (height, width), rows = grid, _rows(grid, cells)
     down, middle = _axis(height, rows, bins)
     matrix, centres = [], []
     for u in range(rows):
         across, column = _axis(width, (u + 1) * cells // rows - u * cells // rows, bins)
-        matrix.append((down[u][:, None] * across[:, None]).flatten(1))
+        matrix.append((down[u][:, None] * across[:, None]).reshape(-1, height * width))
         centres.append(middle[u] * width + column)
-    weights, centre = torch.cat(matrix).float(), torch.cat(centres)
-    others = weights.scatter(1, centre[:, None], 0.0)
-    slot, source = others.nonzero(as_tuple=True)
-    own = weights.gather(1, centre[:, None])[:, 0]
-    return tuple(part.to(device) for part in (centre, own, slot, source, others[slot, source]))
+    weights, centre = np.concatenate(matrix).astype(np.float32), np.concatenate(centres)
+    own = weights[np.arange(cells), centre].copy()
+    weights[np.arange(cells), centre] = 0
+    slot, source = weights.nonzero()
+    taken = np.concatenate([np.arange(copied), centre + copied, source + copied])
+    return taken, np.concatenate([np.ones(copied, np.float32), own]), slot + copied, weights[slot, source]
+
+
+@host_made
+def _bands(count: int, rows: int, cells: int) -> tuple[np.ndarray, ...]:
+    """The band of each of `count` patches in raster order; and sorted by bands, the cell of those that are no centre,
+    and where centres and these are."""
+    cell = ((np.arange(count) + 1) * cells - 1) // count
+    start = np.arange(cells + 1) * count // cells
+    centre = (start[:-1] + start[1:] - 1) // 2
+    other = np.delete(np.arange(count), centre)
+    return ((cell + 1) * rows - 1) // cells, cell[other], np.concatenate([centre, other])

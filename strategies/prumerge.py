@@ -2,14 +2,25 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import (
+    LabError,
+    Paper,
+    Stage,
+    Strategy,
+    TokenMap,
+    Tokens,
+    add_at,
+    one_of,
+    ranking,
+    register,
+    unit,
+)  # fmt: skip
 
 
 def _patches(tokens: Tokens) -> Tensor:
     """(B, N) bool: all but CLS."""
-    return ~tokens.protected if tokens.has_protected else torch.ones_like(tokens.size, dtype=torch.bool)
+    return ~tokens.protected  # none is, where nothing was said of it
 
 
 @register
@@ -59,13 +70,14 @@ class PruMerge(Strategy):
         gathered = int(keep - cls > 1)
         selected, rest = self._order(tokens, score, keep - cls - gathered).tensor_split([keep - gathered], dim=1)
 
-        keys = normalize(tokens.wide_keys.float(), dim=-1)
-        similarity = (keys.take_along_dim(selected[..., None], 1) @ keys.mT).nan_to_num(nan=-torch.inf)
-        similarity = similarity.scatter(2, selected[..., None], -torch.inf)
-        similarity = similarity.masked_fill(~patch[:, None], -torch.inf)
+        keys = unit(tokens.wide_keys)
+        similarity = torch.bmm(keys[tokens.row, selected], keys.transpose(1, 2)).nan_to_num_(nan=-torch.inf)
+        similarity.scatter_(2, selected[..., None], -torch.inf)
+        if cls:
+            similarity.masked_fill_(tokens.protected[:, None], -torch.inf)
         many = min(self.neighbours, tokens.count - 1 - cls)
         near = similarity.argsort(dim=2, descending=True, stable=True)[..., :many]
-        slot = torch.arange(keep - gathered, device=near.device)[:, None].expand_as(near).flatten(1)
+        slot = torch.arange(keep - gathered, dtype=torch.long, device=near.device)[:, None].expand_as(near).flatten(1)
         source, paid = near.flatten(1), score.nan_to_num() * patch
         weight = paid.gather(1, source) * patch.gather(1, selected).gather(1, slot)
         own = torch.ones_like(selected, dtype=score.dtype)
@@ -75,9 +87,9 @@ class PruMerge(Strategy):
             source, weight = torch.cat([source, rest[:, 1:]], 1), torch.cat([weight, paid.gather(1, rest[:, 1:])], 1)
             slot = torch.cat([slot, torch.full_like(rest[:, 1:], keep - 1)], dim=1)
         if self.merge == "mean":
-            total = own.scatter_add(1, slot, weight).clamp_min(torch.finfo(own.dtype).tiny)
+            total = add_at(own, tokens.row, slot, weight).clamp_min_(torch.finfo(own.dtype).tiny)
             own, weight = own / total, weight / total.gather(1, slot)
-        return TokenMap(anchor, tokens.count, own, slot, source, weight, score)
+        return TokenMap(anchor, tokens.count, own, slot, source, weight, score, tokens.row)
 
     def _order(self, tokens: Tokens, score: Tensor, count: int) -> Tensor:
         """(B, N) tokens, protected ones first, then the `count` patches to select."""

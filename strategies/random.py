@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from illava_lab.method import LabError, Scorer, Tokens, register
+from illava_lab.method import LabError, Scorer, Tokens, host_made, register
 
 
 @register
@@ -26,6 +26,11 @@ class Random(Scorer):
 
     def score(self, tokens: Tokens) -> Tensor:
         place = 2 * tokens.layer + (tokens.stage == "llm")
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-        score = torch.rand(tokens.count, generator=draw)
-        return score.to(tokens.hidden.device).expand(tokens.batch, -1)
+        (score,) = _drawn(tokens.hidden, self.seed * 1_000_003 + place, tokens.count)
+        return score.expand(tokens.batch, -1)
+
+
+@host_made
+def _drawn(seed: int, count: int) -> tuple[Tensor]:
+    draw = torch.Generator("cpu").manual_seed(seed)
+    return (torch.rand(count, generator=draw, dtype=torch.float32, device="cpu"),)

@@ -7,7 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import (
+    LabError,
+    Paper,
+    Stage,
+    Strategy,
+    TokenMap,
+    Tokens,
+    add_at,
+    one_of,
+    ranking,
+    register,
+    wide,
+)  # fmt: skip
 
 # Kept tokens and clusters after the three reductions in version 1.5, of 576, for 64, 96, 128 and 192 on average.
 LISTS = np.array([[0, 0, 0], [82, 32, 18], [249, 55, 27], [312, 117, 39], [309, 204, 113], [576, 576, 576]]) / 576
@@ -66,23 +78,23 @@ class SparseVLM(Strategy):
             return TokenMap.keep(anchor, tokens.count, score=score)
 
         source = order[:, kept : kept + _recycled(tokens.count - kept)]
-        points = tokens.hidden.gather(1, source[..., None].expand(-1, -1, tokens.hidden.shape[2]))
-        centre, cluster = _clusters(points, keep - kept)
-        one = torch.ones_like(source, dtype=score.dtype)
-        members = one.new_zeros(centre.shape).scatter_add(1, cluster, one)
-        own = torch.cat([one.new_ones(anchor.shape), torch.zeros_like(members)], dim=1)  # centres are edges too
+        centre, cluster = _clusters(tokens.hidden[tokens.row, source].to(wide(tokens.hidden.dtype)), keep - kept)
+        share = torch.ones_like(source, dtype=wide(score.dtype))
+        members = add_at(share.new_zeros(centre.shape), tokens.row, cluster, share, in_place=True)
+        own = torch.cat([share.new_ones(anchor.shape), torch.zeros_like(members)], dim=1)  # centres are edges too
         anchor = torch.cat([anchor, source.gather(1, centre)], dim=1)
-        return TokenMap(anchor, tokens.count, own, kept + cluster, source, 1 / members.gather(1, cluster), score)
+        share = members.reciprocal_().gather(1, cluster)
+        return TokenMap(anchor, tokens.count, own, cluster.add_(kept), source, share, score, tokens.row)
 
     def _score(self, tokens: Tokens) -> Tensor:
         rows = tokens.text_rows
         if rows.shape[1] == 0:
             raise LabError("sparsevlm needs text after the image, this prompt has none")
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = rows.to(wide(rows.dtype))
         if self.raters == "all":
             return rows.mean(dim=1)
         image, text = (x.to(rows.dtype) for x in (tokens.embeddings, tokens.text_embeddings))
-        relevance = (image @ text.transpose(1, 2)).softmax(dim=2).mean(dim=1)
+        relevance = torch.bmm(image, text.transpose(1, 2)).softmax(dim=2).mean(dim=1)
         raters = relevance > relevance.mean(dim=1, keepdim=True)
         raters = (raters | ~raters.any(dim=1, keepdim=True)).to(rows.dtype)
         return (rows * raters[..., None]).sum(dim=1) / raters.sum(dim=1, keepdim=True)
@@ -107,19 +119,19 @@ def _kept_beside_clusters(tokens: Tokens, keep: int) -> int:
 
 
 def _clusters(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Density peaks with k nearest neighbours: (B, count) centres among the points x (B, n, C), (B, n) cluster of each.
+    """Density peaks with k nearest neighbours: (B, count) centres among x (B, n, C) float32, (B, n) cluster of each.
 
     With ``D_ij = |x_i - x_j| / sqrt(C)``, the density is ``rho_i = exp(-mean of D_ij^2 over the k = count nearest)``, a
     point itself included, and delta_i is the distance to the nearest denser point (the largest of all D for the
     densest). Centres have the largest ``rho delta``; every other point joins the nearest centre. The reference breaks
     ties of density with noise; here the smaller index is denser, and logarithms are compared, which cannot underflow.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / sqrt(x.shape[2])
     log_density = -distance.sort(dim=2).values[..., :count].square().mean(dim=2)
     rank = log_density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     nearest_denser = distance.masked_fill(rank[:, None, :] >= rank[..., None], torch.inf).amin(dim=2)
     delta = torch.minimum(nearest_denser, distance.amax(dim=(1, 2))[:, None])
     centre = (log_density + delta.log()).argsort(dim=1, descending=True, stable=True)[:, :count]
-    cluster = distance.gather(1, centre[..., None].expand(-1, -1, x.shape[1])).argmin(dim=1)
-    return centre, cluster.scatter(1, centre, torch.arange(count, device=x.device).expand_as(centre))
+    row = torch.arange(len(x), dtype=torch.long, device=x.device)[:, None]
+    # A centre is nearest to itself, also where another one is as near.
+    return centre, distance[row, centre].scatter_(2, centre[..., None], -1.0).argmin(dim=1)

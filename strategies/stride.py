@@ -4,7 +4,7 @@ from math import ceil, sqrt
 
 import torch
 
-from illava_lab.method import LabError, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import LabError, Stage, Strategy, TokenMap, Tokens, host_made, one_of, register
 
 
 @register
@@ -29,25 +29,30 @@ class Stride(Strategy):
         one_of("pattern", self.pattern, ("raster", "grid"))
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        protected, wanted = tokens.protected_count, tokens.room(keep)
-        count = tokens.count - protected
-        places = self._on_grid(tokens.grid, count, wanted) if self.pattern == "grid" else _centred(count, wanted)
-        chosen = [*range(protected), *(protected + place for place in places)]
-        order = ranking(torch.zeros_like(tokens.size), tokens)  # protected tokens, then the others as they come
+        first, wanted = tokens.protected_count, tokens.room(keep)
+        (chosen,) = _places(tokens.hidden, first, tokens.count - first, wanted, tokens.grid, self.pattern)
+        if not tokens.has_protected:
+            return TokenMap.keep(chosen.expand(tokens.batch, -1), tokens.count)
+        order = tokens.protected.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # then others as they come
         return TokenMap.keep(order[:, chosen].sort(dim=1).values, tokens.count)
-
-    @staticmethod
-    def _on_grid(grid: tuple[int, int] | None, count: int, wanted: int) -> list[int]:
-        if grid is None or grid[0] * grid[1] != count:
-            raise LabError(f"stride: pattern 'grid' needs the whole patch grid {grid or ''}, {count} tokens are there")
-        height, width = grid
-        rows = min(max(round(sqrt(wanted * height / width)), ceil(wanted / width)), height, wanted)
-        share = [(r + 1) * wanted // rows - r * wanted // rows for r in range(rows)]
-        in_rows = zip(_centred(height, rows), share, strict=True)
-        return [row * width + column for row, n in in_rows for column in _centred(width, n)]
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return super().layers(stage, depth)[:1]
+
+
+@host_made
+def _places(first: int, count: int, wanted: int, grid: tuple[int, int] | None, pattern: str) -> tuple[torch.Tensor]:
+    places = _on_grid(grid, count, wanted) if pattern == "grid" else _centred(count, wanted)
+    return (torch.tensor([*range(first), *(first + place for place in places)], dtype=torch.long, device="cpu"),)
+
+
+def _on_grid(grid: tuple[int, int] | None, count: int, wanted: int) -> list[int]:
+    if grid is None or grid[0] * grid[1] != count:
+        raise LabError(f"stride: pattern 'grid' needs the whole patch grid {grid or ''}, {count} tokens are there")
+    h, w = grid
+    rows = min(max(round(sqrt(wanted * h / w)), ceil(wanted / w)), h, wanted)
+    share = [(r + 1) * wanted // rows - r * wanted // rows for r in range(rows)]
+    return [y * w + x for y, n in zip(_centred(h, rows), share, strict=True) for x in _centred(w, n)]
 
 
 def _centred(count: int, wanted: int) -> list[int]:

@@ -1,7 +1,8 @@
 """ToMe: in the encoder, merge the most similar pairs of tokens."""
 
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.linalg import vector_norm
 
 from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, register
 
@@ -53,31 +54,32 @@ class ToMe(Strategy):
             raise LabError(f"tome can merge at most {most} of {count} tokens at one layer, asked to merge {merges}")
         if merges == 0:
             return TokenMap.identity(tokens)
-        similarity = self._similarity(tokens)
-        best, partner = similarity.max(dim=2)
+        best, partner = self._similarity(tokens).max(dim=2)
         rank = best.argsort(dim=1, descending=True, stable=True)
-        merged, unmerged = rank[:, :merges], rank[:, merges:]
+        merged, unmerged = rank.split([merges, rank.shape[1] - merges], dim=1)
         if tokens.has_protected:
             unmerged = unmerged.sort(dim=1).values  # keeps CLS in front
 
-        b_tokens = torch.arange(1, count, 2, device=device).expand(tokens.batch, -1)
+        b_tokens = torch.arange(1, count, 2, dtype=torch.long, device=device).expand(tokens.batch, -1)
         anchor = torch.cat([unmerged * 2, b_tokens], dim=1)
-        slot = unmerged.shape[1] + partner.gather(1, merged)
+        slot = partner.gather(1, merged).add_(unmerged.shape[1])
         if self.order == "raster":
             anchor, order = anchor.sort(dim=1)
             slot = order.argsort(dim=1).gather(1, slot)
-        size = tokens.size if self.sizes == "carried" else torch.ones_like(tokens.size)
-        return TokenMap.merge_into(anchor, slot, merged * 2, size)
+        carried = self.sizes == "carried"
+        size = tokens.size if carried else torch.ones(tokens.batch, count, dtype=torch.float32, device=device)
+        return TokenMap.merge_into(anchor, slot, merged * 2, size, row=tokens.row)
 
     @staticmethod
-    def _similarity(tokens: Tokens) -> torch.Tensor:
-        keys = normalize(tokens.keys, dim=-1, eps=0.0)
-        similarity = keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
-        similarity.masked_fill_(similarity.isnan(), -torch.inf)  # else NaN is the nearest to all
+    def _similarity(tokens: Tokens) -> Tensor:
+        """(B, A, B) cosines; minus infinity where NaN would be the nearest to all, and for the protected."""
+        keys = tokens.keys
+        length = vector_norm(keys, dim=2, keepdim=True)
         if tokens.has_protected:
-            similarity.masked_fill_(tokens.protected[:, ::2, None], -torch.inf)
-            similarity.masked_fill_(tokens.protected[:, None, 1::2], -torch.inf)
-        return similarity
+            length = length.masked_fill_(tokens.protected[..., None], torch.nan)
+        keys = keys / length
+        similarity = torch.bmm(keys[:, ::2], keys[:, 1::2].transpose(1, 2))
+        return similarity.nan_to_num_(nan=-torch.inf)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return list(range(depth))

@@ -1,9 +1,9 @@
 """VisionZip: after the encoder, keep what CLS attends to most and merge the rest into a few contextual tokens."""
 
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, one_of, ranking, register, unit
 
 
 @register
@@ -54,23 +54,30 @@ class VisionZip(Strategy):
         score = tokens.cls_attention if self.score == "cls" else tokens.attention_received
         contextual = self.contextual if isinstance(self.contextual, int) else round(keep * self.contextual)
         contextual = min(contextual, tokens.room(keep))
-        parts = ranking(score, tokens).tensor_split([keep - contextual], dim=1)
-        dominant, rest = (part.sort(dim=1).values for part in parts)
+        dominant, rest = ranking(score, tokens).split([keep - contextual, tokens.count - keep + contextual], dim=1)
+        dominant = dominant.sort(dim=1).values
         if contextual == 0:
             return TokenMap.keep(dominant, tokens.count, score)
 
-        step, place = rest.shape[1] // contextual, torch.arange(rest.shape[1], device=rest.device)
-        is_other = (place % step > 0) | (place >= contextual * step)
-        target, other = rest[:, is_other.to(torch.int8).argsort(stable=True)].tensor_split([contextual], dim=1)
-        keys = normalize(tokens.keys.float(), dim=-1)
-        similarity = keys.take_along_dim(other[..., None], 1) @ keys.take_along_dim(target[..., None], 1).mT
-        anchor = torch.cat([dominant, target], dim=1)
-        slot = dominant.shape[1] + similarity.nan_to_num(nan=-torch.inf).argmax(dim=2)  # NaN would be nearest to all
-        if self.merge == "mean":
-            return TokenMap.merge_into(anchor, slot, other, torch.ones_like(tokens.size), score)
-        one = torch.ones_like(other, dtype=torch.float32)
-        members = one.new_zeros(anchor.shape).scatter_add(1, slot, one)
-        return TokenMap(anchor, tokens.count, None, slot, other, 1 / members.gather(1, slot), score)
+        rest = rest.sort(dim=1).values
+        every = slice(0, contextual * (rest.shape[1] // contextual), rest.shape[1] // contextual)
+        slot, members = self._joined(unit(tokens.keys[tokens.row, rest]), every)
+        anchor = torch.cat([dominant, rest[:, every]], dim=1)
+        # A target joins itself. Its own weight says what it has of itself, so the edge has weight 0.
+        own = None if self.merge == "sum" else torch.ones_like(anchor, dtype=members.dtype)
+        if own is not None:
+            own[:, keep - contextual :] = 1 / members
+        weight = (members - 1 if self.merge == "sum" else members).reciprocal_().gather(1, slot)
+        weight[:, every].zero_()
+        return TokenMap(anchor, tokens.count, own, slot.add_(keep - contextual), rest, weight, score, tokens.row)
+
+    @staticmethod
+    def _joined(keys: Tensor, every: slice) -> tuple[Tensor, Tensor]:
+        """(B, R) which target each token joins, targets themselves; (B, T) float, how many join each."""
+        similarity = torch.bmm(keys, keys[:, every].transpose(1, 2)).nan_to_num_(nan=-torch.inf)  # else it is nearest
+        slot, place = similarity.argmax(dim=2), torch.arange(similarity.shape[2], dtype=torch.long, device=keys.device)
+        slot[:, every].copy_(place)
+        return slot, (slot[..., None] == place).sum(dim=1, dtype=keys.dtype)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
         return [depth - 1]

@@ -1,9 +1,9 @@
 """VisPruner: at the end of the encoder, keep the patches CLS attends to, and a diverse rest."""
 
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, ranking, register
+from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, ranking, register, unit
 
 PER_PASS = 8  # most patches removed in one pass
 
@@ -48,18 +48,18 @@ class VisPruner(Strategy):
         return TokenMap.keep(anchor, tokens.count, score=score)
 
     @staticmethod
-    def _diverse(tokens: Tokens, rest: torch.Tensor, count: int) -> torch.Tensor:
+    def _diverse(tokens: Tokens, rest: Tensor, count: int) -> Tensor:
         """(B, count) of the indices `rest`, thinned out pass by pass."""
         if count == 0:
             return rest[:, :0]
-        x = normalize(tokens.hidden.to(torch.promote_types(tokens.hidden.dtype, torch.float32)), dim=2)
+        x, row = unit(tokens.hidden), tokens.row
+        nan = x.isnan().any(dim=2)
+        similarity = torch.bmm(x, x.transpose(1, 2)).masked_fill_(nan[:, None], -torch.inf)
         while rest.shape[1] > count:
-            a, b = _without_nan_in_b(x, rest[:, ::2], rest[:, 1::2])
-            x_a, x_b = (x.gather(1, part[..., None].expand(-1, -1, x.shape[2])) for part in (a, b))
-            similarity = x_a @ x_b.transpose(1, 2)
-            similarity = similarity.masked_fill(x_b.isnan().any(dim=2)[:, None], -torch.inf).amax(dim=2)
+            a, b = _without_nan_in_b(nan, rest)
             remove = min(PER_PASS, rest.shape[1] - count, rest.shape[1] // 2)
-            stay = similarity.argsort(dim=1, descending=True, stable=True)[:, remove:]
+            nearest = similarity[row[..., None], a[..., None], b[:, None]].amax(dim=2)
+            stay = nearest.argsort(dim=1, descending=True, stable=True)[:, remove:]
             rest = torch.cat([a.gather(1, stay), b], dim=1)
         return rest
 
@@ -67,9 +67,10 @@ class VisPruner(Strategy):
         return [depth - 1]
 
 
-def _without_nan_in_b(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places a, b, exchanged where only that of b has NaN: only what is in a can be removed."""
-    nan = x.isnan().any(dim=2)
-    beside = a[:, : b.shape[1]]
-    swap = nan.gather(1, b) & ~nan.gather(1, beside)
-    return torch.cat([beside.where(~swap, b), a[:, b.shape[1] :]], dim=1), b.where(~swap, beside)
+def _without_nan_in_b(nan: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The list split by parity, exchanged where only b has NaN: only what is in a can be removed."""
+    a, b = rest[:, ::2], rest[:, 1::2]
+    broken = nan.gather(1, rest)
+    beside, last = a.split([b.shape[1], a.shape[1] - b.shape[1]], dim=1)
+    swap = broken[:, 1::2] > broken[:, : 2 * b.shape[1] : 2]
+    return torch.cat([torch.where(swap, b, beside), last], dim=1), torch.where(swap, beside, b)

@@ -1,11 +1,16 @@
+from .adding import add_at as add_at
 from .ask import ask as ask
 from .errors import LabError as LabError
 from .errors import one_of as one_of
+from .few_sums import FewSums as FewSums
+from .few_sums import Sums as Sums
+from .host_made import host_made as host_made
 from .keep import Keep as Keep
 from .keep import check_keep as check_keep
 from .keep import kept as kept
 from .ranking import highest as highest
 from .ranking import ranking as ranking
+from .ranking import unit as unit
 from .registry import get_strategy as get_strategy
 from .registry import register as register
 from .strategy import Paper as Paper
@@ -16,3 +21,4 @@ from .tokens import STAGES as STAGES
 from .tokens import STATISTICS as STATISTICS
 from .tokens import Stage as Stage
 from .tokens import Tokens as Tokens
+from .wide import wide as wide

@@ -1,0 +1,32 @@
+"""Add at places that may repeat, in the same order every time: floats in another order give other bits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# Where `index_add_` goes through its index in order; it is the fastest way there. CUDA adds with it in any order, and
+# sorts in `index_put_`. A CPU does neither there: its threads race.
+INDEX_ADD_IN_ORDER = {"cpu"}
+
+
+def add_at(into: Tensor, row: Tensor, place: Tensor, what: Tensor, *, in_place: bool = False) -> Tensor:
+    """``into[b, place[b, e]] += what[b, e]`` for all b and e, always in the same order of e.
+
+    Args:
+        into: (B, M) or (B, M, C) float.
+        row: (B, 1) long, 0 to B-1.
+        place: (B, E) long; may repeat.
+        what: (B, E) or (B, E, C), of the dtype of `into`.
+        in_place: whether `into` may be written to. Use what is returned all the same.
+
+    Returns:
+        The sums, of the shape of `into`.
+    """
+    if into.device.type not in INDEX_ADD_IN_ORDER:
+        put = into.index_put_ if in_place else into.index_put
+        return put((row, place), what, accumulate=True)
+    flat = into.flatten(0, 1)
+    if into.shape[0] > 1:
+        place = place + row * into.shape[1]
+    add = flat.index_add_ if in_place else flat.index_add
+    return add(0, place.flatten(), what.flatten(0, 1)).view(into.shape)
