@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +14,17 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.attach import attach
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.lab import Lab, as_list
+from illava_lab.session.asked import as_list, check_count, check_question
+from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
+from illava_lab.session.lab import Lab
 from illava_lab.session.prompt import schedule_for
+from illava_lab.session.room import check_answer, positions_of
+from illava_lab.session.turns import attached, one_at_a_time
+from illava_lab.session.words import plain
 from illava_lab.trace.trace import Trace
 
 _ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for an answer where a chat template is asked what follows one
@@ -41,22 +47,42 @@ class _Pieces(TextStreamer):
             self._stream(text)
 
 
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """All that a conversation goes on from: made when a turn has ended well, and not changed after that.
+
+    Attributes:
+        tokens: (1, S) what was asked and answered.
+        cache: what the model remembers of them.
+        axes: what Qwen-VL keeps on the model between calls: how far its positions are from the number of tokens.
+        saved: positions that the prompt takes less than it has tokens, because images have rows and columns of them.
+    """
+
+    tokens: Tensor
+    cache: Any
+    axes: Any
+    saved: int
+
+
 class Chat:
     """A conversation. Make one with `chat`; it lives as long as that block.
 
     Attributes:
         trace: what happened to the images; they were reduced once, at the first question.
         strategy, budget: what reduced them, and what it was given, in words.
-        tokens: (1, S) all tokens so far, or None.
     """
 
     def __init__(
         self, lab: Lab, images: Sequence[ImageOrVideo], trace: Trace, strategy: str = "none", budget: str = "keep 1"
     ) -> None:
         self.trace, self.strategy, self.budget = trace, strategy, budget
-        self.tokens: Tensor | None = None
-        self._lab, self._images, self._over = lab, images, False
-        self._cache: Any = None
+        self._lab, self._images, self._over, self._answering = lab, images, False, False
+        self._said: _Said | None = None
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """(1, S) all tokens so far, or None."""
+        return None if self._said is None else self._said.tokens
 
     def say(
         self,
@@ -68,53 +94,102 @@ class Chat:
     ) -> Answer:
         """Ask the next question.
 
+        A turn counts when it has ended well. One that is interrupted, whether by Ctrl-C, by an exception of `stream` or
+        by anything else, leaves the conversation as if its question had not been asked.
+
         Args:
+            max_new_tokens: where the answer is cut off.
             stream: called with each piece of the answer as soon as it is there, for example
                 ``lambda piece: print(piece, end="")``.
-            generation: further arguments of `generate`, for example ``do_sample=True, temperature=0.7``.
+            generation: further arguments of `generate` that say which token comes next, for example
+                ``do_sample=True, temperature=0.7``.
 
         Raises:
-            LabError: an empty question, an argument that returns several answers, or the block has been left.
+            LabError: an empty question; a conversation or an answer for which the model has too few positions; an
+                argument of `generate` with which a conversation cannot go on, such as ``use_cache=False``; a question
+                asked while an answer is being made; or the block has been left.
         """
-        if self._over:
-            raise LabError("this conversation ended with its `with` block; start another one")
-        if not isinstance(question, str) or not question.strip():
-            raise LabError(f"question must be a sentence, got {question!r}")
-        several = [name for name in ("num_beams", "num_return_sequences") if generation.get(name, 1) != 1]
-        if several:
-            raise LabError(f"{several[0]} must be 1 in a conversation, which goes on from one answer")
-        if self.tokens is None:
+        check_given(generation)
+        check_count("max_new_tokens", max_new_tokens)
+        check_question(question)
+        if stream is not None and not callable(stream):
+            raise LabError(f"stream must be a function that takes a piece of text, got {stream!r}")
+        with one_at_a_time(self):
+            if self._over:
+                raise LabError("this conversation ended with its `with` block; start another one")
+            if self._answering:
+                raise LabError("this conversation is in the middle of an answer; ask when that has ended")
+            self._answering = True
+            try:
+                return self._turn(question, max_new_tokens, stream, generation)
+            finally:
+                self._answering = False
+
+    def _turn(
+        self, question: str, max_new_tokens: int, stream: Callable[[str], object] | None, generation: dict[str, Any]
+    ) -> Answer:
+        model, tokenizer, before = self._lab.model, self._lab.processor.tokenizer, self._said
+        if before is None:
             inputs = self._lab.inputs([self._images], [question])
+            saved = inputs["input_ids"].shape[1] - positions_of(model, inputs)
         else:
-            ids = torch.cat([self.tokens, self._next(question, self.tokens)], dim=1)
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": self._cache}
-        pieces = _Pieces(self._lab.processor.tokenizer, stream)
+            ids = torch.cat([before.tokens, self._next(question, before.tokens)], dim=1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            saved = before.saved
+        asked = inputs["input_ids"].shape[1]
+        check_defaults(model)
+        check_answer(model, asked - saved, max_new_tokens)
+        if before is not None:
+            inputs["past_key_values"] = _fork(before.cache)
+            _set_axes(model, before.axes)
+        pieces = _Pieces(tokenizer, stream)
         start = time.perf_counter()
-        out = self._lab.model.generate(
+        out = model.generate(
             **inputs,
-            **{"do_sample": False, **generation},
+            **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
             max_new_tokens=max_new_tokens,
             streamer=pieces,
             return_dict_in_generate=True,
         )
-        self.tokens, self._cache = out.sequences, out.past_key_values
-        new = out.sequences[0, inputs["input_ids"].shape[1] :]
+        new = out.sequences[0, asked:]
         first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
-        text = self._lab.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        text = tokenizer.decode(new, skip_special_tokens=True).strip()
         timing = Timing(first - start, last - first, len(new))
-        return Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
+        answer = Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
+        self._said = _Said(out.sequences, out.past_key_values, _axes(model), saved)  # all at once, and last
+        return answer
 
     def _next(self, question: str, before: Tensor) -> Tensor:
         """(1, T) what follows the tokens `before` (1, S), which end with an answer, up to the place of the next one."""
-        said = [("user", "?"), ("assistant", _ANSWER), ("user", question.strip())]
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         processor = self._lab.processor
+        said = [("user", "?"), ("assistant", _ANSWER), ("user", plain(processor, question.strip()))]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        after = prompt.split(_ANSWER)[1]
-        ids: Tensor = processor.tokenizer(after, add_special_tokens=False, return_tensors="pt").input_ids
+        after = prompt.split(_ANSWER, 1)[1]
+        with one_at_a_time(processor):
+            ids: Tensor = processor.tokenizer(after, add_special_tokens=False, return_tensors="pt").input_ids
         ids = ids.to(before.device)
         # The model has often ended its answer itself.
         return ids[:, 1:] if ids[0, 0] == before[0, -1] else ids
+
+
+def _fork(cache: Any) -> Any:
+    """A cache that goes on from another one and leaves it as it is; keys and values are not copied.
+
+    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has.
+    """
+    held = [held for layer in cache.layers for held in (layer.keys, layer.values)]
+    return copy.deepcopy(cache, {id(tensor): tensor for tensor in held})
+
+
+def _axes(model: Any) -> Any:
+    return getattr(model.model, "rope_deltas", None)
+
+
+def _set_axes(model: Any, axes: Any) -> None:
+    """Other prompts that the model answered in between have left theirs."""
+    if axes is not None:
+        model.model.rope_deltas = axes
 
 
 @contextmanager
@@ -130,6 +205,8 @@ def chat(
 ) -> Iterator[Chat]:
     """A conversation about an image, or several, with visual tokens reduced.
 
+    While the block is open, calls of other threads to the same model wait: it carries one strategy at a time.
+
     >>> with il.chat(lab, "photo.jpg", "illava", keep=0.5) as talk:
     ...     talk.say("What is on the table?").text
     ...     talk.say("And beside it?").text
@@ -142,10 +219,11 @@ def chat(
     """
     chosen, budget = choose(strategy, keep, flops, preset, schedule)
     images = as_list(image)
-    inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
-    with attach(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
-        talk = Chat(lab, images, trace, chosen.label, str(budget))
-        try:
-            yield talk
-        finally:
-            talk._over = True
+    with one_at_a_time(lab.model):
+        inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
+        with attached(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
+            talk = Chat(lab, images, trace, chosen.label, str(budget))
+            try:
+                yield talk
+            finally:
+                talk._over = True

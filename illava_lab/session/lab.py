@@ -13,8 +13,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
-from illava_lab.errors import LabError
-from illava_lab.hooks.attach import attach
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
@@ -22,7 +20,12 @@ from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
+from illava_lab.session.asked import as_list, check_count, check_entries, check_question
+from illava_lab.session.generation import ALWAYS, check_defaults
 from illava_lab.session.prompt import schedule_for
+from illava_lab.session.room import check_answer, check_prompt, positions_of
+from illava_lab.session.turns import attached, one_at_a_time
+from illava_lab.session.words import plain
 
 
 class _Clock(BaseStreamer):
@@ -40,7 +43,10 @@ class _Clock(BaseStreamer):
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """A model with its processor. Make one with `load`."""
+    """A model with its processor. Make one with `load`.
+
+    Threads may share it: their calls wait for each other, because a model carries one strategy at a time.
+    """
 
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -51,32 +57,34 @@ class Lab:
     ) -> dict[str, Tensor]:
         """Model inputs for a batch, padded on the left: one question per entry, each with one image or several.
 
-        A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
+        A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos. Special words
+        of the model in a question, such as ``<image>`` or ``</s>``, are plain text there (see `plain`).
 
         Raises:
-            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a
-                video for a model that takes none.
+            LabError: an empty question or one that is no text, an image that cannot be read, numbers of questions and
+                images that do not match, a prompt without an image, one that is longer than the positions that the
+                model knows, or a video for a model that takes none.
         """
-        if len(images) != len(questions) or not questions:
-            raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")
+        check_entries(images, questions)
         for question in questions:
-            if not isinstance(question, str) or not question.strip():
-                raise LabError(f"question must be a sentence, got {question!r}")
-        per_prompt = [
-            [shown if isinstance(shown, Video) else read_image(shown) for shown in as_list(entry)] for entry in images
-        ]
+            check_question(question)
+        shown = [as_list(entry, "images") for entry in images]
+        per_prompt = [[one if isinstance(one, Video) else read_image(one) for one in entry] for entry in shown]
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
         videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
-        inputs = self.processor(
-            images=[own for own in pictures if own] or None,
-            text=texts,
-            padding=True,
-            return_tensors="pt",
-            padding_side="left",
-            **self._video_arguments(videos),
-        ).to(self.model.device)
+        with one_at_a_time(self.processor):
+            inputs = self.processor(
+                images=[own for own in pictures if own] or None,
+                text=texts,
+                padding=True,
+                return_tensors="pt",
+                padding_side="left",
+                **self._video_arguments(videos),
+            )
+        check_prompt(self.model, positions_of(self.model, inputs))
+        inputs = inputs.to(self.model.device)
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
@@ -91,7 +99,7 @@ class Lab:
 
     def _prompt(self, question: str, shown: Sequence[Any]) -> str:
         content = [{"type": "video" if isinstance(one, Video) else "image"} for one in shown]
-        content.append({"type": "text", "text": question.strip()})
+        content.append({"type": "text", "text": plain(self.processor, question.strip())})
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
@@ -102,12 +110,25 @@ class Lab:
         questions: Sequence[str],
         max_new_tokens: int = 16,
     ) -> list[str]:
-        """Greedy answers to a batch of questions; inside an `attach` block, with that reduction."""
+        """Greedy answers to a batch of questions; inside an `attach` block, with that reduction.
+
+        Raises:
+            LabError: as `inputs`, or a `max_new_tokens` that is no whole number of at least 1, or for which the model
+                has no positions left.
+        """
+        check_count("max_new_tokens", max_new_tokens)
         inputs = self.inputs(images, questions)
-        return self._decode(self._generate(inputs, max_new_tokens), inputs)
+        with one_at_a_time(self.model):
+            return self._decode(self._generate(inputs, max_new_tokens), inputs)
 
     def _generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **kwargs: Any) -> Tensor:
-        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **kwargs)
+        self._check(inputs, max_new_tokens)
+        kwargs = {**ALWAYS, "do_sample": False, "return_dict_in_generate": False, **kwargs}
+        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
+
+    def _check(self, inputs: dict[str, Tensor], max_new_tokens: int) -> None:
+        check_defaults(self.model)
+        check_answer(self.model, positions_of(self.model, inputs), max_new_tokens)
 
     def _decode(self, generated: Tensor, inputs: dict[str, Tensor]) -> list[str]:
         new = generated[:, inputs["input_ids"].shape[1] :]
@@ -137,20 +158,25 @@ class Lab:
             flops: instead of `keep`, the fraction of the bare model's prefill FLOPs for this prompt.
             preset: instead of both, a paper's setting by name, with its strategy; `il.presets` lists them.
             schedule: instead of all of these, exact layers and amounts.
+            max_new_tokens: where the answer is cut off.
 
         Raises:
             LabError: an image that cannot be read, an empty question, an unknown strategy or preset, a budget that is
-                none, that contradicts another one or the strategy, or that it cannot reach.
+                none, that contradicts another one or the strategy, or that it cannot reach; a question or an answer
+                for which the model has too few positions.
         """
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
-        inputs, clock = self.inputs([image], [question]), _Clock()
-        with attach(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
+        check_count("max_new_tokens", max_new_tokens)
+        inputs, clock = self.inputs([as_list(image)], [question]), _Clock()
+        self._check(inputs, max_new_tokens)
+        with attached(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
             start = time.perf_counter()
             generated = self._generate(inputs, max_new_tokens, streamer=clock)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt
         timing = Timing(first - start, last - first, len(clock.times) - 1)
-        tokenizer = self.processor.tokenizer
-        unknown, note = unknown_words(tokenizer, question), note_on_unknown_words(tokenizer, question)
+        tokenizer, asked = self.processor.tokenizer, plain(self.processor, question)
+        with one_at_a_time(self.processor):
+            unknown, note = unknown_words(tokenizer, asked), note_on_unknown_words(tokenizer, asked)
         if note:
             warnings.warn(note, stacklevel=2)
         return Answer(
@@ -165,8 +191,3 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
-
-
-def as_list(entry: Any) -> list[Any]:
-    """What a prompt shows, one image or video or several of them, as a list."""
-    return list(entry) if isinstance(entry, (list, tuple)) else [entry]

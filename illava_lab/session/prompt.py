@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from illava_lab.hooks.attach import attach
+from illava_lab.method.registry import get_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.budget import Budget
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.turns import attached
 
 Inputs = dict[str, Tensor]
 
@@ -34,7 +35,7 @@ def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
     def stop(*_: Any) -> None:
         raise _Encoded
 
-    with attach(model, "none") as trace:
+    with attached(model, get_strategy("none")(), Schedule()) as trace:
         handle = describe(model).language_model.register_forward_pre_hook(stop)
         try:
             prefill(model, inputs)

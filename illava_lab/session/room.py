@@ -1,0 +1,61 @@
+"""How long a prompt may be: a model knows so many positions, and answers nonsense beyond them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from illava_lab.errors import LabError
+from illava_lab.session.asked import check_count
+
+
+def known_positions(model: Any) -> int | None:
+    """How many positions the language model was made for, or None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def positions_of(model: Any, inputs: dict[str, Tensor]) -> int:
+    """How many positions the longest prompt of a batch takes: one for each token, but where an image has rows and
+    columns of positions (Qwen-VL)."""
+    by_axes = getattr(model.model, "get_rope_index", None)
+    if by_axes is None:
+        return inputs["input_ids"].shape[1]
+    known = inspect.signature(by_axes).parameters
+    positions, _ = by_axes(**{name: value for name, value in inputs.items() if name in known})
+    return int(positions.max()) + 1
+
+
+def check_prompt(model: Any, taken: int) -> None:
+    """Refuse a prompt that is too long.
+
+    Args:
+        taken: positions of the prompt, its visual tokens included.
+
+    Raises:
+        LabError: with both numbers.
+    """
+    known = known_positions(model)
+    if known is not None and taken > known:
+        raise LabError(
+            f"the question with its images takes {taken:,} positions, but the model knows {known:,}; "
+            "ask a shorter one, or show less"
+        )
+
+
+def check_answer(model: Any, taken: int, max_new_tokens: Any) -> None:
+    """Refuse an answer that cannot be, or that could become too long.
+
+    Raises:
+        LabError: no whole number of at least 1, or more than there is room for behind the prompt.
+    """
+    check_count("max_new_tokens", max_new_tokens)
+    check_prompt(model, taken)
+    known = known_positions(model)
+    most = None if known is None else known - taken + 1  # the last token is not read again
+    if most is not None and max_new_tokens > most:
+        raise LabError(
+            f"max_new_tokens must be from 1 to {most:,}, got {max_new_tokens}: "
+            f"the prompt takes {taken:,} of the {known:,} positions that the model knows"
+        )
