@@ -16,7 +16,7 @@ from transformers.video_utils import VideoMetadata
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.models.images import read_image
-from illava_lab.models.processors import check_takes_videos
+from illava_lab.models.processors import check_shape, check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
 from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
@@ -54,8 +54,8 @@ class Lab:
         A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos.
 
         Raises:
-            LabError: an empty question, an image that cannot be read, as many questions as images do not match, or a
-                video for a model that takes none.
+            LabError: an empty question, an image that cannot be read or is too long and narrow for the model's
+                processor, as many questions as images do not match, or a video for a model that takes none.
         """
         if len(images) != len(questions) or not questions:
             raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")
@@ -65,6 +65,13 @@ class Lab:
         per_prompt = [
             [shown if isinstance(shown, Video) else read_image(shown) for shown in as_list(entry)] for entry in images
         ]
+        for own in per_prompt:
+            for shown in own:
+                if isinstance(shown, Video):
+                    height, width = shown.frames.shape[1:3]
+                    check_shape(self.processor, width, height, what="a frame")
+                else:
+                    check_shape(self.processor, *shown.size, alone=len(own) == 1)
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
