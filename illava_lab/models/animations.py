@@ -12,7 +12,7 @@ from illava_lab.models.pixels import to_rgb
 MOST_FRAME_PIXELS = 2**25
 """Of one frame of an animation or a film: 8K."""
 MOST_FRAMES = 10_000
-MOST_DECODED = 2_000_000_000
+MOST_DECODED = 1_000_000_000
 """Pixels of all frames of an animation together: to know when a frame is shown, all before it have to be decoded."""
 
 
