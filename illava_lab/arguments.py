@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from illava_lab.errors import LabError
 from illava_lab.method.keep import check_keep
+from illava_lab.paths import is_file, is_folder, quoted
 
 STAGES = ("encoder", "llm", "image")
 BUDGETS = ("keep", "flops", "preset", "schedule")
@@ -59,8 +60,13 @@ def folder(text: str) -> Path:
     """A folder that is there or can be made."""
     if not text:  # which Path would read as the current folder
         raise ArgumentTypeError("must be a folder, got ''")
-    if Path(text).exists() and not Path(text).is_dir():
-        raise ArgumentTypeError(f"must be a folder, but {text!r} is a file")
+    if not is_folder(text):
+        try:
+            if Path(text).exists():
+                raise ArgumentTypeError(f"must be a folder, but {quoted(text)} is a file")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ArgumentTypeError(f"must be a folder, but {quoted(text)} cannot be one: {why}") from None
     return Path(text)
 
 
@@ -153,10 +159,12 @@ def check(options: Namespace) -> None:
     if options.command == "ask" and not options.question.strip():
         raise LabError(f"question must be a sentence, got {options.question!r}")
     shown = getattr(options, "image", None)
-    if shown is not None and not Path(shown).is_file():
-        raise LabError(f"no image file at {shown!r}")
-    if options.command == "compare" and options.task not in ("test", "validation") and not Path(options.task).is_file():
-        raise LabError(f"task must be 'test' or 'validation' or a Parquet file; there is no file {options.task!r}")
+    if shown is not None and not is_file(shown):
+        raise LabError(f"no image file at {quoted(shown)}")
+    if options.command == "compare" and options.task not in ("test", "validation") and not is_file(options.task):
+        raise LabError(
+            f"task must be 'test' or 'validation' or a Parquet file; there is no file {quoted(options.task)}"
+        )
 
 
 def _listed(given: Any) -> list[Any]:
@@ -175,8 +183,8 @@ def _check_strategy(given: str) -> None:
 def _check_strategy_or_file(given: str) -> None:
     if not given.endswith(".py") and "/" not in given:
         _check_strategy(given)
-    elif not given.endswith(".py") or not Path(given).is_file():
-        raise LabError(f"there is no Python file {given!r}")
+    elif not given.endswith(".py") or not is_file(given):
+        raise LabError(f"there is no Python file {quoted(given)}")
 
 
 def _check_preset(given: str) -> None:
@@ -215,10 +223,10 @@ def _check_model(given: str | None) -> None:
         return
     if given.startswith(RANDOM):
         _check_configuration(given.removeprefix(RANDOM))
-    elif Path(given).is_file():
-        raise LabError(f"{given!r} is a file; give the folder of a checkpoint or a hub id such as {HUB_ID}")
-    elif not Path(given or "?").is_dir() and not _could_be_on_the_hub(given):
-        raise LabError(f"{given!r} is neither a folder nor a hub id such as {HUB_ID}")
+    elif is_file(given):
+        raise LabError(f"{quoted(given)} is a file; give the folder of a checkpoint or a hub id such as {HUB_ID}")
+    elif not (given and is_folder(given)) and not _could_be_on_the_hub(given):
+        raise LabError(f"{quoted(given)} is neither a folder nor a hub id such as {HUB_ID}")
 
 
 def _could_be_on_the_hub(given: str) -> bool:
@@ -229,6 +237,8 @@ def _check_configuration(given: str) -> None:
     from illava_lab.paths import data_dir
 
     known = sorted(path.stem for path in (data_dir() / "configs").glob("*.json"))
-    if not (Path(given).is_file() if given.endswith(".json") else given in known):
+    if not (is_file(given) if given.endswith(".json") else given in known):
         there = ", ".join(known)
-        raise LabError(f"no configuration for {RANDOM + given!r}; there are {there}, or give the path of a JSON file")
+        raise LabError(
+            f"no configuration for {quoted(RANDOM + given)}; there are {there}, or give the path of a JSON file"
+        )

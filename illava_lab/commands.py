@@ -8,6 +8,8 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from illava_lab.paths import quoted
+
 if TYPE_CHECKING:
     from illava_lab.method.keep import Keep
     from illava_lab.session.answer import Answer
@@ -196,6 +198,7 @@ def _shown(options: Namespace) -> Any:
     from illava_lab.models.images import read_image
     from illava_lab.models.video import SUFFIXES, read_video
 
+    _quiet()
     film = options.image.lower().endswith(SUFFIXES)
     return read_video(options.image, options.frames) if film else read_image(options.image)
 
@@ -232,7 +235,7 @@ def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _print_written(paths: Iterable[Any]) -> None:
-    print("Written:", *(repr(str(path)) for path in paths))
+    print("Written:", *(quoted(path) for path in paths))
 
 
 def _note(text: str) -> None:

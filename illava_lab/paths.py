@@ -1,4 +1,4 @@
-"""Where the embedded model, the test set and the notebooks are, in a clone and in an installed package.
+"""Where the embedded model, the test set and the notebooks are, in a clone and in an installed package; and names.
 
 A clone (also one installed with ``pip install -e .``) keeps ``data/`` and ``notebooks/`` at its top. A wheel has no
 top level of its own, so there they are installed inside this package as ``_data`` and ``_notebooks``. Nothing else in
@@ -7,11 +7,38 @@ the lab needs to know which of the two it runs from.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from illava_lab.errors import LabError
 
 _PACKAGE = Path(__file__).resolve().parent
+LONGEST = 200
+"""Characters of a name that a message shows; of a longer one (a whole picture as a data: address) only both ends."""
+
+
+def quoted(name: str | os.PathLike[str]) -> str:
+    """A file's name as a message shows it: in quotes, on one line, without anything that a terminal obeys."""
+    text = os.fsdecode(name)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
+    return repr(text)
+
+
+def is_file(name: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; no name is so odd or so long that asking fails."""
+    try:
+        return Path(os.fsdecode(name)).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(name: str | os.PathLike[str]) -> bool:
+    """Whether there is such a folder; no name is so odd or so long that asking fails."""
+    try:
+        return Path(os.fsdecode(name)).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def clone_dir() -> Path | None:

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
 )
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension
 
 # In 5.6 and 5.17 the name at the top of transformers stands for a class that asks for torchvision; this one does not.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -33,6 +33,9 @@ from transformers.utils.hub import cached_file
 from transformers.video_utils import VideoMetadata
 
 from illava_lab.errors import LabError
+
+LAST = ChannelDimension.LAST
+"""Of frames; transformers would guess, and take one that is 3 pixels high for three channels."""
 
 
 class _Frames:
@@ -89,7 +92,7 @@ class OnevisionFrames(_Frames, SiglipImageProcessorPil):
         lengths = {len(frames) for frames in videos}
         if len(lengths) > 1:
             raise LabError(f"videos of one batch need equally many frames, got {sorted(lengths)}")
-        pixels = [np.stack(self.preprocess(frames)["pixel_values"]) for frames in videos]
+        pixels = [np.stack(self.preprocess(frames, input_data_format=LAST)["pixel_values"]) for frames in videos]
         return {"pixel_values_videos": torch.from_numpy(np.stack(pixels).astype(np.float32))}
 
 
@@ -111,7 +114,7 @@ class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
     def _patches(self, frames: list[np.ndarray]) -> tuple[Tensor, list[int]]:
         together = self.temporal_patch_size
         frames = frames + frames[-1:] * (-len(frames) % together)
-        single = self.preprocess(frames, temporal_patch_size=1, return_tensors="pt")
+        single = self.preprocess(frames, temporal_patch_size=1, return_tensors="pt", input_data_format=LAST)
         _, rows, columns = single["image_grid_thw"][0].tolist()
         times = len(frames) // together
         # (time, frame, patch, channel, pixel) -> the frames of a patch go between its channel and its pixels
@@ -126,8 +129,9 @@ FRAMES: dict[str, type[_Frames]] = {
     "qwen2_5_vl": QwenFrames,
 }
 
-# Processors that need a stand-in to be built. To InternVL, frames are images; the lab takes no videos for it.
-STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames}
+# Processors that need a stand-in to be built. To InternVL, frames are images, and Qwen3-VL writes the times of frames
+# into its prompts; the lab takes no videos for them.
+STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames, "qwen3_vl": QwenFrames}
 
 
 def check_takes_videos(config: PreTrainedConfig, source: str) -> None:
@@ -141,6 +145,52 @@ def check_takes_videos(config: PreTrainedConfig, source: str) -> None:
         raise LabError(
             f"{source} is of the family {config.model_type!r}, which takes no videos; those that do: {names}"
         )
+
+
+MOST_PREPARED = 2**24
+"""Pixels of a picture while it is prepared, if it has fewer than half of them itself: done in half a second."""
+LONGEST = 200
+"""Of Qwen's processors: how many times longer than the other one edge of a picture may be."""
+
+
+def check_shape(processor: Any, width: int, height: int, alone: bool = True, what: str = "an image") -> None:
+    """Refuse a picture, or a frame of a video, that a processor cannot prepare, or blows up while it does.
+
+    A processor that gives the shorter edge a size before it crops makes 336 x 1,680,000 pixels of 1 x 5,000.
+
+    Args:
+        processor: of the model, or its image processor.
+        alone: it is the only picture of its prompt (LLaVA-OneVision makes crops of that, and squares of several).
+        what: "an image" or "a frame".
+
+    Raises:
+        LabError: names the size, and what would be made of it.
+    """
+    settings = getattr(processor, "image_processor", processor)
+    shown = f"{what} of {width} x {height} pixels (width x height) is too long and narrow for this model"
+    if hasattr(settings, "merge_size") and max(width, height) > LONGEST * min(width, height):
+        raise LabError(f"{shown}: the longer edge may be at most {LONGEST} times the shorter one")
+    wide, high = _prepared(settings, width, height, alone)
+    if wide * high > max(MOST_PREPARED, 2 * width * height):
+        raise LabError(
+            f"{shown}: its processor would make {wide} x {high} of it before it crops, and at most "
+            f"{MOST_PREPARED // 10**6} million pixels are prepared"
+        )
+
+
+def _prepared(settings: Any, width: int, height: int, alone: bool) -> tuple[int, int]:
+    """(width, height) of the largest picture that an image processor makes of one, before it cuts it."""
+    anyres = getattr(settings, "image_grid_pinpoints", None) is not None
+    if hasattr(settings, "pad_to_square") and (not alone if anyres else settings.do_pad):
+        width = height = max(width, height)
+    elif anyres or hasattr(settings, "merge_size"):
+        return width, height  # the crops together have one of a few sizes; Qwen's settings bound the pixels
+    size = settings.size or {}
+    edge = getattr(size, "shortest_edge", None) or (size.get("shortest_edge") if isinstance(size, dict) else None)
+    if not settings.do_resize or edge is None:
+        return width, height
+    short = min(width, height)
+    return max(width, width * edge // short), max(height, height * edge // short)
 
 
 def load_processor(where: str, config: PreTrainedConfig, revision: str | None = None) -> ProcessorMixin:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from os import PathLike
+from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from illava_lab.errors import LabError
-from illava_lab.models.images import ImageLike, read_image
+from illava_lab.models.animations import MOST_FRAME_PIXELS, animation_frames, animation_times
+from illava_lab.models.films import film_frames, film_times, opened
+from illava_lab.models.images import ImageLike, check_size, is_array, open_picture, pixels_of, read_image, reason
+from illava_lab.paths import is_file, quoted
 
-VideoLike: TypeAlias = str | PathLike[str] | np.ndarray | Sequence[ImageLike]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VideoLike: TypeAlias = "str | os.PathLike[str] | np.ndarray | Tensor | Sequence[ImageLike]"
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+MOST_TAKEN = 1_000_000_000
+"""Pixels of all frames that are taken: three gigabytes."""
+FPS = (1e-6, 1e6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,7 @@ class Video:
         return len(self.frames)
 
 
-ImageOrVideo = ImageLike | Video
+ImageOrVideo: TypeAlias = "ImageLike | Video"
 
 
 def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:
@@ -50,111 +60,112 @@ def read_video(source: VideoLike, frames: int = 8, fps: float = 24.0) -> Video:
 
     The duration is cut into `frames` equal spans, and the frame shown in the middle of each is taken; of a source with
     a constant frame rate, `frames` = all takes each once. Files are read with PyAV
-    (`pip install "illava-lab[video]"`), animated GIF, WebP and PNG with Pillow; decoding stops after the last frame
-    that is needed.
+    (`pip install "illava-lab[video]"`), animated GIF, WebP, PNG and AVIF with Pillow; decoding stops after the last
+    frame that is needed.
 
     Args:
         source: a file, a list of images (`read_image` says which), or an array (frames, height, width, 3) of 8 bits.
-        frames: how many to take, from 1 to all.
+        frames: how many to take, from 1 to all. A frame may have up to 33 million pixels (8K), all that are taken
+            together a billion.
         fps: frames per second of a list or an array, which carry no times; a file knows its own.
 
     Raises:
         LabError: no such file, an empty or broken one, a still picture, pictures of different sizes, an array of
-            another shape or type, more frames than there are, or PyAV is needed and not installed.
+            another shape or type, more frames than there are, frames that are too large, a file that is cut off as far
+            as it can be told, or PyAV is needed and not installed.
     """
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+    if isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1:
         raise LabError(f"frames must be a whole number of at least 1, got {frames!r}")
-    if not fps > 0:
-        raise LabError(f"fps must be above 0, got {fps!r}")
-    if isinstance(source, np.ndarray):
-        if source.ndim != 4 or source.shape[-1] != 3 or source.dtype != np.uint8:
-            raise LabError(
-                f"a video array must be (frames, height, width, 3) of uint8, got {source.shape} of {source.dtype}"
-            )
-        return _from_pictures(list(source), frames, fps, "the array")
+    frames, fps = int(frames), _rate(fps)
+    if is_array(source):
+        return _from_array(source, frames, fps)
     if isinstance(source, (list, tuple)):
-        return _from_pictures([np.asarray(read_image(image)) for image in source], frames, fps, "the list")
-    if not isinstance(source, (str, PathLike)):
+        return _from_list(source, frames, fps)
+    if not isinstance(source, (str, os.PathLike)):
         raise LabError(f"a video must be a path, a list of images or an array, got {type(source).__name__}")
-    path = Path(source)
-    if not path.is_file():
-        raise LabError(f"no video file at {str(path)!r}")
-    if path.stat().st_size == 0:
-        raise LabError(f"{path} is empty")
+    name = quoted(source)
+    if not is_file(source):
+        raise LabError(f"no video file at {name}")
+    return _from_file(Path(os.fsdecode(source)), frames, name)
+
+
+def _rate(fps: Any) -> float:
     try:
-        opened = Image.open(path)
-    except UnidentifiedImageError:
-        return _from_film(path, frames)
-    with opened:
-        return _from_animation(opened, frames, path)
+        rate = math.nan if isinstance(fps, (bool, str, bytes)) else float(fps)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        rate = math.nan
+    if not FPS[0] <= rate <= FPS[1]:
+        raise LabError(f"fps must be above 0, from {FPS[0]:g} to {FPS[1]:.0f}, got {fps!r:.60}")
+    return rate
 
 
-def _from_pictures(pictures: list[np.ndarray], frames: int, fps: float, name: str) -> Video:
-    starts = [index / fps for index in range(len(pictures))]
-    chosen = _sample(starts, len(pictures) / fps, frames, name)
-    return _video([pictures[i] for i in chosen], chosen, starts, len(pictures) / fps, name)
+def _from_array(source: Any, frames: int, fps: float) -> Video:
+    array = pixels_of(source, 4, "a video array")
+    starts, duration = _steady(len(array), fps)
+    chosen = _sample(starts, duration, frames, "the array")
+    _check_taken(array.shape[2], array.shape[1], frames, "the array")
+    return _video([array[i] for i in chosen], chosen, starts, duration, "the array")
 
 
-def _from_animation(image: Image.Image, frames: int, path: Path) -> Video:
-    if getattr(image, "n_frames", 1) == 1:
-        raise LabError(f"{path} is a still picture, not a video")
-    try:
-        starts, duration = [], 0.0
-        for frame in ImageSequence.Iterator(image):
-            starts.append(duration)
-            frame.load()  # WebP tells how long a frame is shown only then
-            # Browsers show a frame that gives no duration for a tenth of a second.
-            duration += (frame.info.get("duration") or 100) / 1000
-        chosen = _sample(starts, duration, frames, str(path))
-        pictures = []
-        for index in chosen:
-            image.seek(index)
-            pictures.append(np.asarray(read_image(image.copy())))
-    except (OSError, SyntaxError, EOFError) as error:
-        raise LabError(f"{path} cannot be read: {error}") from None
-    return _video(pictures, chosen, starts, duration, str(path))
-
-
-def _from_film(path: Path, frames: int) -> Video:
-    try:
-        import av
-    except ImportError:
-        raise LabError(f'reading {path} needs PyAV: pip install "illava-lab[video]"') from None
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise LabError(f"{path} has no pictures in it")
-            stream = container.streams.video[0]
-            unit = stream.time_base or Fraction(1, 1)
-            packets = [(p.pts if p.pts is not None else p.dts, p.duration) for p in container.demux(stream) if p.size]
-            times = sorted(time for time, _ in packets if time is not None)
-            if not times or len(times) < stream.frames:
-                raise LabError(f"{path} breaks off: {len(times)} of {stream.frames or 'its'} frames are there")
-            last = packets[-1][1] or (times[-1] - times[0]) // max(len(times) - 1, 1) or 1
-            starts = [float((time - times[0]) * unit) for time in times]
-            duration = float((times[-1] - times[0] + last) * unit)
-            chosen = _sample(starts, duration, frames, str(path))
-        with av.open(str(path)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            pictures = _decoded(container.decode(video=0), chosen)
-    except av.FFmpegError as error:
-        raise LabError(f"{path} cannot be read as a video: {error.strerror}") from None
-    if len(pictures) < len(chosen):
-        raise LabError(f"{path} breaks off after {len(pictures)} of the {frames} wanted frames")
-    return _video(pictures, chosen, starts, duration, str(path))
-
-
-def _decoded(film: Iterable[Any], chosen: list[int]) -> list[np.ndarray]:
-    """The chosen frames (ascending indices, possibly repeated) of a decoder, upright."""
-    pictures: list[np.ndarray] = []
-    for index, frame in enumerate(film):
+def _from_list(source: Sequence[ImageLike], frames: int, fps: float) -> Video:
+    starts, duration = _steady(len(source), fps)
+    # Every picture has to be one, but only those that are taken stay in memory.
+    chosen = _sample(starts, duration, frames, "the list") if frames <= len(source) else []
+    taken = {}
+    for index, image in enumerate(source):
+        picture = read_image(image)
         if index in chosen:
-            # A phone held sideways stores a rotation, counter-clockwise in degrees.
-            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
-            pictures += [np.ascontiguousarray(upright)] * chosen.count(index)
-        if index >= chosen[-1]:
-            break
-    return pictures
+            _check_taken(*picture.size, frames, "the list")
+            taken[index] = np.asarray(picture)
+    chosen = _sample(starts, duration, frames, "the list")
+    return _video([taken[i] for i in chosen], chosen, starts, duration, "the list")
+
+
+def _steady(count: int, fps: float) -> tuple[list[float], float]:
+    return [index / fps for index in range(count)], count / fps
+
+
+def _from_file(path: Path, frames: int, name: str) -> Video:
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise LabError(f"{name} is empty")
+        # TGA has no sign of its own, and films can look like one.
+        with path.open("rb") as stream, open_picture(stream, leave_out=("TGA",)) as image:
+            return _from_animation(image, frames, name)
+    except UnidentifiedImageError:
+        return _from_film(path, size, frames, name)
+    except LabError:
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        raise LabError(f"{name} cannot be read: {reason(error)}") from None
+
+
+def _from_animation(image: Image.Image, frames: int, name: str) -> Video:
+    starts, duration = animation_times(image, name)
+    chosen = _sample(starts, duration, frames, name)
+    _check_taken(*image.size, len(set(chosen)), name)
+    return _video(animation_frames(image, chosen, name), chosen, starts, duration, name)
+
+
+def _from_film(path: Path, size: int, frames: int, name: str) -> Video:
+    with opened(path, name) as container:
+        starts, duration = film_times(container, size, name)
+        chosen = _sample(starts, duration, frames, name)
+        stream = container.streams.video[0]
+        _check_taken(stream.width or 1, stream.height or 1, frames, name)
+    with opened(path, name) as container:
+        pictures = film_frames(container, chosen, name)
+    return _video(pictures, chosen, starts, duration, name)
+
+
+def _check_taken(width: int, height: int, frames: int, name: str) -> None:
+    check_size(width, height, f"a frame of {name}", MOST_FRAME_PIXELS)
+    if width * height * frames > MOST_TAKEN:
+        raise LabError(
+            f"{frames} frames of {width} x {height} pixels are more than the {MOST_TAKEN // 10**6} million pixels that "
+            f"are taken of {name}: take at most {MOST_TAKEN // (width * height)}"
+        )
 
 
 def _sample(starts: list[float], duration: float, frames: int, name: str) -> list[int]:
@@ -165,7 +176,8 @@ def _sample(starts: list[float], duration: float, frames: int, name: str) -> lis
     return (np.searchsorted(starts, middles, side="right") - 1).tolist()
 
 
-def _video(pictures: list[np.ndarray], chosen: list[int], starts: list[float], duration: float, name: str) -> Video:
+def _video(pictures: Iterable[np.ndarray], chosen: list[int], starts: list[float], duration: float, name: str) -> Video:
+    pictures = list(pictures)
     sizes = {picture.shape for picture in pictures}
     if len(sizes) > 1:
         named = " and ".join(f"{width} x {height}" for height, width, _ in sorted(sizes)[:2])

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
 from illava_lab.models.images import read_image
-from illava_lab.models.processors import check_takes_videos
+from illava_lab.models.processors import check_shape, check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
 from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
@@ -61,15 +61,22 @@ class Lab:
         of the model in a question, such as ``<image>`` or ``</s>``, are plain text there (see `plain`).
 
         Raises:
-            LabError: an empty question or one that is no text, an image that cannot be read, numbers of questions and
-                images that do not match, a prompt without an image, one that is longer than the positions that the
-                model knows, or a video for a model that takes none.
+            LabError: an empty question or one that is no text, an image that cannot be read or is too long and narrow
+                for the model's processor, numbers of questions and images that do not match, a prompt without an image,
+                one that is longer than the positions that the model knows, or a video for a model that takes none.
         """
         check_entries(images, questions)
         for question in questions:
             check_question(question)
         shown = [as_list(entry, "images") for entry in images]
         per_prompt = [[one if isinstance(one, Video) else read_image(one) for one in entry] for entry in shown]
+        for own in per_prompt:
+            for one in own:
+                if isinstance(one, Video):
+                    height, width = one.frames.shape[1:3]
+                    check_shape(self.processor, width, height, what="a frame")
+                else:
+                    check_shape(self.processor, *one.size, alone=len(own) == 1)
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]

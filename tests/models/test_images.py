@@ -63,10 +63,10 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     for path, says in [
-        (animated, r"moving.gif is animated \(3 frames\)"),
-        (tmp_path / "cut.jpg", "cut.jpg cannot be read: .*truncated"),
-        (tmp_path / "text.png", "text.png is not a picture"),
-        (tmp_path / "empty.png", "empty.png is not a picture"),
+        (animated, r"moving.gif' is animated \(3 frames\)"),
+        (tmp_path / "cut.jpg", "cut.jpg' cannot be read: .*truncated"),
+        (tmp_path / "text.png", "text.png' is not a picture"),
+        (tmp_path / "empty.png", "empty.png' is not a picture"),
         (tmp_path / "nowhere.png", "no image file at .*nowhere.png"),
         (Image.new("F", (4, 4)), "floating-point"),
     ]:

@@ -131,14 +131,14 @@ def test_what_is_no_video_is_refused_by_name(tmp_path):
     tall = [Image.new("RGB", (8, 9)), Image.new("RGB", (8, 8))]
     for source, arguments, says in [
         (tmp_path / "none.mp4", {}, "no video file at .*none.mp4"),
-        (tmp_path / "empty.mp4", {}, "empty.mp4 is empty"),
-        (tmp_path / "text.mp4", {}, "text.mp4 cannot be read as a video: "),
-        (tmp_path / "cut.mp4", {}, "cut.mp4 breaks off: 0 of 60 frames are there"),
-        (tmp_path / "cut.gif", {"frames": 4}, "cut.gif cannot be read|frames must be at most"),
-        (tmp_path / "still.png", {}, "still.png is a still picture, not a video"),
+        (tmp_path / "empty.mp4", {}, "empty.mp4' is empty"),
+        (tmp_path / "text.mp4", {}, "text.mp4' cannot be read as a video: "),
+        (tmp_path / "cut.mp4", {}, "cut.mp4' breaks off: 0 of 60 frames are there"),
+        (tmp_path / "cut.gif", {"frames": 4}, "cut.gif' cannot be read|frames must be at most"),
+        (tmp_path / "still.png", {}, "still.png' is a still picture, not a video"),
         (whole, {"frames": 0}, "frames must be a whole number of at least 1, got 0"),
         (whole, {"frames": 2.0}, "frames must be a whole number of at least 1, got 2.0"),
-        (whole, {"frames": 61}, "frames must be at most 60, which is all that .*whole.mp4 has, got 61"),
+        (whole, {"frames": 61}, "frames must be at most 60, which is all that .*whole.mp4' has, got 61"),
         ([], {"frames": 1}, "frames must be at most 0, which is all that the list has"),
         (tall, {"frames": 2}, "the frames of the list must be of one size, got 8 x 8 and 8 x 9"),
         ([tmp_path / "none.png"], {"frames": 1}, "no image file"),
@@ -165,7 +165,7 @@ def test_a_film_that_breaks_off_is_not_taken_for_a_shorter_one(tmp_path):
     assert len(il.read_video(moved, frames=60)) == 60
     content = moved.read_bytes()
     moved.write_bytes(content[: content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2])
-    with pytest.raises(il.LabError, match="moved.mp4 (breaks off|cannot be read)"):
+    with pytest.raises(il.LabError, match="moved.mp4' (breaks off|cannot be read)"):
         il.read_video(moved)
 
 
@@ -178,7 +178,7 @@ def test_without_pyav_a_film_asks_for_it_and_an_animation_works(tmp_path):
         "try: il.read_video('film.mp4')\nexcept il.LabError as error: print(error)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["2", 'reading film.mp4 needs PyAV: pip install "illava-lab[video]"']
+    assert run.stdout.splitlines() == ["2", "reading 'film.mp4' needs PyAV: pip install \"illava-lab[video]\""]
 
 
 def test_a_model_that_takes_no_videos_says_so_and_the_command_line_reads_them(tmp_path, capsys):
