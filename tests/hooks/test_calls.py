@@ -44,8 +44,10 @@ def ends_with_image(kind: str, prompts: list[Prompt]) -> dict:
         rows.append(last + 1)
     shortest = min(len(ids[0]) - end for end in rows)
     keep = ids.shape[1] - shortest
-    shifted = torch.stack([torch.cat([row[:0], row.roll(len(row) - end)[-keep:]]) for row, end in zip(ids, rows)])
-    hidden = torch.stack([own.roll(len(own) - end)[-keep:] for own, end in zip(mask, rows)])
+    shifted = torch.stack(
+        [torch.cat([row[:0], row.roll(len(row) - end)[-keep:]]) for row, end in zip(ids, rows, strict=True)]
+    )
+    hidden = torch.stack([own.roll(len(own) - end)[-keep:] for own, end in zip(mask, rows, strict=True)])
     for row, end in enumerate(rows):
         padding = keep - (end - int((mask[row] == 0).sum()))
         hidden[row, : max(0, padding)] = 0
@@ -286,7 +288,7 @@ def test_offloaded_weights(kind, model, name):
         want = forward(model, inputs)
     offloaded = random_llava(kind)
     parts = [offloaded]
-    if "siglip_vision_model" == offloaded.config.vision_config.model_type:  # its pooling head cannot be, also bare
+    if offloaded.config.vision_config.model_type == "siglip_vision_model":  # its pooling head cannot be, also bare
         parts = [offloaded.model.vision_tower.encoder, offloaded.model.language_model, offloaded.lm_head]
     for part in parts:
         accelerate.cpu_offload(part, execution_device="cpu")
