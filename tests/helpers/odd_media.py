@@ -12,13 +12,14 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from helpers.films import ANIMATED, animation, film
 from PIL import Image
 
 import illava_lab as il
@@ -43,7 +44,6 @@ STILLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "TIFF": (("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"), {}),
     "WEBP": (("RGB", "RGBA"), {}),
 }
-ANIMATED = {"GIF": {}, "WEBP": {"lossless": True}, "PNG": {}, "TIFF": {}, "AVIF": {}}
 FILMS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "mpg": "mpeg1video"}
 MODES = (
     "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F",
@@ -67,7 +67,6 @@ class Odd:
     must: bool = False
 
 
-# ---------------------------------------------------------------------------------------------- the judge
 def judge(odd: Odd) -> str | None:
     """What is wrong with how one of them is treated, or None."""
     start = time.perf_counter()
@@ -88,6 +87,17 @@ def judge(odd: Odd) -> str | None:
     if fault is None and seconds > SECONDS:
         fault = f"takes {seconds:.1f} s"
     return None if fault is None else f"{odd.name} {fault}"
+
+
+def refused(read: Callable[..., Any], *arguments: Any) -> str:
+    """The sentence with which something is refused: within two seconds, on one line that a terminal can show."""
+    start = time.perf_counter()
+    with pytest.raises(il.LabError) as caught:
+        read(*arguments)
+    assert time.perf_counter() - start < SECONDS
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 600
+    return said
 
 
 def _wrong(read: Any, size: tuple[int, int] | None) -> str | None:
@@ -209,32 +219,6 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def animation(kind: str, rng: np.random.Generator) -> bytes:
-    """A moving picture of a few frames."""
-    frames = [drawn("RGB", (24, 16), rng) for _ in range(int(rng.integers(2, 6)))]
-    stream = BytesIO()
-    frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=100, **ANIMATED[kind])
-    return stream.getvalue()
-
-
-def film(path: Path, levels: list[int], codec: str, size: tuple[int, int] = (64, 48), fps: int = 10) -> Path:
-    """A film whose frames are flat greys, with noise so that they take some bytes."""
-    import av
-
-    width, height = size
-    rng = np.random.default_rng(len(levels))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25 if codec == "mpeg1video" else fps)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 400_000
-        for index, level in enumerate(levels):
-            pixels = np.full((height, width, 3), level, np.int16) + rng.integers(-20, 21, (height, width, 1))
-            frame = av.VideoFrame.from_ndarray(pixels.clip(0, 255).astype(np.uint8), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 def damaged_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
     """Pictures and animations with a few bytes changed, under names that lie."""
     path = folder / "damaged.png"
@@ -258,7 +242,11 @@ def damaged_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
 def damaged_films(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
     """Animations and films with a few bytes changed."""
     Image.init()
-    sources = [(f".{kind.lower()}", animation(kind, rng)) for kind in ANIMATED if kind in Image.SAVE_ALL]
+    sources = [
+        (f".{kind.lower()}", animation(kind, [drawn("RGB", (24, 16), rng) for _ in range(int(rng.integers(2, 6)))]))
+        for kind in ANIMATED
+        if kind in Image.SAVE_ALL
+    ]
     try:
         for suffix, codec in FILMS.items():
             path = film(folder / f"film.{suffix}", list(range(20, 240, 18)), codec)

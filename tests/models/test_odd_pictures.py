@@ -1,11 +1,10 @@
-"""Odd pictures, films and names: each is read as it is seen, or refused in one line, soon, in every family."""
+"""Odd pictures, films and names: each is read as it is seen, or refused in one line, soon."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import struct
-import time
 import zlib
 from importlib.util import find_spec
 from io import BytesIO, StringIO
@@ -14,27 +13,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import odd_media
-from helpers.small_labs import FAMILIES, small_lab
+from helpers.films import film
+from helpers.odd_media import refused
 from PIL import Image
-from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaOnevisionImageProcessorPil
 
 import illava_lab as il
 from illava_lab.__main__ import main
 from illava_lab.models.images import FORMATS
-from illava_lab.models.processors import check_shape
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-def refused(read, *arguments) -> str:
-    """The sentence with which something is refused: within two seconds, on one line that a terminal can show."""
-    start = time.perf_counter()
-    with pytest.raises(il.LabError) as caught:
-        read(*arguments)
-    assert time.perf_counter() - start < odd_media.SECONDS
-    said = str(caught.value)
-    assert said.isprintable() and len(said) < 600
-    return said
 
 
 def grey(image: Image.Image) -> list[list[int]]:
@@ -122,8 +109,8 @@ def test_arrays_and_open_files_are_taken(tmp_path):
         for source in (pixels, torch.from_numpy(pixels), opened, stream, bytearray(path.read_bytes()), path):
             assert np.array_equal(np.asarray(il.read_image(source)), pixels)
     assert np.array_equal(np.asarray(il.read_image(pixels[::-1, ::2])), pixels[::-1, ::2])
-    film = np.stack([pixels] * 3)
-    assert np.array_equal(il.read_video(torch.from_numpy(film), frames=3).frames, film)
+    three = np.stack([pixels] * 3)
+    assert np.array_equal(il.read_video(torch.from_numpy(three), frames=3).frames, three)
     for source, says in [
         (pixels / 255, r"got (5, 7, 3) of float64, whose range is not known"),
         (torch.rand(5, 7, 3, dtype=torch.bfloat16), r"got (5, 7, 3) of bfloat16, whose range is not known"),
@@ -188,8 +175,9 @@ NAMES = [
 
 
 def test_odd_names_are_shown_quoted_on_one_line(tmp_path, capsys):
+    lab = il.load()
     for name in NAMES:
-        for read in (il.read_image, il.read_video, lambda name: il.load().ask(name, "What?")):
+        for read in (il.read_image, il.read_video, lambda name: lab.ask(name, "What?")):
             said = refused(read, name)
             assert "file at '" in said and (len(name) > 200 or repr(name) in said)
         if "\0" in name or "\ud800" in name:  # which no command line can hand over
@@ -216,7 +204,7 @@ def test_no_labs_error_lets_a_terminal_obey_a_name():
 def test_a_film_that_is_cut_is_refused_where_its_container_can_tell(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed")
     for suffix, codec in {"mkv": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "mpg": "mpeg1video", "flv": "flv1", "wmv": "wmv2"}.items():  # fmt: skip
-        path = odd_media.film(tmp_path / f"film.{suffix}", list(range(20, 240, 4)), codec)
+        path = film(tmp_path / f"film.{suffix}", list(range(20, 240, 4)), codec)
         assert len(il.read_video(path)) == 8
         data = path.read_bytes()
         for share in (0.95, 0.6, 0.3):
@@ -226,7 +214,7 @@ def test_a_film_that_is_cut_is_refused_where_its_container_can_tell(tmp_path):
 
 def test_a_film_with_a_latin_title_and_a_name_like_a_protocol_is_read(tmp_path, monkeypatch):
     av = pytest.importorskip("av", reason="PyAV is not installed")
-    plain = odd_media.film(tmp_path / "plain.mp4", [40, 200], "libx264")
+    plain = film(tmp_path / "plain.mp4", [40, 200], "libx264")
     titled = tmp_path / "pipe:0"
     with av.open(str(plain)) as source, av.open(str(titled.absolute()), "w", format="mp4") as target:
         target.metadata["title"] = "Caf\N{LATIN SMALL LETTER E WITH ACUTE}!"
@@ -241,11 +229,11 @@ def test_a_film_with_a_latin_title_and_a_name_like_a_protocol_is_read(tmp_path, 
 
 
 def test_frames_and_rates_that_cannot_be_are_refused(tmp_path):
-    film = np.zeros((4, 6, 8, 3), np.uint8)
+    flat = np.zeros((4, 6, 8, 3), np.uint8)
     for fps in (float("inf"), float("nan"), -1, 5e-324, 1e308, "3", None, True, 10**400):
-        assert refused(il.read_video, film, 2, fps).startswith("fps must be above 0")
-    assert il.read_video(film, np.int64(2), np.float32(2.0)).duration == 2.0
-    for source in (film[:, :0], film[:, :, :0], film.astype(np.float32), film[..., :1]):
+        assert refused(il.read_video, flat, 2, fps).startswith("fps must be above 0")
+    assert il.read_video(flat, np.int64(2), np.float32(2.0)).duration == 2.0
+    for source in (flat[:, :0], flat[:, :, :0], flat.astype(np.float32), flat[..., :1]):
         assert "a video array must be (frames, height, width, 3) of uint8, got" in refused(il.read_video, source, 2)
     huge = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (60, 4320, 7680, 3))
     assert "take at most 30" in refused(il.read_video, huge, 60)
@@ -259,57 +247,3 @@ def test_frames_and_rates_that_cannot_be_are_refused(tmp_path):
     data = (tmp_path / "bomb.gif").read_bytes()
     (tmp_path / "bomb.gif").write_bytes(data[:6] + struct.pack("<HH", 9000, 9000) + data[10:])
     assert "a frame of" in refused(il.read_video, tmp_path / "bomb.gif", 2)
-
-
-# ---------------------------------------------------------------------------------------------- in the families
-BOUNDED = ("embedded", "next", "internvl")  # whatever the shape, their processors make a few squares of it
-SLOW = ("next", "onevision")
-
-
-@pytest.mark.filterwarnings("ignore:this model does not know")
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
-def test_pictures_of_every_shape_are_answered_or_refused(family):
-    lab = small_lab(family)
-    for size in [(1, 1), (140, 1), (1, 201), (5000, 1), (1, 60_000)]:
-        picture = Image.new("RGB", size, "teal")
-        for shown in (picture, [picture, picture]):
-            start = time.perf_counter()
-            try:
-                inputs, said = lab.inputs([shown], ["What is this?"]), ""
-            except il.LabError as error:
-                said = str(error)
-            assert time.perf_counter() - start < 2 * odd_media.SECONDS, size
-            if said:
-                assert f"{size[0]} x {size[1]} pixels" in said and said.isprintable()
-                assert max(size) > 200 and family not in BOUNDED, said
-            elif max(size) <= 201 and shown is picture:
-                with torch.no_grad():
-                    assert lab.model(**inputs).logits[:, -1].isfinite().all(), size
-    mpo = BytesIO()
-    Image.new("RGB", (80, 40)).save(mpo, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
-    for shown in (mpo, np.zeros((30, 40, 3), np.uint8), Image.fromarray(LEVELS).convert("I")):
-        assert lab.ask(shown, "What is this?", "illava", keep=0.5, max_new_tokens=2).timing.tokens >= 1
-
-
-def test_the_bound_follows_from_a_processors_own_settings():
-    cropping = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    check_shape(cropping, 1, 148)
-    assert "would make 336 x 1680000 of it" in refused(check_shape, cropping, 1, 5000)
-    assert "would make 1680000 x 336 of it" in refused(check_shape, cropping, 5000, 1)
-    check_shape(CLIPImageProcessorPil(size={"shortest_edge": 24}), 1, 5000)
-    check_shape(CLIPImageProcessorPil(size={"height": 336, "width": 336}), 1, 60_000)
-    check_shape(CLIPImageProcessorPil(size={"shortest_edge": 336}, do_resize=False, do_center_crop=True), 1, 60_000)
-    squares, crops = LlavaImageProcessorPil(do_pad=True), LlavaOnevisionImageProcessorPil()
-    check_shape(squares, 8064, 6048)  # a phone's picture may be padded, large as it is
-    check_shape(crops, 1, 60_000)
-    assert "60000 x 60000" in refused(check_shape, squares, 1, 60_000)
-    assert "60000 x 60000" in refused(check_shape, crops, 1, 60_000, False)
-
-
-def test_a_film_three_pixels_high_keeps_its_colours():
-    """transformers would take its rows for channels."""
-    lab = small_lab("onevision")
-    flat, tall = (np.zeros((2, height, 60, 3), np.uint8) for height in (3, 6))
-    flat[..., 0] = tall[..., 0] = 255
-    pixels = [lab.inputs([il.read_video(film, 2)], ["What?"])["pixel_values_videos"] for film in (flat, tall)]
-    torch.testing.assert_close(*pixels)
