@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from illava_lab.errors import LabError
-from illava_lab.measuring.summary import budget_label
+from illava_lab.measuring.summary import baseline_of, budget_label
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -143,7 +143,7 @@ def categories(table: pd.DataFrame) -> go.Figure:
     Raises:
         LabError: a table without the row of "none".
     """
-    baseline = _baseline(table)
+    baseline = baseline_of(table, "accuracy")
     rows = table[table["status"] == "ok"]
     columns = ["accuracy", *(column for column in table if column.startswith("accuracy_"))]
     accuracy = rows[columns] * 100
@@ -224,18 +224,12 @@ def save_html(figure: go.Figure, path: str | PathLike) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
-def _baseline(table: pd.DataFrame) -> pd.Series:
-    found = table[(table["strategy"] == BASELINE) & (table["status"] == "ok")]
-    if found.empty:
-        raise LabError('the table has no row of strategy "none" to compare with')
-    return found.iloc[0]
-
-
 def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
     """Accuracy of "none" in percent, and the lines of the other strategies in the order of the table."""
     if x not in AXES:
         raise LabError(f"x must be one of {', '.join(AXES)}, got {x!r}")
-    column, baseline = AXES[x][0], _baseline(table)
+    column = AXES[x][0]
+    baseline = baseline_of(table, column, "accuracy", "difference", "difference_low", "difference_high")
     if pd.isna(baseline[column]):
         raise LabError(f"x={x!r} needs the column {column!r}, which this table leaves empty")
     rows = table[(table["status"] == "ok") & (table["strategy"] != BASELINE)]
