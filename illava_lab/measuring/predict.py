@@ -59,7 +59,7 @@ def correct(answers: Sequence[str], task: Task) -> np.ndarray:
     Raises:
         LabError: not as many answers as the task has questions.
     """
-    if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) != len(task):
+    if isinstance(answers, str) or len(answers) != len(task):
         raise LabError(f"answers must be a list of {len(task)}, one for each question of the task, got {answers!r:.80}")
     right = task.samples["answer"]
     return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
