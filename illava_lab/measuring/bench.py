@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,11 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.attach import attach
 from illava_lab.measuring import measure
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
-from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_count, reason, wanted
+from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, reason, several, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
 from illava_lab.measuring.speed import Configuration
 from illava_lab.measuring.tasks import load_task
@@ -29,7 +28,10 @@ from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import as_list, check_count, check_flag
 from illava_lab.session.lab import Lab
+from illava_lab.session.room import check_answer, positions_of
+from illava_lab.session.turns import attached
 
 COLUMNS = (
     "strategy", "keep", "flops", "preset", "schedule", "batch", "text_tokens", "new_tokens", "seed",
@@ -101,20 +103,25 @@ def bench(
         LabError: bad arguments, before any work.
     """
     asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
-    for name, counts in {"batch_sizes": batch_sizes, "text_tokens": text_tokens or (1,)}.items():
-        for value in counts:
-            check_count(name, value)
-    check_count("rounds", rounds)
-    check_count("new_tokens", new_tokens)
+    batches, lengths = _counts("batch_sizes", batch_sizes), []
+    if text_tokens is not None:
+        lengths = _counts("text_tokens", text_tokens)
+    seed, rounds, new_tokens = int(seed), check_count("rounds", rounds), check_count("new_tokens", new_tokens)
+    check_out(out)
+    check_flag("progress", progress)
     if image is None:
         image = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
-    lengths = text_tokens or [measure.text_tokens(lab.model, lab.inputs([image], [QUESTION]))]
+    image = as_list(image)
+    question = lab.inputs([image], [QUESTION])
+    for batch in batches:
+        check_batch("batch_sizes", batch, question)
     cases = []
-    for length in lengths:
+    for length in lengths or [measure.text_tokens(lab.model, question)]:
         single = _inputs(lab, image, 1, length)  # a length that cannot be is refused before any work
+        check_answer(lab.model, positions_of(lab.model, single), new_tokens, "new_tokens")
         layouts = measure.layouts(lab.model, single) if asked.needs_prompt else None
         plan = [replace(baseline(), name=BARE), baseline(), *asked.rows(lab.model, length, layouts)]
-        cases += [(batch, length, row) for batch in batch_sizes for row in plan]
+        cases += [(batch, length, row) for batch in batches for row in plan]
 
     settings = {"seed": seed, "new_tokens": new_tokens, "rounds": rounds, "threads": torch.get_num_threads()}
     log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "measurements")
@@ -202,7 +209,7 @@ class _Case:
     def _formula(self, single: dict[str, Tensor]) -> float:
         """FLOPs of one prompt by the closed form."""
         model, configuration = self.lab.model, (self.row.strategy, self.row.planned)
-        with attach(model, *configuration) as trace:
+        with attached(model, *configuration) as trace:
             measure.prefill(model, single)
         return prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)
 
@@ -213,8 +220,14 @@ def _with_spread(name: str, found: measure.Ratio) -> dict[str, float]:
 
 def _images(image: Any) -> int:
     """Images in a prompt; every frame of a video counts."""
-    several = image if isinstance(image, (list, tuple)) else [image]
-    return sum(len(one) if isinstance(one, Video) else 1 for one in several)
+    return sum(len(one) if isinstance(one, Video) else 1 for one in as_list(image))
+
+
+def _counts(name: str, given: Any) -> list[int]:
+    """Whole numbers of at least 1, none of them twice."""
+    if given is None or isinstance(given, (str, bytes, Mapping)):
+        raise LabError(f"{name} must be a list of whole numbers of at least 1, got {given!r}")
+    return [check_count(name, value) for value in several(name, given)]
 
 
 def _inputs(lab: Lab, image: Any, batch: int, length: int) -> dict[str, Tensor]:
@@ -225,6 +238,7 @@ def _inputs(lab: Lab, image: Any, batch: int, length: int) -> dict[str, Tensor]:
     """
     inputs = lab.inputs([image] * batch, [QUESTION] * batch)
     missing = length - measure.text_tokens(lab.model, inputs)
+    check_answer(lab.model, positions_of(lab.model, inputs) + max(0, missing), 1)
     if missing < 0:
         inputs = lab.inputs([image] * batch, ["?"] * batch)
         missing = length - measure.text_tokens(lab.model, inputs)

@@ -14,18 +14,28 @@ import torch
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.attach import attach
 from illava_lab.measuring import distributed, measure
 from illava_lab.measuring.difference import keep_answers
 from illava_lab.measuring.predict import by_category, correct, predict
-from illava_lab.measuring.rows import BASELINE, OneOrSeveral, Row, baseline, check_count, reason, wanted
+from illava_lab.measuring.rows import (
+    BASELINE,
+    OneOrSeveral,
+    Row,
+    baseline,
+    check_batch,
+    check_out,
+    reason,
+    wanted,
+)
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.tasks import Task, load_task
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import check_count, check_flag
 from illava_lab.session.lab import Lab
+from illava_lab.session.turns import attached
 
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
 AFTER_CATEGORIES = (
@@ -86,9 +96,14 @@ def compare(
         LabError: bad arguments, before any work; or the bare model itself fails.
     """
     asked = wanted(strategy, keep, flops, preset, schedule, default=DEFAULT_KEEPS, seed=seed)
-    check_count("batch_size", batch_size)
+    seed, batch_size = int(seed), check_count("batch_size", batch_size)
+    limit = None if limit is None else check_count("limit", limit)
+    check_out(out)
+    for name, value in (("timing", timing), ("progress", progress)):
+        check_flag(name, value)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
+    check_batch("batch_size", batch_size, _first(lab, task))
     plan = [baseline(), *asked.rows(lab.model, *(_prompt(lab, task) if asked.needs_prompt else ()))]
     log, done = None, {}
     if out is not None and distributed.is_first():
@@ -160,7 +175,7 @@ def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tupl
     starts = distributed.share(range(0, len(task), batch_size))
     try:
         values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
-        with attach(lab.model, row.strategy, schedule):
+        with attached(lab.model, row.strategy, schedule):
             own = predict(lab, task, batch_size, bar.update, starts)
     except Exception as error:
         failure = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from illava_lab.errors import LabError
 from illava_lab.measuring.tasks import Task
 from illava_lab.schedules.budget import AnyStrategy
 from illava_lab.schedules.plan import Plan
@@ -32,8 +33,10 @@ def converse(
         One answer for each row of `task.samples`, in their order.
 
     Raises:
-        LabError: as `chat`.
+        LabError: as `chat`, or no Task.
     """
+    if not isinstance(task, Task):
+        raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
     said: dict[Any, str] = {}
     for name, rows in task.samples.groupby("image_id", sort=False):
         with chat(lab, task.image(name), strategy, keep, flops=flops, preset=preset, schedule=schedule) as talk:

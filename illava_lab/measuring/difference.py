@@ -45,7 +45,7 @@ def difference(table: pd.DataFrame, a: int | str, b: int | str, *, confidence: f
         LabError: no such row, several of that name, a row that failed, or a table that `compare` did not return (one
             read from a file has lost the answers: the same call with its folder as `out` returns them at once).
     """
-    answers = table.attrs.get(_ANSWERS)
+    answers = table.attrs.get(_ANSWERS) if isinstance(table, pd.DataFrame) else None
     if answers is None:
         raise LabError(
             "table holds no answers: pass the one that compare returned; the same call with out= its folder does"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.attach import attach, is_attached
-from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_count, reason, wanted
+from illava_lab.hooks.attach import is_attached
+from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, reason, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.families import describe
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.plan import Plan
+from illava_lab.session.asked import check_count, check_flag
 from illava_lab.session.lab import Lab
 from illava_lab.session.prompt import layouts, text_tokens
+from illava_lab.session.room import check_answer, positions_of
+from illava_lab.session.turns import attached, one_at_a_time
 
 COLUMNS = (
     "number", "question", "strategy", "keep", "flops", "preset", "schedule",
@@ -84,17 +87,22 @@ def fidelity(
             that cannot be read, a video for a model that takes none, an empty question, an unknown strategy, one that
             cannot reach a keep on this model, a keep outside (0, 1], or a model with a strategy attached.
     """
-    if is_attached(lab.model):
-        raise LabError("fidelity needs the unreduced model, but a strategy is attached to it; leave that block first")
-    check_count("max_new_tokens", max_new_tokens)
+    with one_at_a_time(lab.model):
+        if is_attached(lab.model):
+            who = "fidelity needs the unreduced model"
+            raise LabError(f"{who}, but a strategy is attached to it; leave that block first")
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    check_out(out)
+    check_flag("progress", progress)
     asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
+    seed = int(seed)
     for name, value in (("images", images), ("questions", questions)):
         if not isinstance(value, (list, tuple)) or not value:
             raise LabError(f"{name} must be a list with one entry for each question, got {value!r}")
     if len(images) != len(questions):
         raise LabError(f"images must hold one entry for each of {len(questions)} questions, got {len(images)}")
-    # A broken picture is found before minutes of work, not after.
-    digest = _digest(lab.inputs([entry], [question]) for entry, question in zip(images, questions, strict=True))
+    # A broken picture, or a question that is too long, is found before minutes of work, not after.
+    digest = _digest(_prompts(lab, images, questions, max_new_tokens))
     plan = _plan(lab, asked, lab.inputs(images[:1], questions[:1]))
     settings = {"max_new_tokens": max_new_tokens, "seed": seed, "prompts": digest}
     log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "a comparison with itself")
@@ -106,7 +114,8 @@ def fidelity(
             known = {row: stored["row"] for row in plan if log and (stored := log.finished(labels[row], row))}
             if len(known) < len(plan):
                 inputs = lab.inputs([entry], [question])
-                answer, logits = _follow(lab, inputs, max_new_tokens)
+                with one_at_a_time(lab.model):
+                    answer, logits = _follow(lab, inputs, max_new_tokens)
             for row in plan:
                 if row not in known:
                     known[row] = {"number": number, "question": question, "strategy": row.name, **row.budget}
@@ -125,7 +134,7 @@ def _compared(
     lab: Lab, inputs: dict[str, Tensor], row: Row, answer: Tensor, logits: Tensor, longest: int
 ) -> dict[str, Any]:
     """How far a reduced model goes from the unreduced model's `answer` (S,) with its `logits` (S, V)."""
-    with attach(lab.model, row.strategy, row.planned):
+    with attached(lab.model, row.strategy, row.planned):
         own, own_logits = _follow(lab, inputs, longest, answer)
     kl, agreement = divergence(logits, own_logits)
     parted = first_difference(answer, own)
@@ -173,6 +182,15 @@ def _plan(lab: Lab, asked: Wanted, inputs: dict[str, Tensor]) -> list[Row]:
             raise LabError(f"{row.label}: {reason(row.schedule)}")
         row.planned.check(describe(lab.model), row.strategy)
     return plan
+
+
+def _prompts(
+    lab: Lab, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int
+) -> Iterator[dict[str, Tensor]]:
+    for entry, question in zip(images, questions, strict=True):
+        inputs = lab.inputs([entry], [question])
+        check_answer(lab.model, positions_of(lab.model, inputs), max_new_tokens)
+        yield inputs
 
 
 def _digest(prompts: Iterable[dict[str, Tensor]]) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from illava_lab.errors import LabError
 from illava_lab.measuring.tasks import Task
+from illava_lab.session.asked import check_count
 from illava_lab.session.lab import Lab
 
 
@@ -23,7 +25,13 @@ def predict(
     Args:
         done: called after each batch with its number of questions, for a progress bar.
         starts: the batches to do, each by its first question; None for all.
+
+    Raises:
+        LabError: no Task, a batch size that is no whole number of at least 1, or as `Lab.answer`.
     """
+    if not isinstance(task, Task):
+        raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
+    batch_size = check_count("batch_size", batch_size)
     longest = answer_tokens(lab, task)
     answers: list[str] = []
     for start in range(0, len(task), batch_size) if starts is None else starts:
@@ -46,7 +54,13 @@ def answer_tokens(lab: Lab, task: Task) -> int:
 
 
 def correct(answers: Sequence[str], task: Task) -> np.ndarray:
-    """(questions,) bool: exact match, but for case and for space at the ends."""
+    """(questions,) bool: exact match, but for case and for space at the ends.
+
+    Raises:
+        LabError: not as many answers as the task has questions.
+    """
+    if isinstance(answers, str) or len(answers) != len(task):
+        raise LabError(f"answers must be a list of {len(task)}, one for each question of the task, got {answers!r:.80}")
     right = task.samples["answer"]
     return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
 

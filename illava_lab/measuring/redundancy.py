@@ -22,6 +22,7 @@ from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
 from illava_lab.session.lab import Lab
+from illava_lab.session.turns import one_at_a_time
 from illava_lab.sites.attention import AttentionSite
 
 
@@ -51,8 +52,6 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
         LabError: a strategy is attached to the model, or the image becomes more than one grid of patches.
     """
     anatomy = describe(lab.model)
-    if is_attached(lab.model):
-        raise LabError("redundancy is measured on the bare model; leave the attach block first")
     inputs = lab.inputs([image], [question])
     if not anatomy.fixed:
         raise LabError("redundancy is recorded of models whose images are one grid of patches each, such as LLaVA-1.5")
@@ -81,6 +80,9 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
         first_token.append(row[0, 0].cpu())
 
     with ExitStack() as undo, torch.no_grad():
+        undo.enter_context(one_at_a_time(lab.model))
+        if is_attached(lab.model):
+            raise LabError("redundancy is measured on the bare model; leave the attach block first")
         encoder = list(anatomy.encoder_layers)[: anatomy.encoder_depth]
         _watch(undo, encoder, anatomy.layer_parts.attention, patches_of_encoder, attention_of_encoder)
         _watch(undo, list(anatomy.llm_layers), "self_attn", patches_of_llm, attention_of_llm)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
-from torch import nn
+import psutil
+from torch import Tensor, nn
 
 from illava_lab.errors import LabError
 from illava_lab.method.registry import get_strategy, make_strategy
@@ -17,8 +19,11 @@ from illava_lab.models.layout import Layout
 from illava_lab.schedules.budget import AnyStrategy, Budget, preset_strategy
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import check_count
 
 BASELINE = "none"
+COPIES = 4  # of a batch that are there at once while its pictures are prepared
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 
 OneOrSeveral = AnyStrategy | Sequence[AnyStrategy]
 
@@ -125,17 +130,16 @@ def wanted(
         LabError: nothing to run, an unknown strategy or preset, what is given twice, a budget that is none, a budget
             without a strategy, or a bad seed.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise LabError(f"seed must be a whole number of at least 0, got {seed!r}")
-    presets = [Budget(preset=one) for one in _several("preset", preset)]
+    seed = check_count("seed", seed, least=0, most=LARGEST_SEED)
+    presets = [Budget(preset=one) for one in several("preset", preset)]
     budgets = [
         Budget(**{kind: one})
         for kind, given in (("keep", keep), ("flops", flops), ("schedule", schedule))
-        for one in _several(kind, given)
+        for one in several(kind, given)
     ]
     named: dict[str, Strategy] = {}
     bare = False
-    for given in _several("strategy", strategy):
+    for given in several("strategy", strategy):
         name, instance = _named(given, seed)
         if name == BASELINE:
             bare = True
@@ -152,10 +156,25 @@ def wanted(
     return Wanted(named, bare, budgets, presets)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise LabError unless the value is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise LabError(f"{name} must be a whole number of at least {least}, got {value!r}")
+def check_out(out: Any) -> None:
+    """Raise LabError unless this is None or the name of a folder."""
+    if out is not None and (not isinstance(out, (str, PathLike)) or not str(out).strip()):
+        raise LabError(f"out must name a folder, or be None, got {out!r}")
+
+
+def check_batch(name: str, batch: int, single: Mapping[str, Tensor]) -> None:
+    """Refuse more prompts at once than there is memory to prepare.
+
+    Args:
+        single: model inputs of one of them.
+
+    Raises:
+        LabError: with the most that can be.
+    """
+    size = sum(value.nbytes for value in single.values())
+    most = max(1, psutil.virtual_memory().available // (COPIES * size))
+    if batch > most:
+        raise LabError(f"{name} must be at most {most:,}, for whose pictures there is memory, got {batch:,}")
 
 
 def reason(error: BaseException) -> str:
@@ -164,7 +183,7 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
 
 
-def _several(name: str, given: Any) -> list[Any]:
+def several(name: str, given: Any) -> list[Any]:
     """One or several, as a list.
 
     Raises:

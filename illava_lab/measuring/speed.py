@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
-from illava_lab.hooks.attach import attach
+from illava_lab.errors import LabError
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import check_count
 from illava_lab.session.prompt import Inputs, prefill
+from illava_lab.session.turns import attached as attached_to
+from illava_lab.session.turns import one_at_a_time
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
 
@@ -46,7 +49,13 @@ class Ratio(NamedTuple):
 
 
 def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """Compare times that were taken in the same rounds. Each is divided by its neighbour, so slow drifts cancel."""
+    """Compare times that were taken in the same rounds. Each is divided by its neighbour, so slow drifts cancel.
+
+    Raises:
+        LabError: no times, or not equally many.
+    """
+    if len(times) != len(baseline) or not len(times):
+        raise LabError(f"times and baseline must hold equally many rounds, got {len(times)} and {len(baseline)}")
     value, low, high = np.quantile(np.divide(times, baseline), (0.5, 0.25, 0.75))
     return Ratio(float(value), float(low), float(high))
 
@@ -71,7 +80,11 @@ def speeds(
 
     Returns:
         For each configuration its times, or the exception that it raised.
+
+    Raises:
+        LabError: rounds or new_tokens are no whole numbers of at least 1.
     """
+    rounds, new_tokens = check_count("rounds", rounds), check_count("new_tokens", new_tokens)
     out: list[Speed | Exception] = [Speed() for _ in configurations]
     for round_number in range(rounds + 1):
         order = range(len(configurations))
@@ -92,8 +105,8 @@ def speeds(
 
 
 def attached(model: nn.Module, configuration: Configuration) -> AbstractContextManager:
-    """`attach`, or nothing where the bare model is meant."""
-    return nullcontext() if configuration is None else attach(model, *configuration)
+    """`attach`, or nothing where the bare model is meant; one thread after the other."""
+    return one_at_a_time(model) if configuration is None else attached_to(model, *configuration)
 
 
 @torch.inference_mode()
@@ -135,7 +148,11 @@ def stage_seconds(
     what is between them and the logits. "choice", which is in those already, is what the attached `strategy` itself
     takes: its scores and its maps. Reading the clock at every border waits for the accelerator there, so the sum
     can be more than the prefill takes undisturbed (`speeds`).
+
+    Raises:
+        LabError: rounds is no whole number of at least 1.
     """
+    rounds = check_count("rounds", rounds)
     anatomy = describe(model)
     parts = {"encoder": anatomy.tower, "projector": anatomy.projector, "llm": anatomy.language_model}
     seen: dict[str, float] = {}

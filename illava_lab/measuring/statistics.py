@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
+
+from illava_lab.errors import LabError
+from illava_lab.session.asked import check_count
 
 
 class Difference(NamedTuple):
@@ -29,7 +33,16 @@ def paired_difference(
     Args:
         right, baseline: (questions,) bool.
         image_ids: the image of each question.
+
+    Raises:
+        LabError: no questions, lists of different lengths, a seed or a confidence that is none.
     """
+    if not len(right) == len(baseline) == len(image_ids) or not len(right):
+        lengths = f"{len(right)}, {len(baseline)} and {len(image_ids)}"
+        raise LabError(f"right, baseline and image_ids must have one entry for each question, got {lengths}")
+    if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise LabError(f"confidence must be a number between 0 and 1, such as 0.95, got {confidence!r}")
+    seed = check_count("seed", seed, least=0)
     gain = np.asarray(right, dtype=float) - np.asarray(baseline, dtype=float)
     sums = pd.Series(gain).groupby(np.asarray(image_ids)).agg(["sum", "count"])
     if len(sums) < 2:

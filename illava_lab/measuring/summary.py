@@ -8,7 +8,28 @@ from typing import Any
 
 import pandas as pd
 
+from illava_lab.errors import LabError
 from illava_lab.measuring.rows import BASELINE
+
+
+def baseline_of(table: pd.DataFrame, *columns: str) -> pd.Series:
+    """The row of the bare model in a table from `compare`.
+
+    Args:
+        columns: what the table needs besides.
+
+    Raises:
+        LabError: no table, one that lacks a column, or one without that row.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise LabError(f"table must be a table from compare, got {table!r:.80}")
+    lacks = [column for column in ("strategy", "status", *columns) if column not in table]
+    if lacks:
+        raise LabError(f"the table lacks the column {lacks[0]!r}; pass one from compare")
+    found = table[(table["strategy"] == BASELINE) & (table["status"] == "ok")]
+    if found.empty:
+        raise LabError('the table has no row of strategy "none" to compare with')
+    return found.iloc[0]
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -16,8 +37,11 @@ def summary(table: pd.DataFrame) -> str:
 
     Accuracy and difference are in percent and percentage points, with the 95 % interval of the difference; FLOPs and
     prefill time are shares of those of "none", tokens the mean over all layers.
+
+    Raises:
+        LabError: no table from `compare`.
     """
-    full = table.loc[table["strategy"] == BASELINE, "prefill_flops"].iloc[0]
+    full = baseline_of(table, "keep", "accuracy", "prefill_flops", "cache_bytes")["prefill_flops"]
     lines = [("strategy", "budget", "accuracy %", "difference (95 %)", "tokens", "FLOPs", "prefill time", "cache KB")]
     for row in table[table["status"] == "ok"].itertuples():
         lines.append(
@@ -39,7 +63,12 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def summary_by_category(table: pd.DataFrame) -> str:
-    """Accuracy in percent for every category of question, for people."""
+    """Accuracy in percent for every category of question, for people.
+
+    Raises:
+        LabError: no table from `compare`.
+    """
+    baseline_of(table, "keep", "accuracy")
     columns = [column for column in table if column.startswith("accuracy_")]
     lines = [("strategy", "budget", "all", *(column.removeprefix("accuracy_") for column in columns))]
     for _, row in table[table["status"] == "ok"].iterrows():

@@ -15,6 +15,7 @@ from PIL import Image
 from illava_lab.errors import LabError
 from illava_lab.models.images import read_image
 from illava_lab.paths import data_dir
+from illava_lab.session.asked import check_count
 
 COLUMNS = ("image", "question", "answer", "category", "image_id")
 
@@ -74,8 +75,7 @@ class Task:
         """
         if limit is None:
             return self
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise LabError(f"limit must be a whole number of at least 1, got {limit!r}")
+        limit = check_count("limit", limit)
         if limit >= len(self):
             return self
         asked = self.samples.groupby("image_id", sort=False)["category"].agg(list)
@@ -106,6 +106,8 @@ def load_task(name: str | PathLike = "test") -> Task:
     Raises:
         LabError: no such file, one that cannot be read, a missing column, a missing or empty value.
     """
+    if not isinstance(name, (str, PathLike)) or not str(name):
+        raise LabError(f"task must be {' or '.join(map(repr, EMBEDDED))} or a Parquet file, got {name!r}")
     path = data_dir() / f"{name}.parquet" if name in EMBEDDED else Path(name)
     if not path.is_file():
         known = " or ".join(map(repr, EMBEDDED))

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from illava_lab.errors import LabError
 
 
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise LabError unless the value is a whole number of at least `least`, and of at most `most` if there is one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number, of whatever type.
+
+    Raises:
+        LabError: it is none, below `least` or above `most`.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most:,}"
         raise LabError(f"{name} must be a whole number {allowed}, got {value!r}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise LabError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise LabError(f"{name} must be True or False, got {value!r}")
 
 
 def check_question(question: Any) -> str:

@@ -110,7 +110,7 @@ class Chat:
                 asked while an answer is being made; or the block has been left.
         """
         check_given(generation)
-        check_count("max_new_tokens", max_new_tokens)
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         check_question(question)
         if stream is not None and not callable(stream):
             raise LabError(f"stream must be a function that takes a piece of text, got {stream!r}")

@@ -123,7 +123,7 @@ class Lab:
             LabError: as `inputs`, or a `max_new_tokens` that is no whole number of at least 1, or for which the model
                 has no positions left.
         """
-        check_count("max_new_tokens", max_new_tokens)
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         inputs = self.inputs(images, questions)
         with one_at_a_time(self.model):
             return self._decode(self._generate(inputs, max_new_tokens), inputs)
@@ -173,7 +173,7 @@ class Lab:
                 for which the model has too few positions.
         """
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
-        check_count("max_new_tokens", max_new_tokens)
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         inputs, clock = self.inputs([as_list(image)], [question]), _Clock()
         self._check(inputs, max_new_tokens)
         with attached(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:

@@ -44,18 +44,21 @@ def check_prompt(model: Any, taken: int) -> None:
         )
 
 
-def check_answer(model: Any, taken: int, max_new_tokens: Any) -> None:
+def check_answer(model: Any, taken: int, new_tokens: Any, name: str = "max_new_tokens") -> None:
     """Refuse an answer that cannot be, or that could become too long.
+
+    Args:
+        taken: positions of the prompt; name: of the argument.
 
     Raises:
         LabError: no whole number of at least 1, or more than there is room for behind the prompt.
     """
-    check_count("max_new_tokens", max_new_tokens)
+    check_count(name, new_tokens)
     check_prompt(model, taken)
     known = known_positions(model)
     most = None if known is None else known - taken + 1  # the last token is not read again
-    if most is not None and max_new_tokens > most:
+    if most is not None and new_tokens > most:
         raise LabError(
-            f"max_new_tokens must be from 1 to {most:,}, got {max_new_tokens}: "
+            f"{name} must be from 1 to {most:,}, got {new_tokens}: "
             f"the prompt takes {taken:,} of the {known:,} positions that the model knows"
         )

@@ -11,11 +11,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from illava_lab.errors import LabError
 from illava_lab.models.images import ImageLike
 from illava_lab.session.answer import Answer
 from illava_lab.session.lab import Lab
 from illava_lab.trace.sources import Sources
 from illava_lab.trace.trace import Trace
+from illava_lab.views.words import as_label
 
 # Okabe and Ito's colours, told apart also by colour-blind readers; black and grey are left for "gone".
 GROUP_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -86,14 +88,20 @@ def reduction_figure(lab: Lab, image: ImageLike, answer: Answer, title: str = ""
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], title: str = "", size: float = 3.6) -> Figure:
-    """A matplotlib figure of titled pictures in a row, each `size` inches wide."""
+    """A matplotlib figure of titled pictures in a row, each `size` inches wide.
+
+    Raises:
+        LabError: no pictures.
+    """
+    if not panels:
+        raise LabError("panels must hold at least one picture with its title, got none")
     figure = Figure(figsize=(size * len(panels), size + (0.5 if title else 0.35)), layout="constrained")
     for axis, (name, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(name, fontsize=11)
+        axis.set_title(as_label(name), fontsize=11)
         axis.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(as_label(title), fontsize=13)
     return figure
 
 

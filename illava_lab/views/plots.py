@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from illava_lab.errors import LabError
-from illava_lab.measuring.summary import budget_label
+from illava_lab.measuring.summary import baseline_of, budget_label
+from illava_lab.views.words import as_html, as_label
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -65,12 +67,12 @@ def tradeoff(table: pd.DataFrame, x: Axis = "flops") -> go.Figure:
             x=line.x,
             y=line.y,
             error_y={"type": "data", "array": line.above, "arrayminus": line.below, "thickness": 1.2, "width": 4},
-            name=line.name,
+            name=as_html(line.name),
             mode="lines+markers",
             line={"color": line.color},
             marker={"symbol": line.markers[0], "size": 10},
-            customdata=line.budget,
-            hovertemplate="%{customdata}: %{y:.1f} % at %{x:.0f} %<extra>" + line.name + "</extra>",
+            customdata=[as_html(budget) for budget in line.budget],
+            hovertemplate="%{customdata}: %{y:.1f} % at %{x:.0f} %<extra>%{fullData.name}</extra>",
         )
     figure.add_hline(baseline, line={"color": BASELINE_COLOR, "dash": "dash", "width": 1.5})
     figure.add_scatter(
@@ -108,9 +110,12 @@ def tradeoff_picture(table: pd.DataFrame, x: Axis = "flops") -> Figure:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(baseline, color=BASELINE_COLOR, linestyle="--", linewidth=1.2, zorder=1)
-    axes.plot([100], [baseline], "o", color=BASELINE_COLOR, fillstyle="none", markersize=8, label=BASELINE)
+    drawn: dict[str, Any] = {}
+    (drawn[BASELINE],) = axes.plot(
+        [100], [baseline], "o", color=BASELINE_COLOR, fillstyle="none", markersize=8, label=BASELINE
+    )
     for line in lines:
-        axes.errorbar(
+        drawn[line.name] = axes.errorbar(
             line.x, line.y, yerr=[line.below, line.above], label=line.name, color=line.color, marker=line.markers[1],
             markersize=7, capsize=3, elinewidth=1, linewidth=1.6, zorder=2,
         )  # fmt: skip
@@ -121,7 +126,7 @@ def tradeoff_picture(table: pd.DataFrame, x: Axis = "flops") -> Figure:
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="Strategy", alignment="left", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    _legend(axes, drawn, title="Strategy", alignment="left")
     return figure
 
 
@@ -143,7 +148,7 @@ def categories(table: pd.DataFrame) -> go.Figure:
     Raises:
         LabError: a table without the row of "none".
     """
-    baseline = _baseline(table)
+    baseline = baseline_of(table, "accuracy")
     rows = table[table["status"] == "ok"]
     columns = ["accuracy", *(column for column in table if column.startswith("accuracy_"))]
     accuracy = rows[columns] * 100
@@ -154,8 +159,8 @@ def categories(table: pd.DataFrame) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=loss,
-            x=["all", *(column.removeprefix("accuracy_") for column in columns[1:])],
-            y=names,
+            x=["all", *(as_html(column.removeprefix("accuracy_")) for column in columns[1:])],
+            y=[as_html(name) for name in names],
             text=accuracy.round().astype("Int64").astype(str),
             texttemplate="%{text}",
             customdata=accuracy,
@@ -189,17 +194,18 @@ def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figur
     Raises:
         LabError: no table, or a column that they lack.
     """
+    if not isinstance(tables, Mapping) or not tables:
+        raise LabError(f"tables must name at least one table, such as {{'photo': profile(...)}}, got {tables!r:.80}")
     for name, table in tables.items():
         if column not in table:
             raise LabError(f"column must be one of {', '.join(table.columns[2:])}, got {column!r} for {name!r}")
-    if not tables:
-        raise LabError("tables must name at least one table")
     figure = Figure(figsize=(8.6, 3.5), layout="constrained")
     for axes, (stage, title) in zip(figure.subplots(1, 2, sharey=True), LAYER_AXES.items(), strict=True):
+        drawn = {}
         for number, (name, table) in enumerate(tables.items()):
             own = table[(table["stage"] == stage) & table[column].notna()]
             marker = MARKERS[number % len(MARKERS)][1]
-            axes.plot(
+            (drawn[name],) = axes.plot(
                 own["layer"],
                 own[column].astype(float),
                 color=COLORS[number % len(COLORS)],
@@ -212,9 +218,15 @@ def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figur
         axes.grid(color="#e5e5e5", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylim(bottom=0)  # after all lines: the axes share it
-    figure.axes[0].set_ylabel(label)
-    figure.axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    figure.axes[0].set_ylabel(as_label(label))
+    _legend(figure.axes[1], drawn)
     return figure
+
+
+def _legend(axes: Axes, drawn: Mapping[str, Any], **settings: Any) -> None:
+    """Name what is drawn. Given one by one, names that begin with an underscore are not left out."""
+    names = [as_label(name) for name in drawn]
+    axes.legend([*drawn.values()], names, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, **settings)
 
 
 def save_html(figure: go.Figure, path: str | PathLike) -> Path:
@@ -224,18 +236,12 @@ def save_html(figure: go.Figure, path: str | PathLike) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
-def _baseline(table: pd.DataFrame) -> pd.Series:
-    found = table[(table["strategy"] == BASELINE) & (table["status"] == "ok")]
-    if found.empty:
-        raise LabError('the table has no row of strategy "none" to compare with')
-    return found.iloc[0]
-
-
 def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
     """Accuracy of "none" in percent, and the lines of the other strategies in the order of the table."""
     if x not in AXES:
         raise LabError(f"x must be one of {', '.join(AXES)}, got {x!r}")
-    column, baseline = AXES[x][0], _baseline(table)
+    column = AXES[x][0]
+    baseline = baseline_of(table, column, "accuracy", "difference", "difference_low", "difference_high")
     if pd.isna(baseline[column]):
         raise LabError(f"x={x!r} needs the column {column!r}, which this table leaves empty")
     rows = table[(table["status"] == "ok") & (table["strategy"] != BASELINE)]

@@ -9,6 +9,7 @@ import ipywidgets
 
 from illava_lab.errors import one_of
 from illava_lab.views.pictures import to_png
+from illava_lab.views.words import as_html
 from illava_lab.widgets.output import live_figure, show_widget, sync
 from illava_lab.widgets.panels import Panel, live, still
 
@@ -91,7 +92,7 @@ class Explorer:
         if self._quiet:
             return
         self.view.update(self.panels(**self.settings))
-        self.text.value = self.describe(**self.settings)
+        self.text.value = as_html(self.describe(**self.settings))
 
 
 def with_number(control: ipywidgets.Widget) -> ipywidgets.Widget:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import ipywidgets
 
-from illava_lab.errors import one_of
+from illava_lab.errors import LabError, one_of
+from illava_lab.measuring.rows import several
+from illava_lab.method.keep import check_share
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.images import ImageLike
 from illava_lab.session.answer import Answer
 from illava_lab.session.lab import Lab
 from illava_lab.views.pictures import reduction_figure, to_png
+from illava_lab.views.words import as_html
 from illava_lab.widgets.output import show_widget
 
 
@@ -24,6 +27,9 @@ class KeepSlider:
 
     Args:
         keeps: fractions of the visual tokens that the last LLM layer sees, in the order of the slider.
+
+    Raises:
+        LabError: no keep, one that is given twice or outside (0, 1], or as `Lab.ask`.
     """
 
     def __init__(
@@ -35,7 +41,9 @@ class KeepSlider:
         keeps: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05),
     ) -> None:
         strategy = make_strategy(strategy)
-        self.question, self.keeps = question, list(keeps)
+        self.question, self.keeps = question, [check_share("keeps", keep) for keep in several("keeps", keeps)]
+        if not self.keeps:
+            raise LabError(f"keeps must hold at least one fraction in (0, 1], got {keeps!r}")
         self.answers: list[Answer] = [lab.ask(image, question, strategy, keep) for keep in self.keeps]
         self._pngs = [
             to_png(reduction_figure(lab, image, answer, f"{strategy.name}, keep {keep:g}: “{answer.text}”"))
@@ -56,7 +64,7 @@ class KeepSlider:
 
     def _show(self, index: int) -> None:
         self.picture.value = self._pngs[index]
-        self.text.value = f"<b>{self.question}</b> &rarr; {self.answers[index].text}"
+        self.text.value = f"<b>{as_html(self.question)}</b> &rarr; {as_html(self.answers[index].text)}"
 
     def show(self, keep: float) -> None:
         """Display the widget at one of `keeps`, with a picture of that position for viewers that have no kernel.

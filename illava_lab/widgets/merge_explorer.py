@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from illava_lab.errors import LabError, one_of
+from illava_lab.measuring.rows import several
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.images import ImageLike
@@ -22,7 +23,7 @@ from illava_lab.trace.sources import Sources
 from illava_lab.trace.trace import Trace
 from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
-from illava_lab.widgets.panels import Panel, live
+from illava_lab.widgets.panels import Panel, check_place, live
 
 
 def grid_of(trace: Trace) -> tuple[int, int]:
@@ -58,10 +59,8 @@ def merge_panels(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> 
     """
     grid = grid_of(trace)
     patches = grid[0] * grid[1]
-    if not 0 <= step <= len(trace.steps):
-        raise LabError(f"step must be between 0 and {len(trace.steps)}, got {step!r}")
-    if not 0 <= patch < patches:
-        raise LabError(f"patch must be between 0 and {patches - 1}, got {patch!r}")
+    check_place("step", step, len(trace.steps))
+    check_place("patch", patch, patches - 1)
     sources = trace.sources(0, step)
     hover = np.array(_patch_texts(sources)).reshape(grid)
     tokens = Panel(
@@ -145,6 +144,19 @@ def merge_figure(seen: Image.Image, trace: Trace, step: int, patch: int = 0) -> 
     return live(merge_panels(seen, trace, step, patch))
 
 
+def _named(strategies: Any) -> dict[str, Any]:
+    """Label -> strategy, at least one, none of them twice."""
+    chosen = strategies
+    if not isinstance(strategies, Mapping):
+        made = [(one, make_strategy(one)) for one in several("strategies", strategies)]
+        chosen = {strategy.label: one for one, strategy in made}
+        if len(chosen) < len(made):
+            raise LabError(f"strategies holds one twice: {', '.join(strategy.label for _, strategy in made)}")
+    if not chosen:
+        raise LabError(f"strategies must name at least one strategy, got {strategies!r}")
+    return dict(chosen)
+
+
 class MergeExplorer(Explorer):
     """Step through the reductions of several strategies; click or hover a token to see the patches it stands for.
 
@@ -158,6 +170,9 @@ class MergeExplorer(Explorer):
     Attributes:
         answers: label -> `Answer`.
         settings: what is shown now: strategy, step, patch.
+
+    Raises:
+        LabError: no strategy, one that is given twice, a patch that is not there, or as `Lab.ask`.
     """
 
     def __init__(
@@ -169,9 +184,7 @@ class MergeExplorer(Explorer):
         keep: float = 0.5,
         patch: int = 0,
     ) -> None:
-        chosen = strategies if isinstance(strategies, Mapping) else {make_strategy(s).name: s for s in strategies}
-        if not chosen:
-            raise LabError("strategies must name at least one strategy")
+        chosen = _named(strategies)
         self.question, self._seen = question, seen_image(lab, image)
         self.answers: dict[str, Answer] = {
             label: lab.ask(image, question, strategy, keep) for label, strategy in chosen.items()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,7 +25,7 @@ class Panel:
     """One picture of a patch grid.
 
     Attributes:
-        title: what it shows; `<br>` breaks the line.
+        title: what it shows. In all texts here `<br>` breaks the line; words of others go in by `as_html`.
         grid: (height, width) in patches.
         image: what lies under the cells, or None for white.
         values: (height, width) numbers shown as colours, NaN lets the image through; None for no colours.
@@ -52,6 +54,12 @@ class Panel:
             value = getattr(self, name)
             if value is not None and value.shape != tuple(self.grid):
                 raise LabError(f"{name} must have the shape of the grid {tuple(self.grid)}, got {value.shape}")
+
+
+def check_place(name: str, value: Any, last: int, where: str = "") -> None:
+    """Raise LabError unless the value is a whole number from 0 to `last`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= last:
+        raise LabError(f"{name} must be between 0 and {last}{where}, got {value!r}")
 
 
 def live(panels: Sequence[Panel]) -> go.Figure:

@@ -20,7 +20,7 @@ from illava_lab.session.lab import Lab
 from illava_lab.trace.sources import Sources
 from illava_lab.views.pictures import seen_image, token_picture
 from illava_lab.widgets.explorer import Explorer
-from illava_lab.widgets.panels import Panel, live
+from illava_lab.widgets.panels import Panel, check_place, live
 
 STAGE_NAMES: dict[Stage, str] = {"encoder": "image encoder", "llm": "LLM"}
 LIKENESS = {False: "cosine", True: "cosine, mean removed"}
@@ -51,10 +51,8 @@ def redundancy_panels(
     one_of("stage", stage, tuple(recording.hidden))
     one_of("third", third, tuple(THIRD))
     states, (height, width) = recording.hidden[stage], recording.grid
-    if not 0 <= layer < len(states):
-        raise LabError(f"layer must be between 0 and {len(states) - 1} in the {stage}, got {layer!r}")
-    if not 0 <= patch < height * width:
-        raise LabError(f"patch must be between 0 and {height * width - 1}, got {patch!r}")
+    check_place("layer", layer, len(states) - 1, f" in the {stage}")
+    check_place("patch", patch, height * width - 1)
     x = states[layer]
     like = similarity(x, centred)[patch].view(height, width).numpy()
     number = np.arange(height * width).reshape(height, width)
@@ -122,8 +120,9 @@ class RedundancyExplorer(Explorer):
     def __init__(
         self, lab: Lab, images: Mapping[str, ImageLike], question: str = "What is it?", patch: int = 0
     ) -> None:
-        if not images:
-            raise LabError("images must name at least one image, for example {'my photo': 'photo.jpg'}")
+        if not isinstance(images, Mapping) or not images:
+            example = "{'my photo': 'photo.jpg'}"
+            raise LabError(f"images must name at least one image, for example {example}, got {images!r:.80}")
         self.recordings = {name: record(lab, image, question) for name, image in images.items()}
         self._seen = {name: seen_image(lab, image) for name, image in images.items()}
         first, patches = next(iter(images)), int(np.prod(next(iter(self.recordings.values())).grid))

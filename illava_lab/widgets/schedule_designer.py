@@ -10,11 +10,22 @@ from torch import nn
 
 from illava_lab.errors import LabError, one_of
 from illava_lab.models.families import describe
+from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.presets import PRESETS
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import check_count
 from illava_lab.views.pictures import to_png
+from illava_lab.views.words import as_html
 from illava_lab.widgets.output import live_figure, show_widget, sync
-from illava_lab.widgets.schedule_forecast import COLORS, PARTS, Forecast, forecast, schedule_figure, schedule_picture
+from illava_lab.widgets.schedule_forecast import (
+    COLORS,
+    PARTS,
+    Forecast,
+    check_seconds,
+    forecast,
+    schedule_figure,
+    schedule_picture,
+)
 
 NOTHING = "no reduction"
 
@@ -33,9 +44,14 @@ class ScheduleDesigner:
     Attributes:
         sliders: (stage, layer) -> slider.
         presets: name -> the setting of a paper, scaled to this model.
+
+    Raises:
+        LabError: `text_tokens` is no whole number of at least 0, or `seconds` are not those of every part.
     """
 
     def __init__(self, model: nn.Module, *, text_tokens: int = 10, seconds: Mapping[str, float] | None = None) -> None:
+        text_tokens = check_count("text_tokens", text_tokens, least=0)
+        check_seconds(seconds)
         self._model, self._text_tokens, self._seconds = model, text_tokens, seconds
         anatomy = describe(model)
         self._anatomy = anatomy
@@ -113,6 +129,8 @@ class ScheduleDesigner:
         if isinstance(schedule, str):
             one_of("preset", schedule, tuple(self.presets))
             self.preset.value, schedule = schedule, self.presets[schedule]
+        if not isinstance(schedule, Plan):
+            raise LabError(f"schedule must be a Schedule or the name of a preset, got {schedule!r}")
         if schedule.image is not None:
             raise LabError(f"the designer has no slider for the image stage, got image={schedule.image!r}")
         values, counts = dict.fromkeys(self.sliders, 100), schedule.tokens(self._anatomy)
@@ -143,7 +161,7 @@ class ScheduleDesigner:
             for old, trace in zip(self.widget.data, new.data, strict=True):
                 old.update(trace.to_plotly_json(), overwrite=True)
         sync(self.widget)
-        self.text.value = f"{plan}<br><code>{self.schedule!r}</code>"
+        self.text.value = f"{as_html(plan)}<br><code>{as_html(repr(self.schedule))}</code>"
         for (stage, layer), label in self._labels.items():
             label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
         self._follow()

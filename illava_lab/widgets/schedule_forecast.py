@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 from torch import nn
 
+from illava_lab.errors import LabError
 from illava_lab.models.families import describe
 from illava_lab.schedules.flops import flops_by_layer
 from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.asked import check_count
+from illava_lab.views.words import as_label
 
 PARTS = {"encoder": "image encoder", "projector": "projector", "llm": "LLM"}
 COLORS = {"encoder": "#0072B2", "projector": "#009E73", "llm": "#D55E00"}
@@ -55,7 +60,12 @@ def forecast(
         text_tokens: tokens of the prompt beside the visual ones.
         seconds: of the bare model, from `measure.stage_seconds`. Each part is predicted to take time in proportion to
             its FLOPs; what a part costs however few tokens there are (calls, hooks) makes real savings smaller.
+
+    Raises:
+        LabError: `text_tokens` is no whole number of at least 0, or `seconds` are not those of every part.
     """
+    text_tokens = check_count("text_tokens", text_tokens, least=0)
+    check_seconds(seconds)
     bare, now = (
         _parts(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule())
     )
@@ -71,6 +81,17 @@ def forecast(
         flops={part: now[part] / sum(bare.values()) for part in PARTS},
         time=time,
     )
+
+
+def check_seconds(seconds: Mapping[str, float] | None) -> None:
+    """Raise LabError unless these are None, or times of every part."""
+    if seconds is None:
+        return
+    good = isinstance(seconds, Mapping) and all(
+        isinstance(seconds.get(part), Real) and 0 <= seconds[part] < math.inf for part in PARTS
+    )
+    if not good or not sum(seconds[part] for part in PARTS) > 0:
+        raise LabError(f"seconds must be times of {', '.join(PARTS)}, as from measure.stage_seconds, got {seconds!r}")
 
 
 def _parts(flops: dict[str, list[float]]) -> dict[str, float]:
@@ -149,5 +170,6 @@ def schedule_picture(plan: Forecast, title: str = "") -> Figure:
     if len(names) > 20:  # as many labels as there is room for
         left.set_xticks(range(0, len(names), len(names) // 12))
     if title:
-        left.set_title(title, loc="left", fontsize=11)  # below the legend, where a title of the whole figure would lie
+        # Below the legend, where a title of the whole figure would lie.
+        left.set_title(as_label(title), loc="left", fontsize=11)
     return figure

@@ -25,6 +25,7 @@ from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
 from illava_lab.views.pictures import to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
+from illava_lab.views.words import as_label
 from illava_lab.widgets.output import live_figure, show_widget, sync
 
 SHOWN = 6  # questions in a picture
@@ -109,7 +110,7 @@ def tradeoff_figure(rows: pd.DataFrame, strategies: Collection[str], point: str)
     """`plots.tradeoff` with some strategies, and a ring around a point: the explorer's plot as a plain function."""
     figure = tradeoff(rows)
     for trace in figure.data:
-        trace.visible = trace.name in strategies or trace.name == BASELINE
+        trace.visible = html.unescape(trace.name) in strategies or trace.name == BASELINE
     bare, row = (rows[rows["point"] == name].iloc[0] for name in (BASELINE, point))
     figure.add_scatter(
         x=[100 * row["prefill_flops"] / bare["prefill_flops"]], y=[100 * row["accuracy"]], mode="markers", marker=RING,
@@ -127,8 +128,8 @@ def lost_picture(task: Task, questions: pd.DataFrame, title: str) -> Figure:
         if row is not None:
             axes.imshow(task.image(row.image_id))
             question = textwrap.fill(row.question, 22)
-            axes.set_title(f"{question}\nright: {row.answer}\nsaid: {row.said}", fontsize=6.5)
-    figure.suptitle(title + (f", {len(first)} shown" if len(questions) > len(first) else ""), fontsize=10)
+            axes.set_title(as_label(f"{question}\nright: {row.answer}\nsaid: {row.said}"), fontsize=6.5)
+    figure.suptitle(as_label(title) + (f", {len(first)} shown" if len(questions) > len(first) else ""), fontsize=10)
     return figure
 
 
@@ -217,6 +218,8 @@ class TradeoffExplorer:
         asked = {"strategies": strategies, "categories": categories, "point": point}
         given = {name: value for name, value in asked.items() if value is not None}
         for name, value in given.items():
+            if not isinstance(value, (str, list, tuple)):
+                raise LabError(f"{name} must be a name or a list of names, got {value!r}")
             for one in [value] if isinstance(value, str) else value:
                 one_of(name, one, tuple(self._controls[name].options))
         self._quiet = True  # one drawing at the end, not one for each control
@@ -251,9 +254,9 @@ class TradeoffExplorer:
         return f"{self.point.value}: {len(self.lost)} questions lost{where} that the bare model answers"
 
     def _clicked(self, trace: go.Scatter, points: Any, state: Any) -> None:
-        if points.point_inds and trace.name in self._start["strategies"]:
-            label = f"{trace.name} at {trace.customdata[points.point_inds[0]]}"
-            self.point.value = label
+        name = html.unescape(trace.name)
+        if points.point_inds and name in self._start["strategies"]:
+            self.point.value = f"{name} at {html.unescape(trace.customdata[points.point_inds[0]])}"
 
     def _draw(self, change: dict[str, Any] | None = None) -> None:
         if self._quiet:
