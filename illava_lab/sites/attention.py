@@ -1,19 +1,22 @@
 """Statistics of attention at one place in a model.
 
-An `AttentionSite` computes from queries and keys only what a strategy asks for: one row where a row is enough, column
-sums in blocks, never a full attention matrix kept. It knows no model and holds no hooks.
+An `AttentionSite` computes from queries and keys only what a strategy asks for: one row where a row is enough, sums of
+columns without the matrix (`illava_lab.sites.sums`). It knows no model and holds no hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+from illava_lab.sites.scores import Scores, Spans, products
+from illava_lab.sites.sums import column_sums, row_lse
 
 Part = TypeVar("Part")
 
@@ -21,10 +24,6 @@ LLM_STATISTICS = (
     "text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys",
     "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings",
 )  # fmt: skip
-# The column sums hold at most so many rows of attention at once, few enough for a CPU's caches; but always as many as
-# have so many weights, so that small images cost few calls.
-BLOCK_ROWS = 64
-CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**23
 
 
 class UnequalText(LabError):
@@ -40,19 +39,23 @@ class AttentionSite:
     Attributes:
         query: (P, H, T, d), key: (P, Hkv, S, d) with H a multiple of Hkv; T == S (prefill).
         scaling: the factor on the logits.
-        mask: None, (P, S) validity, or (P or 1, 1, T, S) additive or boolean mask.
-        valid: (P, S) bool, False at padding; None when there is none.
-        causal: whether later keys are hidden when the mask does not say so.
+        mask: None, (P, S) which keys are seen, or (P or 1, H or 1, T or 1, at least S) additive or boolean.
+        valid: (P, S) bool, False at padding, which sees nothing and is seen by nobody; None when there is none.
+        causal: whether later keys are hidden; only where the mask has not four dimensions, which says it itself.
         visual: (B, N) positions of the visual tokens, or None when all S are the tokens of the site.
         prompt: (B,) long, the prompt in which each image is; None where each has one (B == P).
         has_cls: whether token 0 is CLS.
         hidden: (P, S, C), the whole sequence that the layer after the site receives.
-        last: (P,) position of the last text token, or None.
+        last: (P,) position of the last text token, one number where all prompts have it in common (which takes fewer
+            operations), or None outside the LLM.
         text: (P, T) positions of the text tokens after the images, or what makes them; None where images differ in
             their number.
         ahead: computes queries and keys of the layer to come; entry: gives the sequence (P, S0, C) that entered the
             LLM, and the positions in it of the visual tokens (B, N0) and of the text after them (P, T); norm: the last
             norm of the LLM. None outside it.
+        row_lse: (P, H, T) float32, the natural log-sum-exp of the scaled and masked logits of each query, where the
+            attention that ran gave it away; what it holds at padding does not matter.
+        spans: where the sequences of a packed prompt begin and end; None where each prompt is one.
     """
 
     query: Tensor
@@ -65,11 +68,13 @@ class AttentionSite:
     prompt: Tensor | None = None
     has_cls: bool = False
     hidden: Tensor | None = None
-    last: Tensor | None = None
+    last: Tensor | int | None = None
     text: Tensor | Callable[[], Tensor | None] | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
     entry: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     norm: nn.Module | None = None
+    row_lse: Tensor | None = None
+    spans: Spans | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.method.STATISTICS`.
@@ -90,41 +95,22 @@ class AttentionSite:
         have += LLM_STATISTICS if self.last is not None else []
         return f"it has {', '.join(have)}"
 
-    # ---- logits
-    def _logits(self, rows: slice | Tensor) -> Tensor:
-        """(B, H, R, S) float32 logits of some query rows: a slice common to the batch, or (B, R) positions."""
-        if isinstance(rows, slice):
-            query = self.query[:, :, rows]
-            position = torch.arange(self.query.shape[2], device=query.device)[rows].expand(query.shape[0], -1)
-        else:
-            position = rows
-            index = rows[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3])
-            query = self.query.gather(2, index)
-        batch, heads, count, width = query.shape
-        groups = self.key.shape[1]
-        grouped = query.reshape(batch, groups, heads // groups * count, width)
-        logits = (grouped @ self.key.transpose(-1, -2)).float().view(batch, heads, count, -1).mul_(self.scaling)
-        return self._masked(logits, position)
+    @cached_property
+    def scores(self) -> Scores:
+        """The logits of this attention, and which key each query sees."""
+        return Scores(self.query, self.key, self.scaling, self.mask, self.valid, self.causal, self.spans)
 
-    def _masked(self, logits: Tensor, position: Tensor) -> Tensor:
-        mask = self.mask
-        if mask is not None and mask.dim() == 4:
-            mask = mask[..., : self.key.shape[2]].expand(logits.shape[0], -1, self.query.shape[2], -1)
-            index = position[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-            mask = mask.gather(2, index)
-            return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
-        if mask is not None:
-            logits = logits.masked_fill(~mask[:, None, None, : self.key.shape[2]].bool(), -torch.inf)
-        if self.causal:
-            later = torch.arange(self.key.shape[2], device=logits.device) > position[:, None, :, None]
-            logits = logits.masked_fill(later, -torch.inf)
-        return logits
+    def received(self) -> Tensor:
+        """(P, S) float32: the attention that each token receives, summed over queries, mean over heads."""
+        return column_sums(self.scores, self.row_lse) / self.query.shape[1]
 
+    # ---- what images have of what prompts have
     def _visual_columns(self, x: Tensor) -> Tensor:
-        """(B, ..., N): the visual tokens along the last axis of (P, ..., S)."""
+        """(B, N): the visual tokens of (P, S)."""
         if self.visual is None:
             return x
-        return tokens_at(x.movedim(-1, 1), self.visual, self.prompt).movedim(1, -1)
+        one = len(x) == len(self.visual) == 1
+        return (x if one or self.prompt is None else x[self.prompt]).gather(1, self.visual)
 
     def _visual_tokens(self, x: Tensor) -> Tensor:
         """(B, N, ...): the visual tokens of (P, S, ...)."""
@@ -135,44 +121,30 @@ class AttentionSite:
         return tokens_at(x, text if self.prompt is None else text[self.prompt], self.prompt)
 
     # ---- statistics
-    def _query_blocks(self) -> list[slice]:
-        """Stretches of rows whose float32 weights need at most the bytes of the queries, unless these are few anyway.
-
-        With a copy of them for the softmax this is still less than what the MLP of any model needs, so that a block
-        does not make the peak.
-        """
-        batch, heads, count, width = self.query.shape
-        rows = min(BLOCK_ROWS, count * width * self.query.itemsize // (4 * self.key.shape[2]))
-        enough = CPU_WEIGHTS if self.query.device.type == "cpu" else ACCELERATOR_WEIGHTS
-        rows = max(1, rows, enough // (batch * heads * self.key.shape[2]))
-        return [slice(start, start + rows) for start in range(0, count, rows)]
-
     def _attention_received(self) -> Tensor:
-        total = torch.zeros(self.key.shape[0], self.key.shape[2], device=self.key.device)
-        for block in self._query_blocks():
-            weights = self._logits(block).softmax(-1)
-            if self.valid is None:
-                total += weights.sum((1, 2))
-            else:
-                total += weights.sum(1).masked_fill(~self.valid[:, block, None], 0.0).sum(1)
         queries = self.query.shape[2] if self.valid is None else self.valid.sum(1, keepdim=True)
-        return self._visual_columns(total / (self.query.shape[1] * queries))
+        sums = column_sums(self.scores, self.row_lse)
+        return self._visual_columns(sums / (queries * self.query.shape[1]))
 
     def _lse(self) -> Tensor:
-        blocks = [self._logits(block).logsumexp(-1).mean(1) for block in self._query_blocks()]
-        return self._visual_columns(torch.cat(blocks, dim=1))
+        rows = row_lse(self.scores) if self.row_lse is None else self.row_lse.float()
+        return self._visual_columns(rows.mean(1))
 
-    def _row(self, rows: Tensor) -> Tensor:
-        return self._visual_columns(self._logits(rows).softmax(-1).mean(1))
+    def _row(self, row: Tensor | int) -> Tensor:
+        """(B, N): what one query of each prompt pays, at (P,) positions or at one that all have in common."""
+        return self._visual_columns(self.scores.logits_of_rows(row).softmax(-1).mean((1, 2)))
 
     def _cls_attention(self) -> Tensor:
-        return self._row(self.key.new_zeros(self.key.shape[0], 1, dtype=torch.long))[:, 0]
+        return self._row(0)
 
     def _text_attention(self) -> Tensor:
-        return self._row(_given("last", self.last)[:, None])[:, 0]
+        if self.last is None:
+            raise LabError("this AttentionSite was made without last")
+        return self._row(self.last)
 
     def _text_rows(self) -> Tensor:
-        return self._row(self._text_positions())
+        rows = self.scores.logits_of_rows(self._text_positions()).softmax(-1).mean(1)
+        return self._visual_tokens(rows.mT).mT
 
     def _text_positions(self) -> Tensor:
         text = self.text() if callable(self.text) else self.text
@@ -181,15 +153,14 @@ class AttentionSite:
         return text
 
     def _keys(self) -> Tensor:
-        return self._visual_tokens(self.key.float().mean(1))
+        return self._visual_tokens(self.key.mean(1, dtype=torch.float32))
 
     def _wide_keys(self) -> Tensor:
         return self._visual_tokens(self.key.transpose(1, 2)).flatten(2)
 
     def _wide_cls_attention(self) -> Tensor:
-        query, key = (x.transpose(1, 2).flatten(2).float() for x in (self.query[:, :, :1], self.key))
-        scaling: float = key.shape[2] ** -0.5
-        return (query @ key.transpose(1, 2) * scaling).softmax(-1)[:, 0]
+        query, key = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (self.query[:, :, :1], self.key))
+        return products(query, key, key.shape[3] ** -0.5).softmax(-1)[:, 0, 0]
 
     def _text_hidden(self) -> Tensor:
         return self._text_tokens(_given("hidden", self.hidden), self._text_positions())
@@ -199,7 +170,7 @@ class AttentionSite:
 
     def _next_text_attention(self) -> Tensor:
         query, key = _given("ahead", self.ahead)()
-        return replace(self, query=query, key=key)._text_attention()
+        return replace(self, query=query, key=key, row_lse=None)._text_attention()
 
     def _normed_hidden(self) -> Tensor:
         normed: Tensor = _given("norm", self.norm)(self._visual_tokens(_given("hidden", self.hidden)))
@@ -227,6 +198,8 @@ def _given(name: str, value: Part | None) -> Part:
 
 def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:
     """(B, n, ...): what x (P, S, ...) has at the positions `at` (B, n) of prompt `prompt[b]`, or b."""
+    if len(x) == 1:
+        return x[0, at]
     if prompt is None:
-        prompt = torch.arange(len(at), device=at.device)
-    return x[prompt[:, None], at]
+        prompt = torch.arange(len(at), device=at.device, dtype=torch.long)
+    return x[prompt.unsqueeze(1), at]

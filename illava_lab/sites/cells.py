@@ -32,7 +32,7 @@ class ShuffledSite:
 
 def at_cells(x: Tensor, at: Tensor) -> Tensor:
     """(rows, S, ...) of a sequence -> (rows, 1 + n, K, ...) at the places `at`."""
-    return x[torch.arange(len(x), device=x.device)[:, None, None], at]
+    return x[torch.arange(len(x), device=x.device, dtype=torch.long)[:, None, None], at]
 
 
 def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tensor:
@@ -42,7 +42,7 @@ def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tenso
         grid: (height, width) in cells, side: patches along the side of a cell. Patches of a cell in raster order, which
             is the order of channels that the pixel shuffle makes.
     """
-    lengths = (torch.arange(n, device=device) for n in (*grid, side, side))
+    lengths = (torch.arange(n, device=device, dtype=torch.long) for n in (*grid, side, side))
     row, column, down, across = torch.meshgrid(*lengths, indexing="ij")
     place = 1 + (row * side + down) * grid[1] * side + column * side + across
     return torch.cat([place.new_zeros(1, side**2), place.view(-1, side**2)])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.scores import Spans
+from illava_lab.sites.sums import kernels_for
 
 
 def window_of_cells(grid: tuple[int, int], window: int, device: torch.device) -> Tensor:
     """(height, width) long, a number for the window that each cell of a frame lies in: they rise in raster order."""
-    row = torch.arange(grid[0], device=device)[:, None] // window
-    column = torch.arange(grid[1], device=device) // window
+    row = torch.arange(grid[0], device=device, dtype=torch.long)[:, None] // window
+    column = torch.arange(grid[1], device=device, dtype=torch.long) // window
     return row * grid[1] + column
 
 
@@ -29,6 +31,7 @@ class PackedAttention:
         frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
         log_size: (S,) added to the logits of each key (proportional attention), or None.
         patches: how many patches are a cell.
+        longest: of the R sequences, where the host knows it; else it is read from the device, which waits for it.
     """
 
     parts: list[tuple[Tensor, Tensor]]
@@ -38,7 +41,8 @@ class PackedAttention:
     frames: list[Tensor]
     log_size: Tensor | None
     patches: int
-    _known: dict[str, Tensor] = field(default_factory=dict)
+    longest: int | None = None
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def per_cell(self, name: str) -> Tensor:
         """(G,) or (G, d): one statistic of all cells, the mean over their patches.
@@ -53,38 +57,56 @@ class PackedAttention:
     def _keys(self, name: str) -> Tensor:
         cos, sin = (table.float() for table in self.rotary)
         key = self._joined[1].float()
+        if name == "keys":
+            key = key.mean(0)  # before the rotation, which is the same for all heads
         first, second = key.chunk(2, dim=-1)
         key = key * cos - torch.cat([-second, first], dim=-1) * sin  # the rotation backwards
-        return key.mean(0) if name == "keys" else key.transpose(0, 1).flatten(1)
+        return key if name == "keys" else key.transpose(0, 1).flatten(1)
 
     @cached_property
     def _joined(self) -> tuple[Tensor, Tensor]:
         queries, keys = zip(*self.parts, strict=True)
         return torch.cat(queries, dim=1), torch.cat(keys, dim=1)
 
+    def _attended(self, name: str) -> Tensor:
+        query, key = self._joined
+        site = AttentionSite(query[None], key[None], self.scaling, self._mask(None))
+        if kernels_for(site.scores) is not None:
+            return _statistic(replace(site, spans=self._spans()), name)[0]
+        # One more, for padding.
+        out = torch.zeros(query.shape[1] + 1, device=query.device, dtype=torch.float32)
+        for index, valid in self._sequences():
+            part = AttentionSite(
+                query[:, index].transpose(0, 1), key[:, index].transpose(0, 1), self.scaling, self._mask(index), valid
+            )
+            value = _statistic(part, name)
+            out[index if valid is None else index.masked_fill(~valid, len(out) - 1)] = value
+        return out[:-1]
+
+    def _mask(self, index: Tensor | None) -> Tensor | None:
+        """(R or 1, 1, 1, L): what is added to the logits of each key."""
+        if self.log_size is None:
+            return None
+        return (self.log_size[None] if index is None else self.log_size[index])[:, None, None]
+
     def _sequences(self) -> list[tuple[Tensor, Tensor | None]]:
         """The sequences in batches: (R, L) long positions and (R, L) bool, False at padding, or None."""
         if len(self.bounds) - 1 == sum(len(frames) for frames in self.frames):
             return [(frames, None) for frames in self.frames]
         lengths = self.bounds.diff()[:, None]
-        offset = torch.arange(int(lengths.max()), device=lengths.device)
+        longest = int(lengths.max()) if self.longest is None else self.longest
+        offset = torch.arange(longest, device=lengths.device, dtype=torch.long)
         index = self.bounds[:-1, None] + offset
         return [(index.clamp_max(self.rotary[0].shape[0] - 1), offset < lengths)]
 
-    def _attended(self, name: str) -> Tensor:
-        out = torch.zeros(self.rotary[0].shape[0] + 1, device=self.bounds.device)  # one more, for padding
-        for index, valid in self._sequences():
-            query, key = (x[:, index].transpose(0, 1) for x in self._joined)
-            mask = None if self.log_size is None else self.log_size[index]
-            if valid is not None:
-                mask = torch.zeros(index.shape, device=index.device) if mask is None else mask
-                mask = mask.masked_fill(~valid, -torch.inf)
-            site = AttentionSite(query, key, self.scaling, None if mask is None else mask[:, None, None], valid)
-            value = site.statistic(name)
-            if name == "attention_received":
-                value = value * (index.shape[1] if valid is None else valid.sum(1, keepdim=True))
-            out[index if valid is None else index.masked_fill(~valid, len(out) - 1)] = value
-        return out[:-1]
+    def _spans(self) -> Spans:
+        place = torch.arange(self.rotary[0].shape[0], device=self.bounds.device, dtype=self.bounds.dtype)
+        after = torch.searchsorted(self.bounds, place, right=True)
+        return Spans(self.bounds[after - 1].int(), self.bounds[after].int())
+
+
+def _statistic(site: AttentionSite, name: str) -> Tensor:
+    return site.received() if name == "attention_received" else site.statistic(name)
 
 
 @dataclass(eq=False)

@@ -63,6 +63,9 @@ def test_constraints_hold_every_range(wanted: Requirement) -> None:
     pin = pins().get(canonicalize_name(wanted.name))
     if wanted.marker is not None and not wanted.marker.evaluate({"python_version": "3.11", "extra": ""}):
         return  # not part of the environment that the constraints were taken from
+    if wanted.name == "triton":
+        assert pin is None, "a torch for CUDA needs one release of Triton, and a pin of another would shut it out"
+        return
     assert pin is not None, f"constraints.txt does not pin {wanted.name}"
     assert wanted.specifier.contains(pinned_version(pin)), f"{pin} is outside {wanted}"
 

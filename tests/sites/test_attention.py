@@ -9,10 +9,11 @@ import torch
 from conftest import Prompt, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
 
 import illava_lab as il
 from illava_lab.method.tokens import STATISTICS
-from illava_lab.sites import attention
+from illava_lab.sites import scores
 from illava_lab.sites.attention import AttentionSite
 
 
@@ -29,13 +30,11 @@ def sites(draw):
     visible = valid[:, None, None, :] & torch.ones(length, length).tril().bool()
     logits = query @ key.repeat_interleave(per_group, 1).transpose(2, 3) * 0.5
     logits = logits.masked_fill(~visible, -torch.inf)
-    kind = draw(st.sampled_from(["boolean", "additive", "2d"]))
-    mask = {"boolean": visible, "additive": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf), "2d": valid}[
-        kind
-    ]
+    added = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
+    kind, mask = draw(st.sampled_from([("boolean", visible), ("additive", added), ("2d", valid), ("none", None)]))
     visual = torch.arange(3, length - 2).expand(batch, -1)
     site = AttentionSite(
-        query, key, 0.5, mask, valid, causal=kind == "2d", visual=visual, hidden=query.transpose(1, 2).flatten(2),
+        query, key, 0.5, mask, valid, causal=kind in ("2d", "none"), visual=visual, hidden=query.transpose(1, 2).flatten(2),
         last=torch.full((batch,), length - 1), text=torch.arange(length - 2, length).expand(batch, -1),
     )  # fmt: skip
     return site, logits, valid
@@ -52,6 +51,8 @@ def test_statistics_equal_the_full_matrix(case):
     received = torch.stack([row[ok].mean(0) for row, ok in zip(rows, valid, strict=True)])
     torch.testing.assert_close(site.statistic("attention_received"), received[:, visual])
     torch.testing.assert_close(site.statistic("text_attention"), rows[:, -1, visual])
+    torch.testing.assert_close(replace(site, last=length - 1).statistic("text_attention"), rows[:, -1, visual])
+    torch.testing.assert_close(replace(site, last=length - 2).statistic("text_attention"), rows[:, -2, visual])
     torch.testing.assert_close(site.statistic("text_rows"), rows[:, -2:, visual])
     torch.testing.assert_close(site.statistic("lse"), logits.logsumexp(-1).mean(1)[:, visual])
     torch.testing.assert_close(site.statistic("keys"), site.key.mean(1)[:, visual])
@@ -76,44 +77,25 @@ def test_images_of_one_prompt_share_what_is_computed_of_it(case, data):
         return lambda: (site.hidden[at].flip(1), visual.flip(1), site.text[at])
 
     shared = replace(site, visual=visual, prompt=rows, ahead=next_layer(), entry=entry(), norm=torch.nn.Tanh())
-    given = ("query", "key", "mask", "valid", "hidden", "last", "text")
+    given = ("query", "key", "valid", "hidden", "last", "text", *(["mask"] if site.mask is not None else []))
     copies = replace(shared, prompt=None, ahead=next_layer(rows), entry=entry(rows),
                      **{name: getattr(site, name)[rows] for name in given})  # fmt: skip
     for name in set(STATISTICS) - {"cls_attention", "wide_cls_attention"}:
         torch.testing.assert_close(shared.statistic(name), copies.statistic(name), equal_nan=True, msg=name)
     whole = []
-    original = AttentionSite._logits
+    original = scores.products
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AttentionSite, "_logits", lambda self, at: whole.append(original(self, at)) or whole[-1])
+        patch.setattr(scores, "products", lambda *given: whole.append(original(*given)) or whole[-1])
         for name in ("attention_received", "text_attention", "next_text_attention", "text_rows", "lse"):
             shared.statistic(name)
+    assert len(whole) == 5
     assert {len(block) for block in whole} == {prompts}, "scores are those of prompts, not of images"
 
 
-def test_column_sums_come_in_blocks(monkeypatch):
-    site = AttentionSite(torch.randn(2, 3, 50, 8), torch.randn(2, 3, 50, 8), 0.3, has_cls=True)
-    whole = site.statistic("attention_received")
-    largest = []
-    original = AttentionSite._logits
-    monkeypatch.setattr(
-        AttentionSite, "_logits", lambda self, rows: largest.append(original(self, rows)) or largest[-1]
-    )
-    # As many rows as weigh no more than the queries; never more than allowed; but so many weights in any case.
-    cases = {
-        8: {"BLOCK_ROWS": 64, "CPU_WEIGHTS": 0},
-        4: {"BLOCK_ROWS": 4, "CPU_WEIGHTS": 0},
-        20: {"CPU_WEIGHTS": 2 * 3 * 50 * 20},
-    }
-    for rows, settings_ in cases.items():
-        for name, value in settings_.items():
-            monkeypatch.setattr(attention, name, value)
-        largest.clear()
-        torch.testing.assert_close(site.statistic("attention_received"), whole)
-        assert max(block.shape[2] for block in largest) == rows
-        assert rows == 20 or max(block.nbytes for block in largest) <= site.query.nbytes
-
-
 def test_cls_rows_and_what_a_site_lacks():
+    def causal(batch, head, row, column):
+        return row >= column
+
     query, key = torch.randn(1, 2, 9, 4), torch.randn(1, 2, 9, 4)
     encoder = AttentionSite(query, key, 0.5, has_cls=True)
     want = (query @ key.transpose(2, 3) * 0.5).softmax(-1)[:, :, 0].mean(1)
@@ -125,6 +107,10 @@ def test_cls_rows_and_what_a_site_lacks():
         encoder.statistic("text_attention")
     with pytest.raises(il.LabError, match="needs a CLS token"):
         AttentionSite(query, key, 0.5).statistic("cls_attention")
+    with pytest.raises(il.LabError, match="mask must be a tensor or None, not BlockMask"):
+        AttentionSite(query, key, 0.5, create_block_mask(causal, 1, 1, 9, 9, device="cpu")).statistic("lse")
+    with pytest.raises(il.LabError, match=r"mask must have 2 or 4 dimensions, not the shape \(1, 9, 9\)"):
+        AttentionSite(query, key, 0.5, torch.ones(1, 9, 9)).statistic("lse")
     with pytest.raises(il.LabError, match="keys was not given"):
         il.Tokens("encoder", torch.randn(1, 3, 2)).keys
 

@@ -82,13 +82,10 @@ class Sequence:
         self._slots = order if self._slots is None else gather_sequence(self._slots, order, 1)
         if not self.changed and self.prompt.ends_with_image:
             # The last token of a prompt may have gone: what is left in front of it stands for it from here on.
-            last = torch.full_like(order, -1).index_fill(1, self._last_column(), 0)
-            self._slots = torch.where(last == 0, upload(self.prompt.last, self.device)[:, None], self._slots)
+            self._slots = self._slots.clone()
+            self._slots[:, self.length - 1 - self.tail] = upload(self.prompt.last, self.device)
         self.changed = True
         return order
-
-    def _last_column(self) -> Tensor:
-        return torch.tensor([self.length - 1 - self.tail], dtype=torch.long, device=self.device)
 
     # ---- what the language model is given
     def cleared(self, hidden: Tensor) -> Tensor:
@@ -111,11 +108,12 @@ class Sequence:
 
     # ---- what is where
     @property
-    def last(self) -> Tensor:
-        """(B,) long, where the last token of each prompt is."""
+    def last(self) -> Tensor | int:
+        """Where the last token of each prompt is: one number where all have it in common, else (B,) long."""
         if self.changed:
-            return self._last_column().expand(len(self._lengths))
-        return upload(self.prompt.last, self.device)
+            return self.length - 1 - self.tail
+        last = self.prompt.last
+        return int(last[0]) if (last == last[0]).all() else upload(last, self.device)
 
     def text_now(self) -> Callable[[], Tensor]:
         """Makes (B, L) int8, 1 for text of the prompts, of the sequence as it is at this moment."""

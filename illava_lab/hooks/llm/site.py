@@ -55,6 +55,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         query, key = ahead()
         return query[own].to(device), key[own].to(device)
 
+    last = sequence.last
     hidden, valid = around.hidden[own], None if sequence.valid is None else sequence.valid[own]
     site = AttentionSite(
         query[own].to(device),
@@ -66,7 +67,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         visual=group.at,
         prompt=prompt,
         hidden=hidden,
-        last=sequence.last[own],
+        last=last if isinstance(last, int) else last[own],
         text=lambda: text(around),
         ahead=coming,
         entry=entered,
