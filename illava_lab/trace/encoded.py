@@ -9,6 +9,7 @@ from functools import cache, cached_property, reduce
 import torch
 from torch import Tensor
 
+from illava_lab.method.adding import add_at
 from illava_lab.models.layout import Layout
 from illava_lab.trace.step import Step
 
@@ -171,9 +172,8 @@ def sizes(layout: Layout, weight: Tensor, size: Tensor) -> Tensor:
     """(R, S) patches that each placeholder stands for: a survivor's (R, P) size is divided over what it feeds."""
     if not layout.interpolates:
         return weight[..., 0] * size[:, layout.on(weight.device)[0][:, 0]]
-    source = layout.on(weight.device)[0]
-    given = size.new_zeros(size.shape)
-    for k in range(source.shape[1]):  # one after another: no two of a column share a patch by chance of order
-        given = given.index_add(1, source[:, k], weight[..., k])
+    source, rows = layout.on(weight.device)[0], len(weight)
+    row = torch.arange(rows, dtype=torch.long, device=weight.device)[:, None]
+    given = add_at(torch.zeros_like(size), row, source.flatten().expand(rows, -1), weight.flatten(1), in_place=True)
     share = weight / given[:, source].clamp_min(torch.finfo(weight.dtype).tiny)
     return (share * size[:, source]).sum(-1)

@@ -48,6 +48,7 @@ class ShuffledCells:
         self.at = cell_places(self.anatomy.grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
         self.steps: list[Step] = []
         self.states: Tensor | None = None
+        self.nothing: Tensor | None = None
         self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
 
     def _places(self, place: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ class PackedCells:
         self.order = torch.arange(self.total, dtype=torch.long, device=device)  # those left, as they were numbered then
         self.steps: list[Step] = []
         self.states: Tensor | None = None
+        self.nothing: Tensor | None = None
         self._taps: list[tuple[Tensor, Tensor]] = []  # one for each call of the current layer's kernel
         self._scaling = 1.0
         self._passed = 0  # patches of the current layer that its kernel has seen
@@ -153,6 +154,11 @@ class PackedCells:
         rows = {row: frames.at.shape[1] for frames in self.frames for row in frames.rows}
         return [rows[row] for row in sorted(rows)]
 
+    def _longest(self, layer: int) -> int:
+        """An upper bound of the patches that attend to each other in a layer."""
+        window = self.cells.window_at(layer)
+        return self._patches * (max(self._lengths()) if window is None else min(window**2, max(self._lengths())))
+
     def _with_patches(self, cells: Tensor) -> Tensor:
         """(...,) cells -> (..., 4) patches, flat along the last axis."""
         patch = torch.arange(self._patches, dtype=torch.long, device=cells.device)
@@ -189,6 +195,7 @@ class PackedCells:
             [self._with_patches(frames.at) for frames in self.frames],
             self._log_size(),
             self._patches,
+            longest=self._longest(layer),
         )
         self._taps = []
         out, left = cells, []

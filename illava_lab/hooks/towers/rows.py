@@ -38,6 +38,7 @@ class Rows:
         self.survivors = Survivors.everything(-self.skip, len(pixels), self.anatomy.patches + self.skip, pixels.device)
         self.steps: list[Step] = []
         self.states: Tensor | None = None
+        self.nothing: Tensor | None = None
         self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
         self._log_size: Tensor | None = None
 
@@ -85,7 +86,8 @@ class Rows:
         if all(step.after == step.before for step in self.steps):
             return mask  # all sizes are 1: leave the fused kernel its mask-free path
         if self._log_size is None:
-            self._log_size = self.survivors.size.log()[:, None, None, :].to(key.device, key.dtype)
+            size = self.survivors.size.log()
+            self._log_size = size.view(len(size), 1, 1, -1).to(key.device, key.dtype)
         return self._log_size if mask is None else mask + self._log_size
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:

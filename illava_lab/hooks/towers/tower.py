@@ -26,9 +26,11 @@ class Form(TowerCall, Protocol):
 
     Attributes:
         states: of the layer that runs: those that its next part takes.
+        nothing: (1,) zero, what the layer's own code adds up instead.
     """
 
     states: Tensor | None
+    nothing: Tensor | None
 
     def enter_tower(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """What the tower is called with."""
@@ -134,7 +136,8 @@ class Tower:
         states with one, and must see the short result."""
         form = self._form
         kwargs, form.states = form.enter_layer(kwargs), hidden_states
-        out = original(hidden_states.new_zeros(1), *args, **kwargs)
+        form.nothing = hidden_states.new_zeros(1)
+        out = original(form.nothing, *args, **kwargs)
         states, form.states = form.states, None
         return (states, *out[1:]) if isinstance(out, tuple) else states
 
@@ -153,7 +156,7 @@ class Tower:
         def leave_attention(module: nn.Module, args: tuple, out: Any) -> Any:
             attended, *rest = out if isinstance(out, tuple) else (out,)
             self._add(attended, getattr(layer, "lambda_1", None))
-            nothing = attended.new_zeros(1)
+            nothing = self._form.nothing
             return (nothing, *rest) if isinstance(out, tuple) else nothing
 
         def enter_mlp(module: nn.Module, args: tuple) -> tuple:
@@ -162,9 +165,9 @@ class Tower:
             form.states = form.reduce(index, form.states)
             return (form.states, *args[1:])
 
-        def leave_mlp(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        def leave_mlp(module: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
             self._add(out, getattr(layer, "lambda_2", None))
-            return out.new_zeros(1)
+            return self._form.nothing
 
         changes.pre_hook(first_norm, enter_attention)
         changes.hook(attention, leave_attention)
