@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
 from illava_lab.errors import LabError
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
@@ -17,7 +21,8 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
     """
     where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
     tokens.room(keep)
-    answer = strategy.map(tokens, keep)
+    with exact(tokens.hidden.device.type):
+        answer = strategy.map(tokens, keep)
     if not isinstance(answer, TokenMap):
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
     if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
@@ -25,3 +30,9 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
             f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
         )
     return answer
+
+
+def exact(device: str) -> AbstractContextManager[None]:
+    """Where autocast would let products be of half precision, and so tokens be chosen by rounding: without it."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()

@@ -68,19 +68,19 @@ def example_tokens(
         raise LabError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
     if patches < 1 or batch < 1:
         raise LabError(f"patches and batch must be at least 1, got {patches} and {batch}")
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator("cpu").manual_seed(seed)
     extra = newlines if stage == "llm" else int(cls)
     count, (height, width) = patches + extra, squarest_grid(2 * patches if reduced else patches)
-    protected = torch.zeros(batch, count, dtype=torch.bool)
+    protected = torch.zeros(batch, count, dtype=torch.bool, device="cpu")
     if stage != "llm":
         protected[:, :extra] = True
     elif extra:
-        protected.scatter_(1, torch.rand(batch, count, generator=draw).argsort(dim=1)[:, :extra], True)
-    place = torch.rand(batch, height * width, generator=draw).argsort(dim=1)[:, :patches].sort(dim=1).values
-    position = torch.full((batch, count), -1).masked_scatter(~protected, place)
-    size = torch.ones(batch, count)
+        protected.scatter_(1, _uniform(draw, batch, count).argsort(dim=1)[:, :extra], True)
+    place = _uniform(draw, batch, height * width).argsort(dim=1)[:, :patches].sort(dim=1).values
+    position = torch.full((batch, count), -1, dtype=torch.long, device="cpu").masked_scatter(~protected, place)
+    size = torch.ones(batch, count, dtype=torch.float32, device="cpu")
     if reduced:
-        size = torch.where(protected, size, torch.randint(1, 5, (batch, count), generator=draw).float())
+        size = torch.where(protected, size, torch.randint(1, 5, (batch, count), generator=draw, device="cpu").float())
 
     if stage == "image":
         site, hidden = None, torch.zeros(batch, count, 1, dtype=dtype, device=device)
@@ -122,13 +122,13 @@ def _example_site(
     """One attention over `count` visual tokens, of `entered` that came into the LLM; and their hidden states."""
 
     def sequence(visual: int) -> Tensor:
-        out = torch.randn(batch, before + visual + after, CHANNELS, generator=draw)
+        out = _normal(draw, batch, before + visual + after, CHANNELS)
         if equal:
             out[:, before : before + visual] = out[:, before : before + 1]
         return out.to(device, dtype)
 
     def heads(x: Tensor) -> tuple[Tensor, Tensor]:
-        weights = (torch.randn(CHANNELS, CHANNELS, generator=draw).to(device, dtype) for _ in ("query", "key"))
+        weights = (_normal(draw, CHANNELS, CHANNELS).to(device, dtype) for _ in ("query", "key"))
         return tuple((x @ weight).unflatten(2, (HEADS, -1)).transpose(1, 2) for weight in weights)
 
     before, after = (TEXT_BEFORE, TEXT_AFTER) if stage == "llm" else (0, 0)
@@ -137,16 +137,30 @@ def _example_site(
     site = AttentionSite(query, key, (CHANNELS // HEADS) ** -0.5, has_cls=has_cls, hidden=states)
     if stage == "llm":
         came, ahead = sequence(entered), heads(states)
-        places = [torch.arange(before, before + n, device=device).expand(batch, -1) for n in (count, entered)]
-        text = [torch.arange(before + n, before + n + after, device=device).expand(batch, -1) for n in (count, entered)]
+        places = [
+            torch.arange(before, before + n, dtype=torch.long, device=device).expand(batch, -1)
+            for n in (count, entered)
+        ]
+        text = [
+            torch.arange(before + n, before + n + after, dtype=torch.long, device=device).expand(batch, -1)
+            for n in (count, entered)
+        ]
         site = replace(
             site,
             causal=True,
             visual=places[0],
-            last=torch.full((batch,), before + count + after - 1, device=device),
+            last=torch.full((batch,), before + count + after - 1, dtype=torch.long, device=device),
             ahead=lambda: ahead,
             text=text[0],
             entry=lambda: (came, places[1], text[1]),
             norm=torch.nn.RMSNorm(CHANNELS, elementwise_affine=False),
         )
     return site, hidden.clone()
+
+
+def _uniform(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu")
+
+
+def _normal(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu")

@@ -127,7 +127,7 @@ def _is_a_tie(out: TokenMap, case: Case, token: int) -> bool:
     if out.score is None:
         return False
     score = out.score[0]
-    dropped = torch.ones(case.count, dtype=torch.bool).scatter(0, out.anchor[0], False)
+    dropped = torch.ones(case.count, dtype=torch.bool, device=score.device).scatter(0, out.anchor[0], False)
     return not bool((dropped & ~score.isnan() & (score != score[token])).any())
 
 
@@ -136,7 +136,7 @@ def _with_nan(token: int | None, name: str, x: Tensor) -> Tensor:
     of_others = (name.startswith("text_") and name not in _SCORES) or name == "embeddings"
     if name in ("position", "size", "protected") or (of_others and token is not None):
         return x
-    index = torch.full(x.shape, token is None)
+    index = torch.full_like(x, token is None, dtype=torch.bool)
     if token is not None:
         (index.select(-1, token) if name in _SCORES else index.select(1, token)).fill_(True)
     return x.masked_fill(index, torch.nan)
