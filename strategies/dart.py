@@ -44,15 +44,18 @@ class DART(Strategy):
         if keep == tokens.count:
             return TokenMap.identity(tokens)
         protected, free = tokens.protected_count, tokens.room(keep)
-        own = ranking(_norm(tokens.wide_keys), tokens)[:, : protected + min(self.pivot_image_token, free)]
+        own = ranking(_norm(tokens.wide_keys, 1), tokens)[:, : protected + min(self.pivot_image_token, free)]
         if own.shape[1] == keep:
             return TokenMap.keep(own.sort(dim=1).values, tokens.count)
-        states, row = unit(tokens.normed_hidden), tokens.row
+        states, row = tokens.normed_hidden, tokens.row
         pivots = states[row, own[:, protected:]]
         if self.pivot_text_token:
-            text = _norm(tokens.text_wide_keys).argsort(dim=1, descending=True, stable=True)[:, : self.pivot_text_token]
-            pivots = torch.cat([pivots, unit(tokens.text_normed_hidden[row, text])], dim=1)
-        similarity = torch.bmm(pivots, states.transpose(1, 2)).nan_to_num_(1.0)
+            text = _norm(tokens.text_wide_keys, 1).argsort(dim=1, descending=True, stable=True)[
+                :, : self.pivot_text_token
+            ]
+            pivots = torch.cat([pivots, tokens.text_normed_hidden[row, text]], dim=1)
+        inner = torch.bmm(unit(pivots), states.to(wide(states.dtype)).transpose(1, 2))
+        similarity = inner.div_(_norm(states, 2).clamp_min_(1e-12)[:, None]).nan_to_num_(1.0)
 
         kept, taken = [own], torch.zeros_like(similarity[:, 0]).scatter_(1, own, torch.inf)
         share, extra = divmod(keep - own.shape[1], pivots.shape[1])
@@ -65,5 +68,5 @@ class DART(Strategy):
         return [min(2, depth - 1)]
 
 
-def _norm(keys: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(keys, ord=1, dim=2, dtype=wide(keys.dtype))
+def _norm(x: Tensor, order: int) -> Tensor:
+    return torch.linalg.vector_norm(x, ord=order, dim=2, dtype=wide(x.dtype))

@@ -48,7 +48,7 @@ LIMITS: list[tuple[str, str, dict[str, Any], float | int, int]] = [
     ("llm", "pyramiddrop", {}, 0.5, 7),
     ("llm", "sparsevlm", {}, 309, 24),
     ("llm", "sparsevlm", {"recycle": True}, 309, 72),
-    ("llm", "dart", {}, 124, 63),
+    ("llm", "dart", {}, 124, 65),
     ("llm", "stride", {}, 144, 4),
 ]
 
