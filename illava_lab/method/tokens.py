@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.method.rows import row_index
 
 # "image" is before the model: a smaller picture goes in.
 Stage = Literal["image", "encoder", "llm"]
@@ -130,7 +131,7 @@ class Tokens:
 
     @cached_property
     def row(self) -> Tensor:
-        return torch.arange(self.batch, dtype=torch.long, device=self.hidden.device)[:, None]
+        return row_index(self.hidden)
 
     @cached_property
     def protected_count(self) -> int:

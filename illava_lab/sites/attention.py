@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+from illava_lab.method.rows import row_index
 from illava_lab.sites.scores import Scores, Spans, products
 from illava_lab.sites.sums import column_sums, row_lse
 
@@ -200,6 +201,4 @@ def tokens_at(x: Tensor, at: Tensor, prompt: Tensor | None = None) -> Tensor:
     """(B, n, ...): what x (P, S, ...) has at the positions `at` (B, n) of prompt `prompt[b]`, or b."""
     if len(x) == 1:
         return x[0, at]
-    if prompt is None:
-        prompt = torch.arange(len(at), device=at.device, dtype=torch.long)
-    return x[prompt.unsqueeze(1), at]
+    return x[row_index(at) if prompt is None else prompt.unsqueeze(1), at]

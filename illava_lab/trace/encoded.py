@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.method.adding import add_at
+from illava_lab.method.rows import row_index
 from illava_lab.models.layout import Layout
 from illava_lab.trace.step import Step
 
@@ -173,7 +174,8 @@ def sizes(layout: Layout, weight: Tensor, size: Tensor) -> Tensor:
     if not layout.interpolates:
         return weight[..., 0] * size[:, layout.on(weight.device)[0][:, 0]]
     source, rows = layout.on(weight.device)[0], len(weight)
-    row = torch.arange(rows, dtype=torch.long, device=weight.device)[:, None]
-    given = add_at(torch.zeros_like(size), row, source.flatten().expand(rows, -1), weight.flatten(1), in_place=True)
+    given = add_at(
+        torch.zeros_like(size), row_index(weight), source.flatten().expand(rows, -1), weight.flatten(1), in_place=True
+    )
     share = weight / given[:, source].clamp_min(torch.finfo(weight.dtype).tiny)
     return (share * size[:, source]).sum(-1)

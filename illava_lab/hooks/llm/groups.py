@@ -63,12 +63,6 @@ class Group:
         if self.at.device != device:
             self.row, self.at, self.survivors = self.row.to(device), self.at.to(device), self.survivors.to(device)
 
-    def leave_only(self, present: Tensor, anchor: Tensor) -> Tensor:
-        """Mark in `present` (B, L) which tokens stay, `anchor` (I, m) of each image; these are now `at`."""
-        present = present.index_put((self.row, self.at), present.new_zeros(()))
-        self.at = self.at.gather(1, anchor)
-        return present.index_put((self.row, self.at), present.new_ones(()))
-
 
 def group_images(images: list[PlacedImage], sequence: Sequence) -> list[Group]:
     """The images of a prefill as they enter the first layer, in order."""
@@ -89,13 +83,18 @@ def _group(numbers: list[int], images: list[PlacedImage], sequence: Sequence) ->
         picked = torch.stack([_left(image, own, device) for image, own in zip(images, tokens, strict=True)])
         slots = [upload(image.at, device) for image in images]
         at = sequence.places[row, torch.stack([own[i] for own, i in zip(slots, picked, strict=True)])]
-        place = [image.encoded.layout.place_on(device)[i] for image, i in zip(images, picked, strict=True)]
-        survivors = Survivors(torch.stack(place), _sizes(images, picked))
+
+        def place() -> Tensor:
+            return torch.stack(
+                [image.encoded.layout.place_on(device)[i] for image, i in zip(images, picked, strict=True)]
+            )
+
+        survivors = Survivors(at.shape[1], device, place, _sizes(images, picked))
     else:
         at = upload(np.stack([image.at[own] for image, own in zip(images, tokens, strict=True)]), device)
         picked = upload(np.stack(tokens), device)
         every = Survivors.everything(0, len(images), at.shape[1], device)
-        survivors = Survivors(every.place, _sizes(images, picked))
+        survivors = Survivors(every.count, device, every.make_place, _sizes(images, picked))
     return Group(numbers, images, row, at, at, survivors)
 
 

@@ -47,7 +47,7 @@ class Prefill:
         self.attachment, self.anatomy, self.prompt = attachment, attachment.anatomy, call.prompt
         self.images = placed_images(self.anatomy, self.prompt, call.encoded)
         self.steps: list[Step] = list({id(step): step for i in self.images for step in i.encoded.steps}.values())
-        self.sequence = Sequence(self.prompt, hidden.device)
+        self.sequence = Sequence(self.prompt, hidden)
         self.seen: tuple[Tensor, Tensor, float] | None = None  # queries and keys of the layer that ran last
         self._positions: Tensor | None = kwargs.get("position_ids")
         self._shift: Tensor | None = None
@@ -72,7 +72,7 @@ class Prefill:
         self._arguments = {"position_ids": None}  # flash attention reads gaps as several packed sequences
         return {
             **kwargs,
-            "inputs_embeds": sequence.cleared(gather_sequence(hidden, order, 1)),
+            "inputs_embeds": sequence.cleared(hidden[sequence.row, order]),
             "attention_mask": sequence.mask(kwargs.get("past_key_values") is not None),
             "position_ids": self._pack() if self.attachment.positions == "packed" else self._positions,
             **self._deepstack(kwargs, order, left),
@@ -85,7 +85,7 @@ class Prefill:
             return {}
         count = sum(image.encoded.tokens for image in self.images)
         index = (~left).to(torch.int8).argsort(stable=True)[:count]
-        visual = gather_sequence(upload(self.prompt.visual, order.device), order, 1)
+        visual = upload(self.prompt.visual, order.device)[self.sequence.row, order]
         return {
             "visual_pos_masks": visual & (self.sequence.present > 0),
             "deepstack_visual_embeds": [layer[index.to(layer.device)] for layer in features],
@@ -130,9 +130,11 @@ class Prefill:
             gone.append(group.count - reduction.slots)
             # Whatever order a strategy gives its slots, the language model keeps them in the order of their places.
             anchor, order = reduction.anchor.sort(dim=1)
-            present = group.leave_only(present, anchor)
-            if reduction.weight is not None:
-                merged.append((group, gather_sequence(reduction.apply(tokens.hidden), order, 1)))
+            present = sequence.without(present, group.row, group.at)
+            group.at = group.at.gather(1, anchor)
+            present = sequence.with_(present, group.row, group.at)
+            if reduction.merges:
+                merged.append((group, reduction.apply(tokens.hidden)[tokens.row, order]))
             group.survivors = group.survivors.after(reduction).at(order)
             done.append(group)
         self.groups, self.seen = done, None
@@ -151,7 +153,7 @@ class Prefill:
         order = self.sequence.shorten(present, rows, counts)
         for group in self.groups:
             group.at = self.sequence.places[group.row, group.at]
-        hidden = gather_sequence(hidden, order, 1)
+        hidden = hidden[self.sequence.row, order]
         for group, states in merged:
             hidden = hidden.index_put((group.row, group.at), states)
         if self.attachment.positions == "packed":

@@ -112,11 +112,10 @@ def read_prompt(
     Raises:
         LabError: several prompts lie in one row.
     """
-    ids = ids.detach()
-    given = [ids] if mask is None else [ids, mask[:, : ids.shape[1]].to(torch.long)]
+    given = [ids] if mask is None else [ids, mask if mask.shape == ids.shape else mask[:, : ids.shape[1]]]
     if positions is not None:
         first = positions if positions.dim() == 2 else positions[0]
-        given.append(first.detach().expand(ids.shape[0], -1)[:, : ids.shape[1]])
+        given.append(first if first.shape == ids.shape else first.expand(ids.shape[0], -1)[:, : ids.shape[1]])
     host = to_host(*given)
     valid = np.ones(host[0].shape, bool) if mask is None else host[1].astype(bool)
     if positions is not None and host[-1].shape == valid.shape:

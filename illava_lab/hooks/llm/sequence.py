@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.llm.prompt import PlacedImage, Prompt
+from illava_lab.method.rows import row_index
 
 
 class Sequence:
@@ -21,12 +22,14 @@ class Sequence:
         length: L, tokens of the longest prompt.
         changed: whether it is no longer the prompt itself.
         valid: (B, L) bool, what may be attended to; None where that is all.
+        row: (B, 1) long, 0 to B-1: ``x[row, index]`` are rows of x (B, L, C) by index (B, l).
         places: (B, old L) long, where each token that was there before the last change lies now.
     """
 
     places: Tensor
 
-    def __init__(self, prompt: Prompt, device: torch.device) -> None:
+    def __init__(self, prompt: Prompt, hidden: Tensor) -> None:
+        device = hidden.device
         self.prompt, self.device, self.changed = prompt, device, False
         self.length: int = prompt.valid.shape[1]
         self.tail = self.length - prompt.length  # tokens behind the prompt
@@ -34,13 +37,16 @@ class Sequence:
         self._padded = bool(self._lengths.min() < self.length)
         self._present = upload(prompt.taken.astype(np.int8), device) if self._padded else None
         self._slots: Tensor | None = None
+        self.row = row_index(hidden)
+        self._gone = torch.zeros((), dtype=torch.int8, device=device)
+        self._there = torch.ones((), dtype=torch.int8, device=device)
         self.valid = None if prompt.valid.all() else upload(prompt.valid, device)
 
     def to(self, device: torch.device) -> None:
         """Go on where the layers go on."""
         if device != self.device:
             self.device = device
-            for name in ("_present", "_slots", "valid"):
+            for name in ("row", "_gone", "_there", "_present", "_slots", "valid"):
                 value = getattr(self, name)
                 setattr(self, name, None if value is None else value.to(device))
 
@@ -55,6 +61,14 @@ class Sequence:
     def flat(self, images: list[PlacedImage]) -> Tensor:
         """(V,) long, where the placeholders of some images are in the flattened prompts."""
         return upload(np.concatenate([image.row * self.length + image.at for image in images]), self.device)
+
+    def without(self, present: Tensor, row: Tensor, at: Tensor) -> Tensor:
+        """`present` without some tokens."""
+        return present.index_put((row, at), self._gone)
+
+    def with_(self, present: Tensor, row: Tensor, at: Tensor) -> Tensor:
+        """`present` with some tokens."""
+        return present.index_put((row, at), self._there)
 
     def shorten(self, present: Tensor, rows: list[int], gone: list[int]) -> Tensor:
         """Go on with fewer tokens, and with no more padding than the longest prompt leaves.
@@ -73,13 +87,13 @@ class Sequence:
         order = compact(present, self.length)
         behind = upload(self.length - 1 - self._lengths, self.device)[:, None] if self._padded else -1
         self.places = present.cumsum(1) + behind
-        self._present = gather_sequence(present, order, 1) if self._padded else None
-        valid = gather_sequence(self.valid, order, 1) if masked and self.valid is not None else None
+        self._present = present[self.row, order] if self._padded else None
+        valid = self.valid[self.row, order] if masked and self.valid is not None else None
         if self._padded:
             there = self.present > 0
             valid = there if valid is None else valid & there
         self.valid = valid
-        self._slots = order if self._slots is None else gather_sequence(self._slots, order, 1)
+        self._slots = order if self._slots is None else self._slots[self.row, order]
         if not self.changed and self.prompt.ends_with_image:
             # The last token of a prompt may have gone: what is left in front of it stands for it from here on.
             self._slots = self._slots.clone()
@@ -117,11 +131,11 @@ class Sequence:
 
     def text_now(self) -> Callable[[], Tensor]:
         """Makes (B, L) int8, 1 for text of the prompts, of the sequence as it is at this moment."""
-        slots, present, device = self._slots, self._present if self._padded else None, self.device
+        slots, present, row = self._slots, self._present if self._padded else None, self.row
 
         def make() -> Tensor:
-            text = upload(self.prompt.text.astype(np.int8), device)
-            text = text if slots is None else gather_sequence(text, slots, 1)
+            text = upload(self.prompt.text.astype(np.int8), row.device)
+            text = text if slots is None else text[row, slots]
             return text if present is None else text * present
 
         return cache(make)
@@ -129,7 +143,7 @@ class Sequence:
     def spread(self, hidden: Tensor) -> Tensor:
         """(B, slots of the prompts, C): hidden (B, L, C) in its slots, zero in others."""
         assert self._slots is not None
-        slots, row = self._slots.to(hidden.device), _rows(len(hidden), hidden.device)
+        slots, row = self._slots.to(hidden.device), self.row.to(hidden.device)
         whole = self.prompt.valid.shape[1]
         if not self._padded:
             return hidden.new_zeros((len(hidden), whole, hidden.shape[2])).index_put_((row, slots), hidden)
@@ -152,8 +166,6 @@ def compact(keep: Tensor, length: int) -> Tensor:
 def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Index the sequence axis `dim` of x by (B, L); the axis before it is the batch, and may be 1 (shared)."""
     dim, index = dim % x.dim(), index.to(x.device)
-    if dim == 1 and len(x) == len(index):
-        return x[_rows(len(index), index.device), index]
     view = [1] * x.dim()
     view[dim - 1], view[dim] = index.shape
     before = list(x.shape)
@@ -161,10 +173,6 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     after = [*before]
     after[dim] = index.shape[1]
     return x.expand(before).gather(dim, index.view(view).expand(after))
-
-
-def _rows(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, dtype=torch.long, device=device)[:, None]
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:

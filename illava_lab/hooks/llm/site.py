@@ -43,23 +43,28 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
     query, key, scaling = around.seen
     device = around.hidden.device
     own, prompt = _prompts(group, len(query), device)
+
+    def of(x: Tensor) -> Tensor:
+        """Those of x (B, ...) that belong to the prompts of these images."""
+        return x.to(device) if own is None else x.to(device)[own]
+
     after, ahead = group.text_after, around.ahead
 
-    def text(of: Around) -> Tensor | None:  # none where images differ in how much of it follows
-        return None if after is None else compact(of.text().to(device)[own], after)
+    def text(around: Around) -> Tensor | None:  # none where images differ in how much of it follows
+        return None if after is None else compact(of(around.text()), after)
 
     def entered() -> tuple[Tensor, Tensor, Any]:
-        return entry.hidden.to(device)[own], group.entered.to(device), text(entry)
+        return of(entry.hidden), group.entered.to(device), text(entry)
 
     def coming() -> tuple[Tensor, Tensor]:
         query, key = ahead()
-        return query[own].to(device), key[own].to(device)
+        return of(query), of(key)
 
     last = sequence.last
-    hidden, valid = around.hidden[own], None if sequence.valid is None else sequence.valid[own]
+    hidden, valid = of(around.hidden), None if sequence.valid is None else of(sequence.valid)
     site = AttentionSite(
-        query[own].to(device),
-        key[own].to(device),
+        of(query),
+        of(key),
         scaling,
         valid,
         valid,
@@ -67,7 +72,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         visual=group.at,
         prompt=prompt,
         hidden=hidden,
-        last=last if isinstance(last, int) else last[own],
+        last=last if isinstance(last, int) else of(last),
         text=lambda: text(around),
         ahead=coming,
         entry=entered,
@@ -88,7 +93,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
 
 
 def _prompts(group: Group, batch: int, device: torch.device) -> tuple[Any, Tensor | None]:
-    """Which prompts a group of images lies in, and (I,) which of these each lies in; None where each has its own.
+    """Which prompts a group of images lies in, None for all; and (I,) which of these each lies in, or None.
 
     A view wherever prompts lie side by side: a copy for each image would make the peak memory of many images.
     """
@@ -98,7 +103,7 @@ def _prompts(group: Group, batch: int, device: torch.device) -> tuple[Any, Tenso
     if len(prompts) < prompts[-1] + 1 - prompts[0]:
         own = upload(prompts, device)
     elif len(prompts) == batch:
-        own = slice(None)
+        own = None
     return own, None if len(prompts) == len(rows) else upload(np.searchsorted(prompts, rows), device)
 
 

@@ -123,8 +123,7 @@ class ShuffledCells:
     # ---- what is left
     @property
     def patches(self) -> Survivors:
-        survivors = self.survivors
-        return Survivors(survivors.place[:, 1:], lambda: survivors.size[:, 1:])
+        return self.survivors.behind(1)
 
     @property
     def kept(self) -> float:

@@ -233,10 +233,14 @@ class PackedCells:
     @property
     def patches(self) -> Survivors:
         """All cells of the call as one row: places count through all images."""
-        place = torch.cat([(frames.first + frames.survivors.place).flatten() for frames in self.frames])
-        return Survivors(
-            place[None], lambda: torch.cat([frames.survivors.size.flatten() for frames in self.frames])[None]
-        )
+
+        def place() -> Tensor:
+            return torch.cat([(frames.first + frames.survivors.place).flatten() for frames in self.frames])[None]
+
+        def size() -> Tensor:
+            return torch.cat([frames.survivors.size.flatten() for frames in self.frames])[None]
+
+        return Survivors(len(self.order), self.order.device, place, size)
 
     @property
     def kept(self) -> float:

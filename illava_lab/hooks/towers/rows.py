@@ -15,6 +15,7 @@ from torch.nn import functional
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.method.ask import ask
 from illava_lab.method.keep import kept
+from illava_lab.method.rows import row_index
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Stage, Tokens
 from illava_lab.sites.attention import AttentionSite, tokens_at
@@ -114,10 +115,7 @@ class Rows:
     # ---- what is left
     @property
     def patches(self) -> Survivors:
-        survivors = self.survivors
-        if not self.skip:
-            return survivors
-        return Survivors(survivors.place[:, self.skip :], lambda: survivors.size[:, self.skip :])
+        return self.survivors.behind(self.skip)
 
     @property
     def kept(self) -> float:
@@ -178,6 +176,5 @@ def _ask(
 
 def with_holes(x: Tensor, place: Tensor, places: int, hole: float) -> Tensor:
     """(R, places, C): x (R, M, C) at its places (R, M), and `hole` elsewhere."""
-    row = torch.arange(len(x), dtype=torch.long, device=x.device)[:, None]
     full = x.new_full((x.shape[0], places, x.shape[2]), hole)
-    return full.index_put_((row, place.to(x.device)), x)
+    return full.index_put_((row_index(x), place.to(x.device)), x)

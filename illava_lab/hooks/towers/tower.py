@@ -136,7 +136,8 @@ class Tower:
         states with one, and must see the short result."""
         form = self._form
         kwargs, form.states = form.enter_layer(kwargs), hidden_states
-        form.nothing = hidden_states.new_zeros(1)
+        if form.nothing is None or form.nothing.device != hidden_states.device:
+            form.nothing = hidden_states.new_zeros(1)
         out = original(form.nothing, *args, **kwargs)
         states, form.states = form.states, None
         return (states, *out[1:]) if isinstance(out, tuple) else states
