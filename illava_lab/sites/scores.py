@@ -11,6 +11,8 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 
+CPU_KEYS = 2**21  # so many float32 numbers and more are slow to write, as they fit into no cache
+
 
 class Block(NamedTuple):
     """A part of an attention: some prompts, some heads (all that share their keys, or none), some rows of queries."""
@@ -114,7 +116,7 @@ class Scores:
             hidden = later if hidden is None else later | hidden
         if mask is not None and mask.shape[2] > 1:
             mask = _rows_of(mask, at)
-        return _masked(products(_rows_of(self.query, at), self.key, self.scaling), mask, hidden)[0]
+        return _masked(_products_of_few(_rows_of(self.query, at), self.key, self.scaling), mask, hidden)[0]
 
 
 def cut(x: Tensor, *parts: slice) -> Tensor:
@@ -138,12 +140,26 @@ def products(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     In float32 whatever they are: a CPU multiplies that faster than halves, whose logits are off by up to a percent.
     """
     (prompts, heads, count, width), (_, groups, length, _) = query.shape, key.shape
-    queries = (query.float() * scaling).reshape(prompts * groups, heads // groups * count, width)
-    keys = key.float().reshape(prompts * groups, length, width)
+    queries = (_float32(query) * scaling).reshape(prompts * groups, heads // groups * count, width)
+    keys = _float32(key).reshape(prompts * groups, length, width)
     device = query.device.type
     cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if cast else nullcontext():
         return torch.bmm(queries, keys.mT).view(prompts, heads, count, length)
+
+
+def _products_of_few(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """The products where queries are few: on a CPU, large keys of halves become float32 one prompt after another."""
+    if key.device.type != "cpu" or key.dtype == torch.float32 or key.numel() < CPU_KEYS or len(key) == 1:
+        return products(query, key, scaling)
+    return torch.cat(
+        [products(*prompt, scaling) for prompt in zip(torch.split(query, 1), torch.split(key, 1), strict=True)]
+    )
+
+
+def _float32(x: Tensor) -> Tensor:
+    """A copy of halves comes in order at once, so that merging its dimensions needs no second one."""
+    return x if x.dtype == torch.float32 else x.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _masked(logits: Tensor, mask: Tensor | None, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:

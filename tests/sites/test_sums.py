@@ -87,6 +87,14 @@ def test_gradients_are_those_of_the_formula(monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_large_keys_come_prompt_by_prompt(monkeypatch):
+    query, key = (torch.randn(3, heads, 9, 8).bfloat16() for heads in (4, 2))
+    site = AttentionSite(query, key, 0.3, valid=torch.arange(9) >= torch.tensor([[0], [2], [4]]), causal=True, last=7)
+    want = site.statistic("text_attention")
+    monkeypatch.setattr(scores, "CPU_KEYS", 0)
+    torch.testing.assert_close(site.statistic("text_attention"), want)
+
+
 PLAIN, ORDERED, PADDED = {"has_cls": True}, {"causal": True, "last": 576}, {"causal": True, "last": 576, "valid": ...}
 
 
