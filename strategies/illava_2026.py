@@ -15,6 +15,7 @@ from illava_lab.method import (
     one_of,
     ranking,
     register,
+    row_index,
     unit,
     wide,
 )  # fmt: skip
@@ -90,7 +91,7 @@ class ILLaVA2026(Strategy):
         similarity.div_(target.shape[2] ** 0.5).nan_to_num_(nan=torch.finfo(dtype).min)
         value, place = similarity.sort(dim=2, descending=True, stable=True)
         share = value[..., :NEAREST].softmax(dim=2) / 2
-        return Sums(slot, dropped[tokens.row[..., None], place[..., :NEAREST]], share, own=0.5)
+        return Sums(slot, dropped[row_index(dropped, 2), place[..., :NEAREST]], share, own=0.5)
 
     @staticmethod
     def _shifted(tokens: Tokens, last: Tensor, rank: Tensor) -> Sums:

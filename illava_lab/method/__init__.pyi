@@ -13,6 +13,7 @@ from .ranking import ranking as ranking
 from .ranking import unit as unit
 from .registry import get_strategy as get_strategy
 from .registry import register as register
+from .rows import row_index as row_index
 from .strategy import Paper as Paper
 from .strategy import Scorer as Scorer
 from .strategy import Strategy as Strategy

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from illava_lab.method.rows import row_index
 from illava_lab.method.token_map import TokenMap, weighted
 
 
@@ -68,7 +69,7 @@ class FewSums(TokenMap):
         sums, row = self.sums, self._row
         kept = x[row, self.anchor]
         several = sums.member.dim() == 3
-        rows = x[row[..., None] if several else row, sums.member]
+        rows = x[row_index(x, 2) if several else row, sums.member]
         total = weighted(rows, sums.share).sum(dim=2 if several else 1, keepdim=not several)
         if sums.own is not None:
             total.add_(kept[row, sums.slot], alpha=sums.own)

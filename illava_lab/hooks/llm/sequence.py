@@ -166,6 +166,8 @@ def compact(keep: Tensor, length: int) -> Tensor:
 def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Index the sequence axis `dim` of x by (B, L); the axis before it is the batch, and may be 1 (shared)."""
     dim, index = dim % x.dim(), index.to(x.device)
+    if dim == 1 and len(x) == len(index):
+        return x[row_index(x), index]
     view = [1] * x.dim()
     view[dim - 1], view[dim] = index.shape
     before = list(x.shape)
