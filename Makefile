@@ -14,7 +14,7 @@
 PYTHON ?= python3
 ARGS ?=
 RUN ?=
-MODEL_TESTS := $(addprefix tests/,hooks/test_attach.py schedules/test_schedule.py session)
+MODEL_TESTS := $(addprefix tests/,hooks schedules/test_schedule.py session)
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
@@ -69,8 +69,8 @@ versions: $(VERSIONS:%=.versions/%/.tested)
 
 .versions/%/.tested: $(VENV)/.installed-test .FORCE
 	test -d .versions/$* || $(PYTHON) -m venv .versions/$*
-	$(VENV_PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.versions/$*/bin/python -c \
-		"import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	$(VENV_PYTHON) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" > \
+		"$$(.versions/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
 	.versions/$*/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed "transformers==$*" "numpy==$$($(VENV_PYTHON) -c \
 		'import numpy; print(numpy.__version__)')"
 	.versions/$*/bin/python -c "import transformers; assert transformers.__version__ == '$*'"

@@ -97,10 +97,13 @@ def encoded_images(
     if layout.has_markers:
         left = left | layout.marker_on(alive.device)
 
-    def image(i: int, own: Tensor) -> EncodedImage:
+    def image(i: int, own: Tensor | None) -> EncodedImage:
         placed = rows[i * each : (i + 1) * each]
         return EncodedImage(layout, placed, steps, own, lambda: weights()[i], lambda: all_sizes()[i], known)
 
+    if kept == 1:  # nothing is removed, and the model's own way of joining stays
+        known = layout.tokens
+        return [image(i, None) for i in range(len(alive))]
     return [image(i, own) for i, own in enumerate(left.unbind(0))]
 
 

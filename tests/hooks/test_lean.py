@@ -50,12 +50,14 @@ def test_a_prefill_asks_for_few_operations(model, inputs, as_on_an_accelerator):
     run()
     bare = operations(run).total()
     with il.attach(model, "none"):
+        run()  # where the patches of a picture lie is made once
         assert operations(run).total() == bare
-    for name, before in BEFORE.items():
+    for name, before in BEFORE.items():  # what the same prompt took in November 2026
         preset = il.presets()[name]
         strategy, schedule = il.get_strategy(preset.strategy)(**preset.settings), il.Schedule.preset(name, model)
         with il.attach(model, strategy, schedule):
             run()
             more = operations(run).total() - bare
+        assert more > 0
         limit = ENCODER * len(schedule.encoder) + LLM * len(schedule.llm) + ELSE
-        assert more <= limit < before + 60, f"{name}: {more} more than the {bare} of the bare model, at most {limit}"
+        assert more <= limit < before, f"{name}: {more} more than the {bare} of the bare model, at most {limit}"
