@@ -29,7 +29,7 @@ from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import as_list, check_count, check_flag
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached
 
@@ -102,6 +102,7 @@ def bench(
     Raises:
         LabError: bad arguments, before any work.
     """
+    check_lab(lab)
     asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
     batches, lengths = _counts("batch_sizes", batch_sizes), []
     if text_tokens is not None:

@@ -34,7 +34,7 @@ from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count, check_flag
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.turns import attached
 
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
@@ -95,6 +95,7 @@ def compare(
     Raises:
         LabError: bad arguments, before any work; or the bare model itself fails.
     """
+    check_lab(lab)
     asked = wanted(strategy, keep, flops, preset, schedule, default=DEFAULT_KEEPS, seed=seed)
     seed, batch_size = int(seed), check_count("batch_size", batch_size)
     limit = None if limit is None else check_count("limit", limit)

@@ -9,7 +9,7 @@ from illava_lab.measuring.tasks import Task
 from illava_lab.schedules.budget import AnyStrategy
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.chat import chat
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 
 
 def converse(
@@ -35,6 +35,7 @@ def converse(
     Raises:
         LabError: as `chat`, or no Task.
     """
+    check_lab(lab)
     if not isinstance(task, Task):
         raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
     said: dict[Any, str] = {}

@@ -23,7 +23,7 @@ from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.asked import check_count, check_flag
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import layouts, text_tokens
 from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached, one_at_a_time
@@ -87,6 +87,7 @@ def fidelity(
             that cannot be read, a video for a model that takes none, an empty question, an unknown strategy, one that
             cannot reach a keep on this model, a keep outside (0, 1], or a model with a strategy attached.
     """
+    check_lab(lab)
     with one_at_a_time(lab.model):
         if is_attached(lab.model):
             who = "fidelity needs the unreduced model"

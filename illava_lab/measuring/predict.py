@@ -10,7 +10,7 @@ import pandas as pd
 from illava_lab.errors import LabError
 from illava_lab.measuring.tasks import Task
 from illava_lab.session.asked import check_count
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 
 
 def predict(
@@ -29,6 +29,7 @@ def predict(
     Raises:
         LabError: no Task, a batch size that is no whole number of at least 1, or as `Lab.answer`.
     """
+    check_lab(lab)
     if not isinstance(task, Task):
         raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
     batch_size = check_count("batch_size", batch_size)

@@ -18,9 +18,9 @@ from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.asked import as_list, check_count, check_question
+from illava_lab.session.asked import check_count, check_question
 from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
-from illava_lab.session.lab import Lab
+from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached, one_at_a_time
@@ -217,8 +217,9 @@ def chat(
     Raises:
         LabError: as `Lab.ask`.
     """
+    check_lab(lab)
     chosen, budget = choose(strategy, keep, flops, preset, schedule)
-    images = as_list(image)
+    images = lab.shown(image)
     with one_at_a_time(lab.model):
         inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
         with attached(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:

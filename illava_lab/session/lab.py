@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
+from illava_lab.errors import LabError
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_shape, check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
@@ -68,8 +69,7 @@ class Lab:
         check_entries(images, questions)
         for question in questions:
             check_question(question)
-        shown = [as_list(entry, "images") for entry in images]
-        per_prompt = [[one if isinstance(one, Video) else read_image(one) for one in entry] for entry in shown]
+        per_prompt = [self.shown(entry, "images") for entry in images]
         for own in per_prompt:
             for one in own:
                 if isinstance(one, Video):
@@ -96,6 +96,17 @@ class Lab:
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
         return dict(inputs)
+
+    def shown(self, entry: ImageOrVideo | Sequence[ImageOrVideo], name: str = "image") -> list[ImageOrVideo]:
+        """What one prompt shows, every picture read.
+
+        Args:
+            name: of the argument, for messages.
+
+        Raises:
+            LabError: nothing, or a picture that cannot be read.
+        """
+        return [one if isinstance(one, Video) else read_image(one) for one in as_list(entry, name)]
 
     def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
         if not videos:
@@ -174,7 +185,7 @@ class Lab:
         """
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-        inputs, clock = self.inputs([as_list(image)], [question]), _Clock()
+        inputs, clock = self.inputs([self.shown(image)], [question]), _Clock()
         self._check(inputs, max_new_tokens)
         with attached(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
             start = time.perf_counter()
@@ -198,3 +209,9 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
+
+
+def check_lab(lab: Any) -> None:
+    """Raise LabError unless this is a lab."""
+    if not isinstance(lab, Lab):
+        raise LabError(f"lab must be a Lab, such as il.load() gives, got {type(lab).__name__}")

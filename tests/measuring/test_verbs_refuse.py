@@ -107,6 +107,21 @@ def test_fidelity(lab: il.Lab, arguments: dict[str, Any], says: str) -> None:
         il.fidelity(lab, strategy="fastv", **{**asked, **arguments})
 
 
+@pytest.mark.parametrize("given", [None, "embedded", ["none", "illava"]])
+def test_a_lab_comes_first(given: Any) -> None:
+    task = il.load_task("test").limited(4)
+    for verb in (
+        lambda: il.chat(given, noise()).__enter__(),
+        lambda: il.compare(given, "illava", limit=4),
+        lambda: il.bench(given, "illava"),
+        lambda: il.fidelity(given, [noise()], ["What?"], "illava"),
+        lambda: il.converse(given, task),
+        lambda: il.predict(given, task),
+    ):
+        with pytest.raises(il.LabError, match=f"lab must be a Lab, .*, got {type(given).__name__}"):
+            verb()
+
+
 def test_tasks_and_answers(lab: il.Lab) -> None:
     task = il.load_task("test").limited(4)
     for verb, says in (

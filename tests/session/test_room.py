@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers.labs import LAB_KINDS, noise, small_lab
 
@@ -101,6 +103,12 @@ def test_a_batch_is_two_lists(images: object, questions: object, says: str) -> N
     for verb in (lab.inputs, lab.answer):
         with pytest.raises(il.LabError, match=says):
             verb(images, questions)
+
+
+def test_a_conversation_reads_its_pictures_when_it_begins(tmp_path: Path) -> None:
+    lab = small_lab("clip-llama")
+    with pytest.raises(il.LabError, match="no image file at"), il.chat(lab, tmp_path / "none.png"):
+        pytest.fail("it began")
 
 
 def test_a_prompt_shows_something() -> None:
