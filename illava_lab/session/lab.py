@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
@@ -70,13 +71,6 @@ class Lab:
         for question in questions:
             check_question(question)
         per_prompt = [self.shown(entry, "images") for entry in images]
-        for own in per_prompt:
-            for one in own:
-                if isinstance(one, Video):
-                    height, width = one.frames.shape[1:3]
-                    check_shape(self.processor, width, height, what="a frame")
-                else:
-                    check_shape(self.processor, *one.size, alone=len(own) == 1)
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
@@ -97,16 +91,23 @@ class Lab:
                 inputs[name] = inputs[name].to(self.model.dtype)
         return dict(inputs)
 
-    def shown(self, entry: ImageOrVideo | Sequence[ImageOrVideo], name: str = "image") -> list[ImageOrVideo]:
+    def shown(self, entry: ImageOrVideo | Sequence[ImageOrVideo], name: str = "image") -> list[Image | Video]:
         """What one prompt shows, every picture read.
 
         Args:
             name: of the argument, for messages.
 
         Raises:
-            LabError: nothing, or a picture that cannot be read.
+            LabError: nothing, or a picture that cannot be read or is too long and narrow for the model's processor.
         """
-        return [one if isinstance(one, Video) else read_image(one) for one in as_list(entry, name)]
+        own = [one if isinstance(one, Video) else read_image(one) for one in as_list(entry, name)]
+        for one in own:
+            if isinstance(one, Video):
+                height, width = one.frames.shape[1:3]
+                check_shape(self.processor, width, height, what="a frame")
+            else:
+                check_shape(self.processor, *one.size, alone=len(own) == 1)
+        return own
 
     def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
         if not videos:
