@@ -13,6 +13,8 @@ from helpers.qwen import QWENS
 
 import illava_lab as il
 
+# Before transformers 5.13, looking drafts up needs a token that ends an answer; this one never comes.
+DECODING = GREEDY | {"eos_token_id": 2, "suppress_tokens": [*GREEDY["suppress_tokens"], 2]}
 REDUCTIONS = {
     "fastv": il.Schedule(llm={1: 0.5, 3: 0.4}),
     "illava": il.Schedule({0: 0.7, 2: 16}, {1: 0.6, 3: 0.5}),
@@ -51,14 +53,15 @@ def repeating(kind: str) -> dict:
 def test_drafts_do_not_change_what_is_decoded(kind, model, name):
     inputs, other = repeating(kind), assistant(kind)
     with il.attach(model, name, REDUCTIONS[name]) as trace:
-        plain = model.generate(**inputs, max_new_tokens=12, **GREEDY)
+        plain = model.generate(**inputs, max_new_tokens=12, **DECODING)
         steps = [(step.layer, step.before, step.after) for step in trace.steps]
-        looked_up = model.generate(**inputs, max_new_tokens=12, prompt_lookup_num_tokens=3, **GREEDY)
+        looked_up = model.generate(**inputs, max_new_tokens=12, prompt_lookup_num_tokens=3, **DECODING)
         assert [(step.layer, step.before, step.after) for step in trace.steps] == steps
-        drafted = model.generate(**inputs, max_new_tokens=12, assistant_model=other, **GREEDY)
-        recomputed = model.generate(**inputs, max_new_tokens=12, use_cache=False, **GREEDY)
-    assert torch.equal(looked_up, plain)
-    assert torch.equal(drafted, plain)
+        drafted = model.generate(**inputs, max_new_tokens=12, assistant_model=other, **DECODING)
+        recomputed = model.generate(**inputs, max_new_tokens=12, use_cache=False, **DECODING)
+    # Before transformers 5.17, drafts may come to one token more than was asked for.
+    assert torch.equal(looked_up[:, : plain.shape[1]], plain)
+    assert torch.equal(drafted[:, : plain.shape[1]], plain)
     assert torch.equal(recomputed, plain), "what decides is the prompt, and not what was generated behind it"
 
 

@@ -247,8 +247,11 @@ def test_defaults_of_the_process_change_nothing(kind, name):
     with il.attach(model, name, REDUCTIONS[name]) as trace:
         want = forward(model, inputs)
         anchors = trace.sources(1).weights
+    bare = forward(model, inputs)
     try:
         torch.set_default_dtype(torch.bfloat16)
+        if not torch.equal(forward(model, inputs), bare):
+            pytest.skip("in this transformers the default dtype changes the bare model, too")
         with il.attach(model, name, REDUCTIONS[name]) as trace:
             assert torch.equal(forward(model, inputs), want)
             assert torch.equal(trace.sources(1).weights, anchors)
@@ -292,6 +295,10 @@ def test_offloaded_weights(kind, model, name):
         parts = [offloaded.model.vision_tower.encoder, offloaded.model.language_model, offloaded.lm_head]
     for part in parts:
         accelerate.cpu_offload(part, execution_device="cpu")
+    try:
+        forward(offloaded, inputs)
+    except NotImplementedError as error:
+        pytest.skip(f"in this transformers the bare model cannot be offloaded: {error}")
     with il.attach(offloaded, name, REDUCTIONS[name]):
         torch.testing.assert_close(forward(offloaded, inputs), want)
 

@@ -181,8 +181,10 @@ class Prefill:
 
     def cache_state(self) -> CacheState:
         """What decoding needs."""
-        prompt = self.prompt
-        return CacheState(self.attachment, prompt.length, len(prompt.valid), self.segments, prompt.text_at_end)
+        prompt, tail, segments = self.prompt, self.sequence.tail, self.segments
+        if tail:  # what was drafted behind the prompt counts as generated
+            segments = [segment.without_last(tail) for segment in segments]
+        return CacheState(self.attachment, prompt.length, len(prompt.valid), segments, prompt.text_at_end)
 
     def shown(self) -> Prefilled:
         """What the trace tells of it."""
