@@ -28,7 +28,7 @@ from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.asked import as_list, check_count, check_flag
+from illava_lab.session.asked import as_list, at_least_one, check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached
@@ -112,7 +112,7 @@ def bench(
     check_flag("progress", progress)
     if image is None:
         image = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
-    image = as_list(image)
+    image = at_least_one("image", image)
     question = lab.inputs([image], [QUESTION])
     for batch in batches:
         check_batch("batch_sizes", batch, question)

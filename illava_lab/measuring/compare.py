@@ -35,6 +35,7 @@ from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
+from illava_lab.session.room import check_prompt, positions_of
 from illava_lab.session.turns import attached
 
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
@@ -104,7 +105,9 @@ def compare(
         check_flag(name, value)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
-    check_batch("batch_size", batch_size, _first(lab, task))
+    first = _first(lab, task)
+    check_prompt(lab.model, positions_of(lab.model, first))
+    check_batch("batch_size", batch_size, first)
     plan = [baseline(), *asked.rows(lab.model, *(_prompt(lab, task) if asked.needs_prompt else ()))]
     log, done = None, {}
     if out is not None and distributed.is_first():

@@ -22,7 +22,7 @@ from illava_lab.models.families import describe
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.plan import Plan
-from illava_lab.session.asked import check_count, check_flag
+from illava_lab.session.asked import at_least_one, check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import layouts, text_tokens
 from illava_lab.session.room import check_answer, positions_of
@@ -189,7 +189,7 @@ def _prompts(
     lab: Lab, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int
 ) -> Iterator[dict[str, Tensor]]:
     for entry, question in zip(images, questions, strict=True):
-        inputs = lab.inputs([entry], [question])
+        inputs = lab.inputs([at_least_one("images", entry)], [question])
         check_answer(lab.model, positions_of(lab.model, inputs), max_new_tokens)
         yield inputs
 

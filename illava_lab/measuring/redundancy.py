@@ -21,7 +21,9 @@ from illava_lab.hooks.tap import tap
 from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
+from illava_lab.session.asked import at_least_one
 from illava_lab.session.lab import Lab
+from illava_lab.session.room import check_prompt, positions_of
 from illava_lab.session.turns import one_at_a_time
 from illava_lab.sites.attention import AttentionSite
 
@@ -52,7 +54,8 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
         LabError: a strategy is attached to the model, or the image becomes more than one grid of patches.
     """
     anatomy = describe(lab.model)
-    inputs = lab.inputs([image], [question])
+    inputs = lab.inputs([at_least_one("image", image)], [question])
+    check_prompt(lab.model, positions_of(lab.model, inputs))
     if not anatomy.fixed:
         raise LabError("redundancy is recorded of models whose images are one grid of patches each, such as LLaVA-1.5")
     visual = (inputs["input_ids"] == anatomy.image_token_id).nonzero()[:, 1][None]

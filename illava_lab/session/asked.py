@@ -54,13 +54,18 @@ def check_entries(images: Any, questions: Any) -> None:
         raise LabError(f"{len(questions)} questions need as many entries in images, got {len(images)}")
 
 
-def as_list(entry: Any, name: str = "image") -> list[Any]:
-    """What a prompt shows, one image or video or several of them, as a list.
+def as_list(entry: Any) -> list[Any]:
+    """What a prompt shows, one image or video or several of them, as a list."""
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
+def at_least_one(name: str, entry: Any) -> list[Any]:
+    """The same, where the prompt is about what it shows.
 
     Raises:
         LabError: an empty list.
     """
-    shown = list(entry) if isinstance(entry, (list, tuple)) else [entry]
+    shown = as_list(entry)
     if not shown:
         raise LabError(f"{name} must show at least one image or video, got {entry!r}")
     return shown

@@ -18,9 +18,9 @@ from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.asked import check_count, check_question
+from illava_lab.session.asked import at_least_one, check_count, check_question
 from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
-from illava_lab.session.lab import Lab, check_lab
+from illava_lab.session.lab import Lab, check_lab, read_shown
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached, one_at_a_time
@@ -219,7 +219,7 @@ def chat(
     """
     check_lab(lab)
     chosen, budget = choose(strategy, keep, flops, preset, schedule)
-    images = lab.shown(image)
+    images = read_shown(at_least_one("image", image))
     with one_at_a_time(lab.model):
         inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
         with attached(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:

@@ -22,10 +22,10 @@ from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.asked import as_list, check_count, check_entries, check_question
+from illava_lab.session.asked import as_list, at_least_one, check_count, check_entries, check_question
 from illava_lab.session.generation import ALWAYS, check_defaults
 from illava_lab.session.prompt import schedule_for
-from illava_lab.session.room import check_answer, check_prompt, positions_of
+from illava_lab.session.room import check_answer, positions_of
 from illava_lab.session.turns import attached, one_at_a_time
 from illava_lab.session.words import plain
 
@@ -57,20 +57,22 @@ class Lab:
     def inputs(
         self, images: Sequence[ImageOrVideo | Sequence[ImageOrVideo]], questions: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Model inputs for a batch, padded on the left: one question per entry, each with one image or several.
+        """Model inputs for a batch, padded on the left: one question per entry, each with one image, several or none.
 
         A `Video` (see `read_video`) can stand wherever an image can, if the model's family takes videos. Special words
         of the model in a question, such as ``<image>`` or ``</s>``, are plain text there (see `plain`).
 
         Raises:
             LabError: an empty question or one that is no text, an image that cannot be read or is too long and narrow
-                for the model's processor, numbers of questions and images that do not match, a prompt without an image,
-                one that is longer than the positions that the model knows, or a video for a model that takes none.
+                for the model's processor, numbers of questions and images that do not match, or a video for a model
+                that takes none.
         """
         check_entries(images, questions)
         for question in questions:
             check_question(question)
-        per_prompt = [self.shown(entry, "images") for entry in images]
+        per_prompt = [read_shown(as_list(entry)) for entry in images]
+        for own in per_prompt:
+            self._check_shapes(own)
         texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
@@ -84,30 +86,20 @@ class Lab:
                 padding_side="left",
                 **self._video_arguments(videos),
             )
-        check_prompt(self.model, positions_of(self.model, inputs))
         inputs = inputs.to(self.model.device)
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:
                 inputs[name] = inputs[name].to(self.model.dtype)
         return dict(inputs)
 
-    def shown(self, entry: ImageOrVideo | Sequence[ImageOrVideo], name: str = "image") -> list[Image | Video]:
-        """What one prompt shows, every picture read.
-
-        Args:
-            name: of the argument, for messages.
-
-        Raises:
-            LabError: nothing, or a picture that cannot be read or is too long and narrow for the model's processor.
-        """
-        own = [one if isinstance(one, Video) else read_image(one) for one in as_list(entry, name)]
+    def _check_shapes(self, own: list[ImageOrVideo]) -> None:
+        """Refuse what one prompt shows if the processor would blow it up."""
         for one in own:
             if isinstance(one, Video):
                 height, width = one.frames.shape[1:3]
                 check_shape(self.processor, width, height, what="a frame")
-            else:
+            elif isinstance(one, Image):
                 check_shape(self.processor, *one.size, alone=len(own) == 1)
-        return own
 
     def _video_arguments(self, videos: list[Video]) -> dict[str, Any]:
         if not videos:
@@ -186,7 +178,7 @@ class Lab:
         """
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-        inputs, clock = self.inputs([self.shown(image)], [question]), _Clock()
+        inputs, clock = self.inputs([at_least_one("image", image)], [question]), _Clock()
         self._check(inputs, max_new_tokens)
         with attached(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
             start = time.perf_counter()
@@ -210,6 +202,15 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"Lab({self.source!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)[6:]!r})"
+
+
+def read_shown(shown: Sequence[Any]) -> list[Any]:
+    """The same with every picture read; videos stay as they are.
+
+    Raises:
+        LabError: a picture that cannot be read.
+    """
+    return [one if isinstance(one, Video) else read_image(one) for one in shown]
 
 
 def check_lab(lab: Any) -> None:

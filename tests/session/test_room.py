@@ -28,7 +28,6 @@ def test_a_question_longer_than_the_positions_is_refused_with_both_numbers(
     with il.chat(lab, image, "illava") as talk, pytest.raises(il.LabError, match=says):
         talk.say(long)
     for verb in (
-        lambda: lab.inputs([image], [long]),
         lambda: lab.ask(image, long, "illava"),
         lambda: lab.ask(image, long, "illava", flops=0.9),
         lambda: lab.answer([image, image], ["the", long]),
@@ -91,7 +90,6 @@ def test_a_question_is_text(question: object, says: str) -> None:
     ("images", "questions", "says"),
     [
         ([], [], "0 questions need as many entries in images, got 0"),
-        ([[]], ["a"], r"images must show at least one image or video, got \[\]"),
         ("photo.jpg", ["a"], "images must be a list with one entry for each question, got 'photo.jpg'"),
         ([noise()], "a", "questions must be a list with one entry for each question, got 'a'"),
         (None, ["a"], "images must be a list"),
@@ -103,6 +101,13 @@ def test_a_batch_is_two_lists(images: object, questions: object, says: str) -> N
     for verb in (lab.inputs, lab.answer):
         with pytest.raises(il.LabError, match=says):
             verb(images, questions)
+
+
+@pytest.mark.parametrize("kind", LAB_KINDS)
+def test_a_batch_may_hold_a_prompt_that_shows_nothing(kind: str) -> None:
+    lab, prompts = small_lab(kind), (([noise()], "token5"), ([], "token6 token7"))
+    together = lab.answer([shown for shown, _ in prompts], [text for _, text in prompts], max_new_tokens=3)
+    assert together == [lab.answer([shown], [text], 3)[0] for shown, text in prompts]
 
 
 def test_a_conversation_reads_its_pictures_when_it_begins(tmp_path: Path) -> None:
