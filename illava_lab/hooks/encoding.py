@@ -18,6 +18,13 @@ from illava_lab.trace.survivors import Survivors
 _RECORD = "_illava_encoded"
 
 
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """An entry beside the features, so that whoever moves these to another device (accelerate) takes it along."""
+
+    images: list[EncodedImage]
+
+
 class TowerCall(Protocol):
     """One call of a vision tower that is reduced, as the connectors see it.
 
@@ -52,7 +59,7 @@ class Encoding:
 def note(features: Any, images: list[EncodedImage]) -> None:
     """Write on what an encoding returned what is left of which pictures."""
     if not isinstance(features, tuple):
-        setattr(features, _RECORD, images)
+        features[_RECORD] = _Record(images)
 
 
 def noted(features: Any, medium: Medium) -> list[EncodedImage]:
@@ -61,10 +68,10 @@ def noted(features: Any, medium: Medium) -> list[EncodedImage]:
     Raises:
         LabError: these features were not encoded under an attachment.
     """
-    images: list[EncodedImage] | None = getattr(features, _RECORD, None)
-    if images is None:
+    record: _Record | None = getattr(features, _RECORD, None)
+    if record is None:
         raise LabError(
             f"these {medium} features were encoded without the strategy, or taken apart since; pass pixels, or what "
             f"get_{medium}_features returned while it was attached"
         )
-    return images
+    return record.images

@@ -16,7 +16,7 @@ from illava_lab.sites.scores import Block, Scores
 
 # A block holds so many weights: few enough for a CPU's caches, and on an accelerator so many that a block is worth the
 # calls; there also as many as weigh no more than the queries, which is less than what the MLP of any model needs.
-CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**20, 2**23
+LEAST_WEIGHTS, CPU_WEIGHTS, ACCELERATOR_WEIGHTS = 2**16, 2**20, 2**23
 KERNEL_DEVICES = ["cuda"]
 
 
@@ -68,7 +68,8 @@ def _block_sums(scores: Scores, at: Block) -> Tensor:
 def _blocks(scores: Scores) -> list[Block]:
     """The parts that are computed one after another: whole prompts, or groups of heads of one, or rows of one group."""
     (prompts, heads, rows, _), (_, groups, length, _) = scores.query.shape, scores.key.shape
-    enough = CPU_WEIGHTS
+    # Not more than the queries themselves take, so that a block never makes the peak; but small ones cost few calls.
+    enough = min(CPU_WEIGHTS, max(LEAST_WEIGHTS, scores.query.nbytes // torch.float32.itemsize))
     if scores.query.device.type != "cpu":
         enough = max(ACCELERATOR_WEIGHTS, scores.query.nbytes // torch.float32.itemsize)
     some_rows = max(1, enough // max(1, scores.shared * length))

@@ -39,6 +39,7 @@ def inputs() -> dict[str, torch.Tensor]:
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large blocks of attention, and additions by one operation."""
     monkeypatch.setattr(sums, "CPU_WEIGHTS", sums.ACCELERATOR_WEIGHTS)
+    monkeypatch.setattr(sums, "LEAST_WEIGHTS", sums.ACCELERATOR_WEIGHTS)
     monkeypatch.setattr(adding, "ADD_IN_ORDER", set())
 
 
