@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.measuring.live_bytes import LiveBytes
+from illava_lab.method.host_made import forget_host_made
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
@@ -69,6 +70,7 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
     On a CUDA device the allocator counts the peak; elsewhere it is that of the tensors alive (`LiveBytes`).
     """
     device = next(model.parameters()).device
+    forget_host_made()
     if device.type != "cuda":
         with LiveBytes() as live:
             return _cache_bytes(prefill(model, inputs)), live.peak

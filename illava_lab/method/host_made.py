@@ -14,6 +14,15 @@ P = ParamSpec("P")
 Made = Tensor | np.ndarray
 
 
+_forget: list[Callable[[], None]] = []
+
+
+def forget_host_made() -> None:
+    """Make everything anew when it is next asked for: a measurement of memory is to count it, whatever ran before."""
+    for clear in _forget:
+        clear()
+
+
 def host_made(make: Callable[P, tuple[Made, ...]]) -> Callable[Concatenate[Tensor, P], tuple[Tensor, ...]]:
     """Decorator: of a function of numbers that makes arrays, or tensors of the CPU, a cached one of the same numbers.
 
@@ -26,6 +35,7 @@ def host_made(make: Callable[P, tuple[Made, ...]]) -> Callable[Concatenate[Tenso
         return tuple(_tensor(part).to(device) for part in made)
 
     kept = lru_cache(maxsize=32)(on)
+    _forget.append(kept.cache_clear)
 
     @wraps(make)
     def made_for(like: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -100,7 +100,10 @@ def _cells(
     query, key = (random(heads, before * patches, width // heads) for _ in range(2))
     rotary = (random(before * patches, width // heads), random(before * patches, width // heads))
     frame = torch.arange(before * patches, device=random.device)[None]
-    attention = PackedAttention([(query, key)], rotary, (width // heads) ** -0.5, bounds, [frame], None, patches)
+    longest = patches * min(before, window**2 if window else before)  # what the hooks know without asking the device
+    attention = PackedAttention(
+        [(query, key)], rotary, (width // heads) ** -0.5, bounds, [frame], None, patches, longest=longest
+    )
     states, at = random(1, before, patches * width), torch.arange(before, device=random.device)[None]
     hidden = states.view(1, before, patches, width).mean(2)
     tokens = Tokens("encoder", hidden, layer=layer, position=at, grid=grid, site=CellSite(attention, at))
