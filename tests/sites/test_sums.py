@@ -20,6 +20,7 @@ def test_any_attention_equals_the_formula(part, monkeypatch):
     for seed in range(50 * part, 50 * part + 50):
         # One block; or prompts, groups of heads, or rows apart.
         monkeypatch.setattr(sums, "CPU_WEIGHTS", random.Random(seed).choice((2**20, 8000, 2000, 300, 30)))
+        monkeypatch.setattr(sums, "LEAST_WEIGHTS", random.Random(seed).choice((2**20, 8000, 2000, 300, 30)))
         random_case(seed, longest=90).check()
 
 
@@ -43,6 +44,7 @@ def test_a_block_holds_few_weights_and_all_of_them_are_few_blocks(monkeypatch):
         (0, (1, 3, 1, 50), 300),
     ]:
         monkeypatch.setattr(sums, "CPU_WEIGHTS", weights)
+        monkeypatch.setattr(sums, "LEAST_WEIGHTS", weights)
         for name in ("attention_received", "lse"):
             sizes.clear()
             AttentionSite(query, key, 0.3, causal=True).statistic(name)
@@ -112,6 +114,7 @@ PLAIN, ORDERED, PADDED = {"has_cls": True}, {"causal": True, "last": 576}, {"cau
 def test_operations_of_one_prompt(site, limits, dtype, monkeypatch):
     """At the block size of accelerators. Halves cost two more: queries and keys are made float32."""
     monkeypatch.setattr(sums, "CPU_WEIGHTS", sums.ACCELERATOR_WEIGHTS)
+    monkeypatch.setattr(sums, "LEAST_WEIGHTS", sums.ACCELERATOR_WEIGHTS)
     query, key = (torch.randn(1, 577, 16, 64).to(dtype).transpose(1, 2) for _ in range(2))
     tensors = {
         "visual": torch.arange(5, 500)[None],
