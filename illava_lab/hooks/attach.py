@@ -98,7 +98,7 @@ def _install(changes: Changes, attachment: Attachment, model: nn.Module) -> None
         form: Any = PackedCells if anatomy.cells else ShuffledCells if anatomy.shuffle > 1 else Rows
         Tower(attachment, form).install(changes)
         LanguageModel(attachment).install(changes)
-    Watch(attachment).install(changes, model)
+    Watch(attachment, model).install(changes)
 
 
 def _connector(attachment: Attachment, medium: Medium) -> Connector:

@@ -68,10 +68,16 @@ def noted(features: Any, medium: Medium) -> list[EncodedImage]:
     Raises:
         LabError: these features were not encoded under an attachment.
     """
-    record: _Record | None = getattr(features, _RECORD, None)
-    if record is None:
+    images = recorded(features)
+    if images is None:
         raise LabError(
             f"these {medium} features were encoded without the strategy, or taken apart since; pass pixels, or what "
             f"get_{medium}_features returned while it was attached"
         )
-    return record.images
+    return images
+
+
+def recorded(features: Any) -> list[EncodedImage] | None:
+    """The same, or None."""
+    record: _Record | None = getattr(features, _RECORD, None)
+    return None if record is None else record.images

@@ -25,7 +25,7 @@ class EncodedImage:
         layout: its placeholders before any reduction.
         rows: its rows in the encoder's batch.
         steps: the encoder's reductions of that batch.
-        left: (S,) bool, placeholders that are no holes (markers never are); None where nothing was reduced.
+        left: (S,) bool, placeholders that are no holes (markers never are); None where nothing was removed.
         make_weight, make_size: make `weight` and `size`; not called before somebody reads these.
         known: how many visual tokens are left, where sizes alone tell; None where the device has to count them.
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import threading
+import weakref
 
 import pytest
 import torch
@@ -399,3 +401,26 @@ def test_a_compiled_model_is_refused():
     model.compile(backend="eager")
     with pytest.raises(il.LabError, match="compiled"), il.attach(model, "none"):
         pass
+
+
+# ---------------------------------------------------------------------------------------------- the end of a call
+@ALL
+@EVERY
+@torch.no_grad()
+def test_a_call_that_ended_holds_on_to_nothing(kind, model, name):
+    """The trace keeps maps and layouts; the states that went through the model are gone."""
+    inputs = make_inputs([Prompt()], kind)
+    alive: list = []
+
+    def note(module, args, kwargs) -> None:
+        alive.append(weakref.ref(kwargs["inputs_embeds"]))
+
+    handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with il.attach(model, name, REDUCTIONS[name]) as trace:
+            out = model(**inputs, use_cache=False)
+            del out
+            gc.collect()
+            assert alive[0]() is None and trace.steps
+    finally:
+        handle.remove()

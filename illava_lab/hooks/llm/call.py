@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from illava_lab.hooks.llm.prompt import Prompt
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage
@@ -17,13 +15,11 @@ class Call:
     """One forward pass; it lives as long as that.
 
     Attributes:
-        ids: (B, L) the prompt's token ids, None where it came as embeddings.
         encoded: what was encoded for it, by medium.
         prompt: what lies in every slot, where this is a prefill that reduces.
         llm: what goes on in the language model, a `Prefill` or a `Decode`; None outside it.
     """
 
-    ids: Tensor | None
     encoded: dict[Medium, list[EncodedImage]]
     prompt: Prompt | None = None
     llm: Any = None

@@ -76,7 +76,8 @@ class LanguageModel:
         out = prefill.leave(out)
         if out.past_key_values is not None:
             bind(out.past_key_values, prefill.cache_state())
-        self.attachment.trace.show(prefill.shown)
+        shown = prefill.shown()  # the call itself ends here, with all that it held
+        self.attachment.trace.show(lambda: shown)
         return out
 
     def _enter_layer(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
-from illava_lab.hooks.encoding import noted
+from illava_lab.hooks.encoding import noted, recorded
 from illava_lab.hooks.llm.cache import state_of
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.prompt import Prompt, placed_images, read_prompt
@@ -22,20 +22,22 @@ from illava_lab.trace.trace import Prefilled
 class Watch:
     """What is known before the language model is called: which prompt, and which pictures."""
 
-    def __init__(self, attachment: Attachment) -> None:
-        self.attachment, self.anatomy = attachment, attachment.anatomy
+    def __init__(self, attachment: Attachment, model: Any) -> None:
+        self.attachment, self.anatomy, self.model = attachment, attachment.anatomy, model
         self.reduces = attachment.schedule.reduces
 
-    def install(self, changes: Changes, model: nn.Module) -> None:
+    def install(self, changes: Changes) -> None:
         """Hook the model and the module that joins images and text."""
         changes.method(self.anatomy.base, "forward", self._forward)
-        if self.reduces and hasattr(model, "generate"):
-            changes.method(model, "generate", self._generate)
+        if self.reduces and hasattr(self.model, "generate"):
+            changes.method(self.model, "generate", self._generate)
 
     def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """What decides about a reduction is the prompt, and not what was drafted or generated behind it."""
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        _refuse_paged(self.anatomy.base, args, kwargs)
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None) or self.model.generation_config
+        if kwargs.get("cache_implementation", config.cache_implementation) == "paged":  # transformers would only log it
+            raise LabError("paged caches are not supported while a strategy is attached; use the default dynamic cache")
         length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
         with self.attachment.running.during("prompt_length", length):
             return original(*args, **kwargs)
@@ -43,7 +45,7 @@ class Watch:
     def _forward(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """Around one forward pass."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        call = Call(ids, {})
+        call = Call({})
         if self.reduces:
             self._refuse(kwargs)
             call.prompt = self._prompt(ids, kwargs)
@@ -107,8 +109,10 @@ class Watch:
     def _show(self, call: Call, ids: Tensor, kwargs: dict[str, Any]) -> None:
         """Where nothing is reduced: what the pictures are made of, told when somebody asks."""
 
+        ahead = {medium: recorded(features) for medium, features in _features(kwargs).items()}
+
         def make() -> Prefilled:
-            encoded = {**self._ahead(kwargs), **call.encoded}
+            encoded = {medium: images for medium, images in {**ahead, **call.encoded}.items() if images is not None}
             prompt = read_prompt(self.anatomy, ids, None, None, None).only(encoded)
             images = placed_images(self.anatomy, prompt, encoded)
             rows = [image.row for image in images]
@@ -126,11 +130,3 @@ def _features(kwargs: dict[str, Any]) -> dict[Medium, Any]:
     """What was encoded ahead, by medium."""
     given: dict[Medium, Any] = kwargs.get("mm_encoder_outputs") or {}
     return {medium: features for medium, features in given.items() if features is not None}
-
-
-def _refuse_paged(base: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """transformers would only log it."""
-    config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-    kind = kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
-    if kind == "paged":
-        raise LabError("paged caches are not supported while a strategy is attached; use the default dynamic cache")

@@ -233,12 +233,13 @@ class PackedCells:
     @property
     def patches(self) -> Survivors:
         """All cells of the call as one row: places count through all images."""
+        left = [(frames.first, frames.survivors) for frames in self.frames]  # and not the whole call, for the trace
 
         def place() -> Tensor:
-            return torch.cat([(frames.first + frames.survivors.place).flatten() for frames in self.frames])[None]
+            return torch.cat([(first + own.place).flatten() for first, own in left])[None]
 
         def size() -> Tensor:
-            return torch.cat([frames.survivors.size.flatten() for frames in self.frames])[None]
+            return torch.cat([own.size.flatten() for _, own in left])[None]
 
         return Survivors(len(self.order), self.order.device, place, size)
 
