@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.block import block
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout
@@ -32,7 +32,7 @@ class Running(threading.local):
     call: Any = None
     encoding: Any = None
 
-    @contextmanager
+    @block
     def during(self, name: str, value: Any) -> Iterator[None]:
         """Inside the block the attribute `name` is `value`; afterwards, however it ends, what it was."""
         before = getattr(self, name)

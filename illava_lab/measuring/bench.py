@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
 from illava_lab.measuring import measure
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
@@ -31,7 +32,6 @@ from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import as_list, at_least_one, check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached
 
 COLUMNS = (
     "strategy", "keep", "flops", "preset", "schedule", "batch", "text_tokens", "new_tokens", "seed",
@@ -210,7 +210,7 @@ class _Case:
     def _formula(self, single: dict[str, Tensor]) -> float:
         """FLOPs of one prompt by the closed form."""
         model, configuration = self.lab.model, (self.row.strategy, self.row.planned)
-        with attached(model, *configuration) as trace:
+        with attach(model, *configuration) as trace:
             measure.prefill(model, single)
         return prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)
 

@@ -15,7 +15,8 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError
-from illava_lab.hooks.attach import is_attached
+from illava_lab.hooks.attach import attach, is_attached
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, reason, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.families import describe
@@ -26,7 +27,6 @@ from illava_lab.session.asked import at_least_one, check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import layouts, text_tokens
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached, one_at_a_time
 
 COLUMNS = (
     "number", "question", "strategy", "keep", "flops", "preset", "schedule",
@@ -135,7 +135,7 @@ def _compared(
     lab: Lab, inputs: dict[str, Tensor], row: Row, answer: Tensor, logits: Tensor, longest: int
 ) -> dict[str, Any]:
     """How far a reduced model goes from the unreduced model's `answer` (S,) with its `logits` (S, V)."""
-    with attached(lab.model, row.strategy, row.planned):
+    with attach(lab.model, row.strategy, row.planned):
         own, own_logits = _follow(lab, inputs, longest, answer)
     kl, agreement = divergence(logits, own_logits)
     parted = first_difference(answer, own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,13 +13,15 @@ from torch import nn
 from torch.utils.benchmark import timer
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.hooks.block import undone
+from illava_lab.hooks.changes import take_hooks
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
 from illava_lab.session.prompt import Inputs, prefill
-from illava_lab.session.turns import attached as attached_to
-from illava_lab.session.turns import one_at_a_time
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
 
@@ -106,7 +108,7 @@ def speeds(
 
 def attached(model: nn.Module, configuration: Configuration) -> AbstractContextManager:
     """`attach`, or nothing where the bare model is meant; one thread after the other."""
-    return one_at_a_time(model) if configuration is None else attached_to(model, *configuration)
+    return one_at_a_time(model) if configuration is None else attach(model, *configuration)
 
 
 @torch.inference_mode()
@@ -161,16 +163,23 @@ def stage_seconds(
         def read(*_: Any) -> None:
             seen[name] = seen.get(name, 0.0) + sign * timer()
 
+        clocks.append(read)
         return read
 
-    taken = []
-    with ExitStack() as undo:
+    def undo() -> None:
+        for part in parts.values():
+            take_hooks(part, lambda hook: hook in clocks)
+        if strategy is not None:
+            vars(strategy).pop("map", None)
+
+    taken: list[dict[str, float]] = []
+    clocks: list[Callable[..., None]] = []
+    with undone(undo):
         for name, part in parts.items():
             # Around the hooks of an attachment, whose work belongs to the part.
-            undo.callback(part.register_forward_pre_hook(clock(name, -1), prepend=True).remove)
-            undo.callback(part.register_forward_hook(clock(name, 1)).remove)
+            part.register_forward_pre_hook(clock(name, -1), prepend=True)
+            part.register_forward_hook(clock(name, 1))
         if strategy is not None:
-            undo.callback(vars(strategy).pop, "map")
             object.__setattr__(strategy, "map", _clocked(strategy.map, clock("choice", -1), clock("choice", 1)))
         for _ in range(rounds + 1):
             seen.clear()
