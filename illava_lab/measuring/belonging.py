@@ -22,19 +22,20 @@ class Belonging:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         rows = list(rows)
-        strategies = {id(row.strategy): row.strategy for row in rows}
-        self._codes = {key: _code(strategy) for key, strategy in strategies.items()}
+        self._strategies = {id(row.strategy): row.strategy for row in rows}
+        self._codes = {key: _code(strategy) for key, strategy in self._strategies.items()}
         self._rows = {row: self._one(row) for row in rows}
 
     def of(self, row: Row) -> str:
         """The fingerprint of one of the rows."""
         return self._rows[row]
 
-    def has_run(self, row: Row) -> None:
-        """Note that a row was measured just now, so that what its strategy changed in itself is known as that."""
-        before, after = self._codes[id(row.strategy)], _code(row.strategy)
-        if after != before:
-            _same[after] = before
+    def have_run(self) -> None:
+        """Note that rows were measured just now, so that what they changed in strategies is known as that."""
+        for key, strategy in self._strategies.items():
+            before, after = self._codes[key], _code(strategy)
+            if after != before:
+                _same[after] = before
 
     def _one(self, row: Row) -> str:
         text = f"{self._codes[id(row.strategy)]} {row.schedule!r} {own_code()}"

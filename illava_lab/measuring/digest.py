@@ -24,25 +24,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from illava_lab.measuring import bytecode
+from illava_lab.measuring import bytecode, state
 from illava_lab.measuring.origin import Origin, origin_of, version_of
 from illava_lab.method import registry
 
 DEEPEST = 60  # containers in containers
 _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _PLAIN = ("illava_lab.method.", "illava_lab.schedules.")  # rooms of the lab whose objects are values
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
              types.MethodWrapperType, types.ClassMethodDescriptorType, types.GetSetDescriptorType,
              types.MemberDescriptorType)  # fmt: skip
 _WEAK = (weakref.ReferenceType, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
-_CACHED = type(functools.lru_cache(len))
 # What Python notes in every class: its text, its place, its types, its subclasses.
 _ABOUT_CLASS = frozenset({
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__",
     "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
     "_abc_impl", "__dataclass_params__", "__match_args__", "__orig_bases__", "__parameters__",
 })  # fmt: skip
+_ABOUT_MODULE = frozenset({"__name__", "__file__", "__doc__", "__package__", "__spec__", "__loader__", "__builtins__"})
 
 
 def digest(value: Any) -> str:
@@ -56,8 +55,7 @@ def digest(value: Any) -> str:
 
 def _homes(value: Any) -> frozenset[str]:
     """Packages that are followed though they may be installed: those of a strategy and of its bases."""
-    cls = value if isinstance(value, type) else type(value)
-    return frozenset(base.__module__.partition(".")[0] for base in cls.__mro__)
+    return frozenset(base.__module__.partition(".")[0] for base in type(value).__mro__)
 
 
 class _Walk:
@@ -70,6 +68,7 @@ class _Walk:
         self._alive: list[Any] = []  # as long as the walk goes on, so that no other value gets the same id
         self._waiting: deque[Any] = deque()
         self._words: set[str] = set()
+        self._used: set[tuple[Any, ...]] = set()
 
     def run(self, value: Any) -> str:
         self._value(value)
@@ -98,7 +97,7 @@ class _Walk:
     # ------------------------------------------------------------------------------------------ values
     def _value(self, value: Any, depth: int = 0) -> None:
         kind = type(value)
-        if kind in _ATOMS:
+        if kind in state.PLAIN:
             self._put(kind.__name__, value if kind is bytes else repr(value))
             if kind is str:
                 self._words.add(value)
@@ -133,7 +132,7 @@ class _Walk:
             self._function(value)
         elif isinstance(value, type):
             self._class(value)
-        elif kind is types.ModuleType or isinstance(value, types.ModuleType):
+        elif isinstance(value, types.ModuleType):
             self._module(value, None)
         elif kind is types.MethodType:
             self._put("method")
@@ -147,7 +146,7 @@ class _Walk:
         elif kind is functools.cached_property:
             self._put("cached_property")
             self._value(value.func)
-        elif kind is _CACHED:
+        elif kind is state.CACHED:
             self._put("cached")
             self._value(value.__wrapped__)
         elif kind in _BUILT_IN:
@@ -158,7 +157,8 @@ class _Walk:
             self._put("field")
             self._value((value.name, value.default, value.default_factory, value.init, value.compare))
         elif isinstance(value, torch.nn.Module):
-            self._network(value)
+            self._put("network")
+            self._value(state.network(value))
         elif isinstance(value, torch.Tensor):
             flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._put("tensor", value.dtype, tuple(value.shape), value.device.type, flat.numpy().tobytes())
@@ -181,17 +181,13 @@ class _Walk:
     def _function(self, function: types.FunctionType) -> None:
         home = function.__globals__.get("__name__") or ""
         origin = origin_of(home, self._homes)
-        cells = [_content(cell) for cell in function.__closure__ or ()]
         if origin is Origin.LIBRARY:
             self._named(function)
-            # A decorator of a library, around a function that is none of its own.
-            wrapped = getattr(function, "__wrapped__", None)
-            self._value([cell for cell in cells if _is_code(cell)] if wrapped is None else wrapped)
+            self._value(state.wrapped(function))  # it may decorate one that is none of the library's
             return
         self._put("function")
         self._code(function.__code__)
-        self._value((function.__defaults__, function.__kwdefaults__, vars(function)))
-        self._value(cells)
+        self._value((function.__defaults__, function.__kwdefaults__, vars(function), state.around(function)))
         if origin is Origin.PROJECT:
             self._referred(function)
 
@@ -199,8 +195,8 @@ class _Walk:
         """What a function finds in its module, in built-in names and in the modules that it imports."""
         around, found = function.__globals__, bytecode.names(function.__code__)
         for name in found.globals:
-            if name not in around:
-                continue  # built in, or not there
+            if name not in around or name in _ABOUT_MODULE:  # built in, not there, or where the module lies
+                continue
             self._put("global", name)
             value = around[name]
             if isinstance(value, types.ModuleType):
@@ -218,6 +214,11 @@ class _Walk:
     def _module(self, module: types.ModuleType | None, attributes: Iterable[str] | None) -> None:
         """A module, as far as these attributes of it are asked for; None for all that it holds."""
         name = getattr(module, "__name__", "")
+        use = (id(module), None if attributes is None else tuple(sorted(attributes)))
+        if use in self._used:  # modules may hold each other
+            self._put("module", name)
+            return
+        self._used.add(use)
         if module is None or origin_of(name, self._homes) is Origin.LIBRARY:
             self._put("module", name, version_of(name))
             return
@@ -253,41 +254,10 @@ class _Walk:
         self._value(cls)
         if origin_of(cls.__module__, self._homes) is Origin.LAB and not cls.__module__.startswith(_PLAIN):
             return
-        try:
-            made = value.__reduce_ex__(4)
-        except Exception:  # no state that can be had: a lock, a generator, an open file
-            made = (cls, [one for one in getattr(value, "__dict__", {}).values() if _is_code(one)])
-        if isinstance(made, str):
-            self._put(made)
+        if callable(value) and origin_of(cls.__module__, self._homes) is Origin.LIBRARY and state.functions_in(value):
+            self._value(state.functions_in(value))  # which a library compiled, and keeps with what that took
             return
-        _, arguments, state, *more = (*made, None, None, None)[:5]
-        cached = {name for base in cls.__mro__ for name, held in vars(base).items()
-                  if isinstance(held, functools.cached_property)}  # fmt: skip
-        if isinstance(state, dict):
-            state = {name: one for name, one in state.items() if name not in cached}
-        self._value((made[0], arguments, state, *(None if one is None else list(one) for one in more)))
-
-    def _network(self, value: torch.nn.Module) -> None:
-        """A model by its parts and the first values of its weights: reading gigabytes would take too long."""
-        self._put("network")
-        for name, part in value.named_modules():
-            self._put(name)
-            plain = {key: held for key, held in vars(part).items() if isinstance(held, _ATOMS) and key != "training"}
-            self._value((type(part), plain))
-        for name, weight in value.state_dict().items():
-            if isinstance(weight, torch.Tensor):
-                self._put(name, tuple(weight.shape), weight.flatten()[:4096].float().cpu().numpy().tobytes())
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing is in it yet
-        return None
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, (types.FunctionType, types.MethodType, type, functools.partial, _CACHED, *_ATOMS))
+        self._value(state.state_of(value))
 
 
 def _imported(name: str) -> types.ModuleType | None:

@@ -94,18 +94,18 @@ class RunLog:
             LabError: it cannot be written; what was there before still is.
         """
         entry = {"label": label, "digest": self._belonging.of(row), "schedule": repr(row.schedule)}
-        self._belonging.has_run(row)
         try:
             append(self._log, loglines.line({**entry, "row": values, **more}))
         except OSError as error:
             raise self._cannot(error, kept=True) from None
 
     def write_table(self, table: pd.DataFrame) -> None:
-        """Make `table.csv` anew.
+        """Make `table.csv` anew, after rows were measured.
 
         Raises:
             LabError: it cannot be written.
         """
+        self._belonging.have_run()
         self.write("table.csv", table.to_csv(index=False))
 
     def write(self, name: str, text: str) -> None:

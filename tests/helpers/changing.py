@@ -11,7 +11,9 @@ SCORE = "tokens.hidden.norm(dim=-1)"
 
 def cls(factor: str, base: str = "il.Scorer", more: str = "") -> str:
     body = "".join(f"    {line}\n" for line in more.splitlines())
-    return f"class Mine({base}):\n    name = NAME\n{body}    def score(self, tokens):\n        return {factor} * {SCORE}\n"
+    return (
+        f"class Mine({base}):\n    name = NAME\n{body}    def score(self, tokens):\n        return {factor} * {SCORE}\n"
+    )
 
 
 # kind -> file -> text; mine.py has the strategy, in a folder of its own. Further files are modules beside it.

@@ -54,4 +54,6 @@ def test_every_kind_of_change_is_noticed_and_nothing_else(tmp_path: Path) -> Non
     assert run(folder, out, seed=4) == "" and lines(out) == second
 
     run(folder, other, seed=5)
-    assert (other / "table.csv").read_text() == (out / "table.csv").read_text(), "as if it were measured for the first time"
+    assert (other / "table.csv").read_text() == (out / "table.csv").read_text(), (
+        "as if it were measured for the first time"
+    )
