@@ -99,7 +99,9 @@ class Bench:
         check(not changed, f"the model is changed: {sorted(changed)[:3]}")
         for name, tensor in self.model.state_dict().items():
             check(torch.equal(tensor, self.weights[name]), f"the weights {name} are changed")
-        check(torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "gradients stay switched off")
+        off = not torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        torch.set_grad_enabled(True)
+        check(not off, "gradients stay switched off")
         self.tried += 1
         strategy = STRATEGIES[self.tried % len(STRATEGIES)]
         check(self.answer(strategy) == self.answers[strategy], f"{strategy} answers otherwise than before")
@@ -198,7 +200,8 @@ ODD_WORDS = (
     "<<image>image>", "\ud800", "\udfff", "\ud83d\ude00", "\N{GRINNING FACE}", "\x00", "\x1b[2J", "\r", "\n\n", "\t",
     "\N{RIGHT-TO-LEFT OVERRIDE}", "\N{ZERO WIDTH JOINER}", "e" + "\N{COMBINING ACUTE ACCENT}" * 50, "\ufeff", "\uffff",
     "{{ 1/0 }}", "{% for x in range(10**9) %}{% endfor %}", "{{ ''.__class__ }}", "%s%n", "token5",
-    "\N{NO-BREAK SPACE}",    "\N{OBJECT REPLACEMENT CHARACTER}", "USER:", "ASSISTANT:", "Why", "?", " ", "", "word " * 300, "x" * 100_000,
+    "\N{NO-BREAK SPACE}",
+    "\N{OBJECT REPLACEMENT CHARACTER}", "USER:", "ASSISTANT:", "Why", "?", " ", "", "word " * 300, "x" * 100_000,
 )  # fmt: skip
 
 
@@ -237,12 +240,14 @@ def odd_values() -> list[Any]:
     """Wrong types and values; none that asks for more work than there is time for."""
     return [
         None, True, False, 0, -1, 1, 2, 0.5, 1.0, 1.5, -0.5, 0.0, 1e-300, math.nan, math.inf, -math.inf, "", " ",
-        "none", "illava", "0.5", "text", "\x1b[31m", "\ud800", "a" * 5000, b"", b"bytes", [], [1], [0.5], ["illava"], [None],
-        (), {}, {"llm": {2: 0.5}}, {2: 0.5}, set(), object(), Unprintable(), lambda: None, int, il.Scorer, il.Strategy,
+        "none", "illava", "0.5", "text", "\x1b[31m", "\ud800", "a" * 5000, b"", b"bytes", [], [1], [0.5], ["illava"],
+        [None], (), {}, {"llm": {2: 0.5}}, {2: 0.5}, set(), object(), Unprintable(), lambda: None, int, il.Scorer,
+        il.Strategy,
         np.float32(0.5), np.float64(0.3), np.int64(2), np.array([1.0]), np.array([]), np.zeros((3, 3, 3), np.uint8),
         np.zeros((0, 5, 3), np.uint8), torch.tensor(0.5), torch.tensor([1, 2]), torch.zeros(0), 1j, Path("."),
         Path("/nowhere"), Path(""), "/dev/null", "../x", "illava,fastv", SCHEDULE, il.Schedule(),
-        il.Schedule(llm={2: 1}), il.Schedule({99: 0.5}), il.get_strategy("illava"), il.get_strategy("illava")(), ValueError("x"), range(3),
+        il.Schedule(llm={2: 1}), il.Schedule({99: 0.5}), il.get_strategy("illava"),
+        il.get_strategy("illava")(), ValueError("x"), range(3),
         pd.DataFrame(), pd.NA, float("1e308"), 10**400, "illava-image", iter([0.5]), noise(), noise(1, 2),
     ]  # fmt: skip
 

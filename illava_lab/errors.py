@@ -10,7 +10,23 @@ class LabError(ValueError):
     """
 
     def __init__(self, sentence: object = "") -> None:
-        super().__init__("".join(s if s.isprintable() or s == "\n" else repr(s)[1:-1] for s in str(sentence)))
+        super().__init__(spelled(str(sentence), leave="\n"))
+
+
+def spelled(text: str, leave: str = "") -> str:
+    """The text with what a terminal could take for a command spelled out, but for what is in `leave`."""
+    return "".join(sign if sign.isprintable() or sign in leave else repr(sign)[1:-1] for sign in text)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line; also where the exception is a stranger's and cannot even be printed."""
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
+        text = f"(what it says cannot be read: {type(another).__name__})"
+    return spelled(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": "))
 
 
 def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from inspect import GEN_CREATED, GEN_SUSPENDED, getgeneratorstate
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import torch
+
 P = ParamSpec("P")
 T = TypeVar("T")
 TRIES = 9
@@ -67,8 +69,14 @@ class Block(Generic[T]):
     __exit__ = _Door()
 
 
+def gradients_kept() -> Block[None]:
+    """Whether torch records for gradients is afterwards as before: an interrupt can stop torch's own way back, too."""
+    before = torch.is_grad_enabled()
+    return undone(lambda: torch.set_grad_enabled(before))
+
+
 @block
-def undone(undo: Callable[[], None]) -> Iterator[None]:
+def undone(undo: Callable[[], object]) -> Iterator[None]:
     """However the block is left, `undo` runs to its end; it may run again, so it must look at what is there.
 
     An interrupt while it runs is passed on when it has ended.
@@ -82,7 +90,7 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
         _to_its_end(undo)
 
 
-def _to_its_end(undo: Callable[[], None], tries: int = TRIES) -> None:
+def _to_its_end(undo: Callable[[], object], tries: int = TRIES) -> None:
     try:
         undo()
     except BaseException:

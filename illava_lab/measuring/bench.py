@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring import measure
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
-from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, reason, several, wanted
+from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, several, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.speed import Configuration
 from illava_lab.measuring.tasks import load_task

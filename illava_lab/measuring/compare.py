@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring import distributed, measure
 from illava_lab.measuring.difference import keep_answers
@@ -25,7 +25,6 @@ from illava_lab.measuring.rows import (
     baseline,
     check_batch,
     check_out,
-    reason,
     wanted,
 )
 from illava_lab.measuring.runlog import RunLog, model_settings

@@ -193,12 +193,6 @@ def check_batch(name: str, batch: int, single: Mapping[str, Tensor]) -> None:
         raise LabError(f"{name} must be at most {most:,}, for whose pictures there is memory, got {batch:,}")
 
 
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
-
-
 def several(name: str, given: Any) -> list[Any]:
     """One or several, as a list.
 

@@ -14,7 +14,7 @@ from transformers import TextStreamer
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.block import block
+from illava_lab.hooks.block import block, gradients_kept
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
@@ -154,13 +154,14 @@ class Chat:
             _set_axes(model, before.axes)
         pieces = _Pieces(tokenizer, stream)
         start = time.perf_counter()
-        out = model.generate(
-            **inputs,
-            **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
-            max_new_tokens=max_new_tokens,
-            streamer=pieces,
-            return_dict_in_generate=True,
-        )
+        with gradients_kept():
+            out = model.generate(
+                **inputs,
+                **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
+                max_new_tokens=max_new_tokens,
+                streamer=pieces,
+                return_dict_in_generate=True,
+            )
         new = out.sequences[0, asked:]
         first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
         text = tokenizer.decode(new, skip_special_tokens=True).strip()

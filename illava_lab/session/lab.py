@@ -16,6 +16,7 @@ from transformers.video_utils import VideoMetadata
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.block import gradients_kept
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_shape, check_takes_videos
@@ -136,7 +137,8 @@ class Lab:
     def _generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **kwargs: Any) -> Tensor:
         self._check(inputs, max_new_tokens)
         kwargs = {**ALWAYS, "do_sample": False, "return_dict_in_generate": False, **kwargs}
-        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
+        with gradients_kept():
+            return self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
 
     def _check(self, inputs: dict[str, Tensor], max_new_tokens: int) -> None:
         check_defaults(self.model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.block import gradients_kept
 from illava_lab.hooks.changes import before_forward
 from illava_lab.method.registry import get_strategy
 from illava_lab.method.strategy import Strategy
@@ -20,17 +21,16 @@ from illava_lab.schedules.schedule import Schedule
 Inputs = dict[str, Tensor]
 
 
-@torch.inference_mode()
 def prefill(model: nn.Module, inputs: Inputs) -> Any:
     """The forward pass that `generate` starts with: fills a cache, computes the logits of the last position only."""
-    return model(**inputs, use_cache=True, logits_to_keep=1)
+    with gradients_kept(), torch.inference_mode():
+        return model(**inputs, use_cache=True, logits_to_keep=1)
 
 
 class _Encoded(Exception):
     """The prompt has come to the language model, and that is enough."""
 
 
-@torch.inference_mode()
 def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
     """What the first prompt shows: its images and videos in order. Runs the encoder, but not the language model."""
 
