@@ -62,8 +62,12 @@ class Source:
     def _fetch(self, names: list[str]) -> None:
         try:
             for name in names:
-                path = Path(hf_hub_download(self.name, name, revision=self.commit))
-                self.folder = path.parent if name == CONFIG else self.folder
+                # The first is asked for by the name of its branch, which notes in the cache what commit that is now.
+                revision = self.revision if self.folder is None else self.commit
+                path = Path(hf_hub_download(self.name, name, revision=revision))
+                if self.folder is None:
+                    self.folder = path.parent
+                    self.commit = self.folder.name
         except Exception as error:
             raise LabError(self._reason(error)) from None
 

@@ -157,7 +157,7 @@ def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return own if isinstance(own, torch.dtype) else DTYPES.get(str(own), torch.float32)
+    return DTYPES.get(str(own).removeprefix("torch."), torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- memory

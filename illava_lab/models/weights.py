@@ -49,8 +49,8 @@ def indexed(index: dict[str, Any]) -> list[str]:
         LabError: one of them is no safetensors file, or would lie in another folder.
     """
     weights = index.get("weight_map")
-    if not isinstance(weights, dict) or not weights:
-        raise LabError(f"it has an index of its weights, {INDEX}, without a weight_map")
+    if not isinstance(weights, dict) or not weights or not isinstance(index.get("metadata"), dict):
+        raise LabError(f"it has an index of its weights, {INDEX}, without a weight_map or without metadata")
     for name in weights.values():
         plain = isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name and "\0" not in name
         if not plain or not name.endswith(".safetensors"):
@@ -79,7 +79,9 @@ def check_weights(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) ->
             configuration has.
     """
     shapes: dict[str, torch.Tensor] = {}
-    for path in weight_files(folder):
+    with reading("its weights"):
+        files = weight_files(folder)
+    for path in files:
         with reading(f"the file {quoted(path.name)} of its weights"):
             shapes |= _shapes(path)
     with reading("its weights"):

@@ -135,7 +135,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_its_weights_are_read(t
     config["text_config"].pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(il.LabError, match=r"huge' cannot be loaded: too little memory: needs \d+\.\d\d GB .* is free in main memory"):
+    with pytest.raises(
+        il.LabError, match=r"huge' cannot be loaded: too little memory: needs \d+\.\d\d GB .* is free in main memory"
+    ):
         il.load(folder)
 
 
@@ -166,7 +168,9 @@ def test_pickled_weights_and_foreign_code_are_refused(tmp_path):
     shutil.copytree(data_dir() / "model", pickled)
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(il.LabError, match="pickled' cannot be loaded: it has its weights as 'pytorch_model.bin', a pickle that can run"):
+    with pytest.raises(
+        il.LabError, match="pickled' cannot be loaded: it has its weights as 'pytorch_model.bin', a pickle that can run"
+    ):
         il.load(pickled)
     foreign.mkdir()
     (foreign / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}))
