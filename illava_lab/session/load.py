@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from os import PathLike
+from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any
 
 from illava_lab.errors import LabError
 from illava_lab.models import random_models
 from illava_lab.models.loading import check_arguments, open_checkpoint
-from illava_lab.paths import data_dir
+from illava_lab.paths import data_dir, quoted
 from illava_lab.session.lab import Lab
 
 
@@ -42,10 +42,14 @@ def load(
             unknown dtype, or a device or package that is not there.
     """
     check_arguments(device, dtype, device_map, quantize)
-    name = "embedded" if source is None else str(source)
+    if source is not None and not isinstance(source, (str, PathLike)):
+        raise LabError(f"source must be a folder, a hub id or a name such as 'random:llava-1.5-7b', got {source!r:.80}")
+    if revision is not None and not isinstance(revision, str):
+        raise LabError(f"revision must be the name of a branch, a tag or a commit, got {revision!r:.80}")
+    name = "embedded" if source is None else fsdecode(source)
     if name.startswith(random_models.PREFIX):
         if device_map is not None or quantize or revision:
-            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
+            raise LabError(f"{quoted(name)} is built on one device, without device_map, quantize and revision")
         return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
-    folder = data_dir() / "model" if source is None else Path(source)
+    folder = data_dir() / "model" if source is None else Path(name)
     return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -183,11 +183,9 @@ def odd_index(folder: Path, rng: random.Random) -> None:
     if (folder / WEIGHTS).is_file():
         shutil.copyfile(folder / WEIGHTS, outside)
     _put(folder / "pytorch_model.bin", pickled(folder))
-    link = folder / "linked.safetensors"
-    if not link.is_symlink():
-        link.symlink_to(outside)
+    link = "linked.safetensors"
     shards: tuple[Any, ...] = (
-        "pytorch_model.bin", "./pytorch_model.bin", f"../{outside.name}", str(outside), link.name, "none.safetensors", "",
+        "pytorch_model.bin", "./pytorch_model.bin", f"../{outside.name}", str(outside), link, "none.safetensors", "",
         ".", "..", WEIGHTS, f"./{WEIGHTS}", f"x/../{WEIGHTS}", "a\x00.safetensors", "\x1b[2J.safetensors", 3, None, [],
         {}, "https://example.org/model.safetensors", "model.safetensors\n", "MODEL.SAFETENSORS", "a" * 5000 + ".safetensors",
     )  # fmt: skip
@@ -199,6 +197,8 @@ def odd_index(folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.1:
         content = rng.choice(({}, [], {"weight_map": {}}, {"metadata": 3}))
     _put(folder / rng.choice((INDEX, INDEX, INDEX, "pytorch_model.bin.index.json")), json.dumps(content).encode())
+    if f'"{link}"' in json.dumps(content) and not (folder / link).is_symlink():
+        (folder / link).symlink_to(outside)
     how = rng.randrange(4)
     if how and (folder / WEIGHTS).is_file():
         weights = folder / WEIGHTS
