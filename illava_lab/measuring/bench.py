@@ -84,7 +84,7 @@ def bench(
         rounds: how often each row is timed, after one round of warm-up.
         seed: of strategies that have a `seed` and are not given as instances.
         out: folder for `table.csv`, `bench.json` (rows, machine, versions, command) and `run.jsonl`, from which a
-            stopped call goes on; a row is measured again only if it failed or its strategy's code changed.
+            stopped call goes on; a row is measured again only if it failed or its code changed; see `compare`.
         progress: show a progress bar, on stderr.
 
     Returns:

@@ -84,7 +84,9 @@ def compare(
         timing: False leaves the columns of time empty (NaN).
         out: folder for `table.csv` and `run.jsonl` (every finished row with its answers). The same call goes on where
             an earlier one was stopped; a row is measured again only if it failed or the code that computed it changed,
-            which a line on stderr and `il.summary` say. `docs/results_belong.md` says which changes are seen.
+            which a line on stderr and `il.summary` say. Code is what is loaded: the strategy with what it refers to,
+            and the lab. Compiled extensions, files that a strategy reads, and objects that cannot be pickled are not
+            seen.
         progress: show progress bars, on stderr, for what takes longer than two seconds.
 
     Returns:

@@ -68,7 +68,8 @@ def fidelity(
         schedule: exact layers and amounts, for every strategy.
         max_new_tokens: where answers are cut off.
         seed: of strategies that have one and are not given as instances.
-        out: folder for `table.csv` and `run.jsonl`, from which a stopped call goes on.
+        out: folder for `table.csv` and `run.jsonl`, from which a stopped call goes on; a row is measured again only if
+            its code changed; see `compare`.
         progress: show a progress bar, on stderr, for what takes longer than two seconds.
 
     Returns:

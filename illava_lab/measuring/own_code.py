@@ -20,8 +20,8 @@ def _read() -> tuple[dict[str, bytes], bool]:
     package = Path(illava_lab.__file__).parent
     paths = {path.relative_to(package).as_posix(): path for room in ROOMS for path in (package / room).rglob("*.py")}
     baseline = find_spec(BASELINE)
-    if baseline is not None and baseline.origin:
-        paths[BASELINE] = Path(baseline.origin)
+    if baseline is not None and Path(baseline.origin or "").is_file():  # else the lab is in an archive, as a whole
+        paths[BASELINE] = Path(str(baseline.origin))
     texts, edited = {}, False
     for name, path in sorted(paths.items()):
         found = path.stat()

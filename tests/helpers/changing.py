@@ -114,7 +114,9 @@ def run(folder: Path, out: Path) -> None:
     sys.path.insert(0, str(folder))
     modules = sorted(path.stem for path in folder.glob("strategy_*.py"))
     names = [importlib.import_module(module).Mine.name for module in modules]
-    il.compare(il.load(), names, [0.5], limit=1, timing=False, out=out, progress=False)
+    task = il.load_task("test").limited(1)
+    one = il.Task("one question", task.samples[:1], task.images)
+    il.compare(il.load(), names, [0.5], task=one, timing=False, out=out, progress=False)
 
 
 if __name__ == "__main__":
