@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -59,6 +60,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        transformers.utils.logging.disable_progress_bar()
         self.lab = small_lab("clip-llama")
         self.model = self.lab.model
         self.task = il.load_task("test").limited(1)
@@ -129,7 +131,7 @@ def try_it(call: Callable[[], object]) -> str:
         call()
     except il.LabError as error:
         said = str(error)
-        check(said and len(said) < 5000, f"is refused in {len(said)} characters")
+        check(said and len(said) < 2000, f"is refused in {len(said)} characters")
         check(all(line.isprintable() for line in said.splitlines()), f"is refused with {said!r}")
         return "refused"
     except Fault:
@@ -229,19 +231,12 @@ def questions(bench: Bench, seed: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- arguments
-class Unprintable:
-    """Nothing can be done with it."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
 def odd_values() -> list[Any]:
     """Wrong types and values; none that asks for more work than there is time for."""
     return [
         None, True, False, 0, -1, 1, 2, 0.5, 1.0, 1.5, -0.5, 0.0, 1e-300, math.nan, math.inf, -math.inf, "", " ",
         "none", "illava", "0.5", "text", "\x1b[31m", "\ud800", "a" * 5000, b"", b"bytes", [], [1], [0.5], ["illava"],
-        [None], (), {}, {"llm": {2: 0.5}}, {2: 0.5}, set(), object(), Unprintable(), lambda: None, int, il.Scorer,
+        [None], (), {}, {"llm": {2: 0.5}}, {2: 0.5}, set(), object(), lambda: None, int, il.Scorer,
         il.Strategy,
         np.float32(0.5), np.float64(0.3), np.int64(2), np.array([1.0]), np.array([]), np.zeros((3, 3, 3), np.uint8),
         np.zeros((0, 5, 3), np.uint8), torch.tensor(0.5), torch.tensor([1, 2]), torch.zeros(0), 1j, Path("."),
@@ -286,7 +281,7 @@ def verbs(bench: Bench, place: Path) -> dict[str, tuple[Callable[..., Any], list
         "read_image": (il.read_image, [picture], {}),
         "read_video": (il.read_video, [np.zeros((2, 8, 8, 3), np.uint8)], {"frames": 2, "fps": 1.0}),
         "Tokens": (_worked, [torch.randn(1, 9, 4), 4], {}),
-        "correct": (il.correct, [bench.task, ["a"] * len(bench.task)], {}),
+        "correct": (il.correct, [["a"] * len(bench.task), bench.task], {}),
         "tradeoff": (plots.tradeoff, [frame], {}),
     }  # fmt: skip
 

@@ -2,15 +2,19 @@
 
 from typing import Any
 
+LONGEST = 500  # characters of each end of a line
+
 
 class LabError(ValueError):
     """Bad input, named with the argument, the value and what is allowed. The command line prints it and ends with 2.
 
-    What a terminal could take for a command (names of files may hold anything) is spelled out; line breaks stay.
+    What a terminal could take for a command (names of files may hold anything) is spelled out; line breaks stay. Of a
+    line that is very long, because it names a value that is, the middle is left out.
     """
 
     def __init__(self, sentence: object = "") -> None:
-        super().__init__(spelled(str(sentence), leave="\n"))
+        lines = spelled(str(sentence), leave="\n").split("\n")
+        super().__init__("\n".join(f"{s[:LONGEST]} ... {s[-LONGEST:]}" if len(s) > 3 * LONGEST else s for s in lines))
 
 
 def spelled(text: str, leave: str = "") -> str:
@@ -35,5 +39,5 @@ def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:
     Raises:
         LabError: the value is not among those allowed.
     """
-    if value not in allowed:
+    if not any(isinstance(value, type(each)) and value == each for each in allowed):
         raise LabError(f"{setting} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -94,7 +94,7 @@ def get_strategy(name: str) -> type[Strategy]:
         LabError: no such strategy; names the nearest ones, and the plug-ins that could not be loaded.
     """
     known = strategies()
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
     broken = ", ".join(f"{plugin} ({why})" for plugin, why in _broken.items())
     missing = f". Plug-ins that could not be loaded: {broken}" if broken else ""
