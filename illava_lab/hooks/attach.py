@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from illava_lab.blocks import block, undone
 from illava_lab.errors import LabError, one_of
 from illava_lab.hooks.attachment import Attachment, Positions
-from illava_lab.hooks.block import block, undone
 from illava_lab.hooks.changes import Changes
 from illava_lab.hooks.connectors.anyres import Anyres
 from illava_lab.hooks.connectors.connector import Connector, watch

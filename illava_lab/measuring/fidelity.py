@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
+from illava_lab.blocks import inference_mode
 from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach, is_attached
 from illava_lab.hooks.turns import one_at_a_time
@@ -233,14 +234,14 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
     return own, torch.cat([logits, led.to(logits)])
 
 
-@torch.inference_mode()
 def _led(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """(K, V) logits after each of the tokens (1, K), the last ones of `mask`, in one pass on a cache."""
     # Qwen-VL makes positions for the whole mask, not for the new tokens; these are what `generate` gives.
     moved = getattr(model.model, "rope_deltas", None)
     ahead = torch.arange(ids.shape[1], device=ids.device) - ids.shape[1]
     positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) + ahead + moved}
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits[0]
+    with inference_mode():
+        return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits[0]
 
 
 def _text(lab: Lab, tokens: Tensor) -> str:

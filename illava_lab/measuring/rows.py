@@ -205,9 +205,16 @@ def several(name: str, given: Any) -> list[Any]:
     out = [given] if one else list(given)
     if not out:
         raise LabError(f"{name} must hold at least one, got an empty list")
-    if any(first == second for i, first in enumerate(out) for second in out[:i]):
+    if any(_equal(first, second) for i, first in enumerate(out) for second in out[:i]):
         raise LabError(f"{name} holds one twice: {out}")
     return out
+
+
+def _equal(first: Any, second: Any) -> bool:
+    try:
+        return bool(first == second)
+    except Exception:  # arrays, say, which are refused further on
+        return False
 
 
 def _is_scalar(given: Any) -> bool:

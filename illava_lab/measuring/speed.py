@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
+from illava_lab.blocks import inference_mode, undone
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.block import undone
 from illava_lab.hooks.changes import take_hooks
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.strategy import Strategy
@@ -111,11 +111,10 @@ def attached(model: nn.Module, configuration: Configuration) -> AbstractContextM
     return one_at_a_time(model) if configuration is None else attach(model, *configuration)
 
 
-@torch.inference_mode()
 def _run(model: nn.Module, inputs: Inputs, configuration: Configuration, new_tokens: int) -> tuple[float, float]:
     """Seconds of one prefill, and of one decoding step after it."""
     mask = inputs["attention_mask"]
-    with attached(model, configuration):
+    with inference_mode(), attached(model, configuration):
         start = timer()  # waits for the accelerator before it reads the clock
         output = prefill(model, inputs)
         middle = timer()

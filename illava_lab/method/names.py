@@ -8,11 +8,11 @@ import pkgutil
 import sys
 from collections.abc import Collection, Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from illava_lab.errors import LabError, reason
+from illava_lab.errors import LabError
 
 GROUP = "illava_lab.strategies"
 OWN = "illava_lab.strategies"  # the lab's own entry, and its package
@@ -37,7 +37,7 @@ def known(name: str) -> bool:
         return False
     if name in own:
         return True
-    if any(entry.value != OWN for entry in all_entries({})):
+    if any(entry.value != OWN for entry in entry_points(group=GROUP)):
         return False
     raise LabError(unknown("strategy", name, own))
 
@@ -60,25 +60,6 @@ def own_names() -> tuple[str, ...] | None:
     if not names or len(set(names)) < len(names):  # of two files with one name, the registry has something to say
         return None
     return tuple(sorted(names, key=in_order))
-
-
-def all_entries(broken: dict[str, str]) -> list[EntryPoint]:
-    """The entries of all distributions that bring strategies.
-
-    Args:
-        broken: gets the distributions whose own description cannot be read: where it lies -> why.
-    """
-    try:
-        return list(entry_points(group=GROUP))
-    except Exception:  # one such distribution is enough
-        found: dict[tuple[str, str], EntryPoint] = {}
-        for distribution in distributions():
-            try:
-                for entry in distribution.entry_points.select(group=GROUP):
-                    found.setdefault((entry.name, entry.value), entry)
-            except Exception as error:
-                broken[str(getattr(distribution, "_path", distribution))] = reason(error)
-        return list(found.values())
 
 
 def in_order(name: str) -> tuple[bool, str]:

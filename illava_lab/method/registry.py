@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from illava_lab.errors import LabError, reason
 from illava_lab.method.declared import declared
-from illava_lab.method.names import OWN, all_entries, in_order, unknown
+from illava_lab.method.names import GROUP, OWN, in_order, unknown
 from illava_lab.method.strategy import Scorer, Strategy
 from illava_lab.method.tokens import STAGES
 
@@ -169,7 +169,7 @@ def load_file(path: str | Path) -> list[type[Strategy]]:
 @cache
 def _discover(own: bool) -> None:
     """Load the lab's own strategies or everybody else's, once, in an order that does not depend on the machine."""
-    entries = sorted(all_entries(_broken), key=lambda entry: (entry.name, entry.value))
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
     entries = [entry for entry in entries if (entry.value == OWN) is own]
     uses = Counter(entry.name for entry in entries)
     for entry in entries:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from illava_lab.blocks import inference_mode
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.block import gradients_kept
 from illava_lab.hooks.changes import before_forward
 from illava_lab.method.registry import get_strategy
 from illava_lab.method.strategy import Strategy
@@ -23,7 +23,7 @@ Inputs = dict[str, Tensor]
 
 def prefill(model: nn.Module, inputs: Inputs) -> Any:
     """The forward pass that `generate` starts with: fills a cache, computes the logits of the last position only."""
-    with gradients_kept(), torch.inference_mode():
+    with inference_mode():
         return model(**inputs, use_cache=True, logits_to_keep=1)
 
 

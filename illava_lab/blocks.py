@@ -76,6 +76,21 @@ def gradients_kept() -> Block[None]:
 
 
 @block
+def inference_mode(on: bool = True) -> Iterator[None]:
+    """`torch.inference_mode`, of which an interrupt leaves nothing behind."""
+    mode = torch.inference_mode(on)
+
+    def leave() -> None:
+        guard = getattr(mode, "_inference_mode_context", None)  # of C++: it puts things back when it goes, even late
+        if guard is not None:
+            guard.__exit__(None, None, None)
+
+    with gradients_kept(), undone(leave):
+        mode.__enter__()
+        yield
+
+
+@block
 def undone(undo: Callable[[], object]) -> Iterator[None]:
     """However the block is left, `undo` runs to its end; it may run again, so it must look at what is there.
 
