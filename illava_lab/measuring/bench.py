@@ -20,7 +20,7 @@ from illava_lab.measuring import measure
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, reason, several, wanted
-from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
+from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.speed import Configuration
 from illava_lab.measuring.tasks import load_task
 from illava_lab.models.video import ImageOrVideo, Video
@@ -84,7 +84,7 @@ def bench(
         rounds: how often each row is timed, after one round of warm-up.
         seed: of strategies that have a `seed` and are not given as instances.
         out: folder for `table.csv`, `bench.json` (rows, machine, versions, command) and `run.jsonl`, from which a
-            stopped call goes on; a row is measured again only if it failed or its strategy's code changed.
+            stopped call goes on; a row is measured again only if it failed or its code changed; see `compare`.
         progress: show a progress bar, on stderr.
 
     Returns:
@@ -125,11 +125,12 @@ def bench(
         cases += [(batch, length, row) for batch in batches for row in plan]
 
     settings = {"seed": seed, "new_tokens": new_tokens, "rounds": rounds, "threads": torch.get_num_threads()}
-    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "measurements")
+    rows = {_label(*case): case[-1] for case in cases}
+    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "measurements", rows)
     finished: list[dict[str, Any]] = []
     with tqdm(cases, desc="bench", unit="row", disable=not progress, dynamic_ncols=True) as bar:
         for batch, length, row in bar:
-            label = f"{row.label}, batch {batch}, text {length}"
+            label = _label(batch, length, row)
             bar.set_postfix_str(label)
             entry = log.finished(label, row) if log else None
             values = entry["row"] if entry else None
@@ -149,7 +150,7 @@ def bench(
                 log.write_table(_table(finished))
     if log:
         about = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **environment(lab), **settings}
-        write_whole(log.folder / "bench.json", json.dumps({"about": about, "rows": finished}, indent=1) + "\n")
+        log.write("bench.json", json.dumps({"about": about, "rows": finished}, indent=1) + "\n")
     return _table(finished)
 
 
@@ -213,6 +214,10 @@ class _Case:
         with attached(model, *configuration) as trace:
             measure.prefill(model, single)
         return prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)
+
+
+def _label(batch: int, length: int, row: Row) -> str:
+    return f"{row.label}, batch {batch}, text {length}"
 
 
 def _with_spread(name: str, found: measure.Ratio) -> dict[str, float]:

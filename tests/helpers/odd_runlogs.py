@@ -10,9 +10,17 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+import illava_lab as il
+from illava_lab.views import plots
+from illava_lab.widgets import read_run
+
+STRATEGIES = ("random", "fastv")
 
 
 def outside(target: Path) -> Path:
@@ -37,6 +45,53 @@ def odd_runlog(seed: int, good: Path, target: Path) -> str:
     what = draw.choice(sorted(DAMAGES))
     detail = DAMAGES[what](target, draw)
     return f"{what}: {detail}" if detail else what
+
+
+# ---------------------------------------------------------------------------------------------- what is asked of them
+def compared(lab: il.Lab, task: il.Task, out: Any, strategies: Sequence[Any] = STRATEGIES) -> pd.DataFrame:
+    """The comparison that the folders are of."""
+    return il.compare(lab, list(strategies), [0.5], task=task, timing=False, out=out, progress=False)
+
+
+def finished(lab: il.Lab, task: il.Task, out: Any, strategies: Sequence[Any] = STRATEGIES) -> pd.DataFrame:
+    """The same with its figures, as the command line writes them."""
+    table = compared(lab, task, out, strategies)
+    plots.save_html(plots.tradeoff(table), Path(out) / "tradeoff.html")
+    plots.tradeoff_png(table, Path(out) / "tradeoff.png")
+    return table
+
+
+def judge(seed: int, lab: il.Lab, task: il.Task, good: Path, target: Path) -> str | None:
+    """What is wrong with how an odd folder is treated, or None.
+
+    Args:
+        lab, task: that `good` was made with, by `finished`.
+    """
+    what = odd_runlog(seed, good, target)
+    log, elsewhere = target / "run.jsonl", outside(target).read_bytes()
+    before = log.read_bytes() if log.is_file() else None
+    said = []
+    for reads in (lambda: read_run(target, task), lambda: finished(lab, task, target)):
+        try:
+            reads()
+        except il.LabError as error:
+            said.append(str(error))
+        except Exception as error:
+            return f"{what}: raises {type(error).__name__}: {error}"
+        else:
+            said.append("")
+    for sentence in said:
+        if not sentence.isprintable() or len(sentence) > 600:
+            return f"{what}: is refused with {sentence!r}"
+    if outside(target).read_bytes() != elsewhere:
+        return f"{what}: a file outside the folder is changed"
+    if not said[1]:
+        same = (target / "table.csv").read_bytes() == (good / "table.csv").read_bytes()
+        links = [path.name for path in target.glob("[!.]*") if path.is_symlink()]
+        return None if same and not links else f"{what}: another table, or links {links}"
+    if before is not None and not said[1].startswith("path:") and log.read_bytes() != before:
+        return f"{what}: is refused ({said[1]}), but its log is changed"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- lines
