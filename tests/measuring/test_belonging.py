@@ -45,6 +45,7 @@ def lines(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_kind_of_change_is_noticed_and_nothing_else(tmp_path: Path) -> None:
     folder, out = tmp_path / "code", tmp_path / "out"
     for kind in changing.KINDS:

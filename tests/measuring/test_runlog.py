@@ -246,7 +246,7 @@ def test_names_that_no_folder_can_have(lab: il.Lab, out: Any, says: str) -> None
 
 
 def test_halves_of_characters_are_refused_or_spelled_out(lab: il.Lab, tmp_path: Path) -> None:
-    samples = TASK.samples.copy()
+    samples = TASK.samples.astype(object)
     samples.loc[1, "question"] = "what \ud800?"
     with pytest.raises(il.LabError, match="question must be text, but its character 5"):
         compared(lab, il.Task("mine", samples, TASK.images), tmp_path / "out")
