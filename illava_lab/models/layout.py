@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from illava_lab.method.brought import brought
+
 Medium = Literal["image", "video"]
 
 
@@ -111,10 +113,13 @@ class Layout:
         return self._on(device)[3]
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
-        if device not in self._moved:
-            parts = self.source, self.weight, self.marker, self.place
-            self._moved[device] = tuple(part.to(device) for part in parts)
-        return self._moved[device]
+        def move() -> tuple[Tensor, ...]:
+            if device not in self._moved:
+                parts = self.source, self.weight, self.marker, self.place
+                self._moved[device] = tuple(part.to(device) for part in parts)
+            return self._moved[device]
+
+        return brought(move)
 
 
 def plain_layout(grid: tuple[int, int], side: tuple[int, int], rows: int = 1) -> Layout:

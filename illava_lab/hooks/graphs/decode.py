@@ -224,7 +224,6 @@ def _captured(
     count, device, first = decode.generated, hidden.device, [segment.layer for segment in state.segments]
     tail = torch.zeros((len(hidden), ROOM), dtype=torch.bool, device=device)
     tail[:, : count + 1] = True if mask is None else mask[:, state.prompt_length :].bool()
-    # Numbers of the host in one tensor: one copy, or none where it is made on the device.
     filler = [slot.lengths[segment.layer] - segment.length for segment in state.segments]
     numbers = [torch.full((1,), value, dtype=torch.long, device=device) for value in (*filler, count)]
     shifts = [segment.shift for segment in state.segments]

@@ -21,27 +21,35 @@ class ModelState:
     def __init__(self, anatomy: Anatomy) -> None:
         self._tensors: list[tuple[Any, str]] = []
         self._hooks: list[Any] = []
-        self.known = hasattr(anatomy.base, "peft_config") is False
+        self.known = not hasattr(anatomy.base, "peft_config")
         modules: list[nn.Module] = [*anatomy.tower.modules(), *anatomy.language_model.modules()]
         for module in modules:
-            self._tensors += [(module._parameters, name) for name in module._parameters]
-            self._tensors += [(module._buffers, name) for name in module._buffers]
+            self._tensors += [(module._parameters, name) for name, x in module._parameters.items() if x is not None]
+            self._tensors += [(module._buffers, name) for name, x in module._buffers.items() if x is not None]
             self._hooks += [module._forward_pre_hooks, module._forward_hooks]
-            if hasattr(module, "_hf_hook") or hasattr(module, "lora_A"):
+            if "_hf_hook" in vars(module) or "lora_A" in module._modules:
                 self.known = False
         self.kernels = tuple(str(part.config._attn_implementation) for part in (anatomy.tower, anatomy.language_model))
-        devices = {x.device for _, x in self._now()}
+        devices = {x.device for x in self._now()}
         self.device = devices.pop() if len(devices) == 1 else None
+        self._counted: tuple[int, Any] = (-1, None)  # how many hooks there were, and which of them are others'
 
-    def _now(self) -> list[tuple[int, Tensor]]:
-        held = (tensors[name] for tensors, name in self._tensors)
-        return [(x.data_ptr(), x) for x in held if x is not None]
+    def _now(self) -> list[Tensor]:
+        return [tensors[name] for tensors, name in self._tensors]
+
+    def _others(self) -> Any:
+        """Hooks that somebody else has set. While a strategy is attached, the number tells whether one came or went."""
+        count = sum(map(len, self._hooks))
+        if count != self._counted[0]:
+            found = [hook for hooks in self._hooks for hook in hooks.values() if not isinstance(hook, Hook)]
+            self._counted = count, tuple(map(id, found))
+        return self._counted[1]
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Where the weights are, which hooks others have set, and how torch is told to compute."""
         return (
-            hash(tuple(place for place, _ in self._now())),
-            tuple(id(hook) for hooks in self._hooks for hook in hooks.values() if not isinstance(hook, Hook)),
+            tuple(map(Tensor.data_ptr, self._now())),
+            self._others(),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cuda.flash_sdp_enabled(),
             torch.backends.cuda.mem_efficient_sdp_enabled(),

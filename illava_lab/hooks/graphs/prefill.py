@@ -68,6 +68,10 @@ def captured_prefill(
     graphs, prompt = attachment.graphs, call.prompt
     if graphs is None or prompt is None or args or not _ordinary(prompt, call, kwargs):
         return None
+    cache = _cache(attachment, kwargs)
+    if not _grows(cache):
+        return None
+    kwargs = {**kwargs, "past_key_values": cache}
     counts_text = "counts text", strategy_key(attachment.strategy)
     with graphs.lock:
         try:
@@ -78,15 +82,24 @@ def captured_prefill(
             return None
 
 
+def _cache(attachment: Attachment, kwargs: dict[str, Any]) -> Any:
+    """The one that is given, or that the language model would make."""
+    cache = kwargs.get("past_key_values")
+    return DynamicCache(config=attachment.anatomy.language_model.config) if cache is None else cache
+
+
+def _grows(cache: Any) -> bool:
+    """Whether all layers of a cache only become longer, and stay on the device."""
+    plain = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+    return plain and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
 def _ordinary(prompt: Prompt, call: Call, kwargs: dict[str, Any]) -> bool:
     """Whether this is a prefill as `generate` makes it."""
-    cache: Any = kwargs.get("past_key_values")
     given = {name for name, value in kwargs.items() if value is not None and value is not False}
     return (
         given <= _TAKEN | _IGNORED
-        and type(cache) is DynamicCache
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
-        and not getattr(cache, "offloading", False)
+        and kwargs.get("use_cache") is True
         and prompt.length == prompt.valid.shape[1]
         and prompt.text_at_end > 0
         and all(image.known is not None for images in call.encoded.values() for image in images)
