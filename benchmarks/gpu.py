@@ -53,7 +53,7 @@ def main() -> int:
                 lab = il.load(own.source, device=options.device, dtype=options.dtype)
             print(f"{clock}  {source} is there", flush=True)
         if not options.no_check:
-            for check in checks(lab, _shown(own), _plan(own, lab), options.graphs):
+            for check in checks(lab, own.prompt.shown(), _plan(own, lab), options.graphs):
                 print(f"{clock}  {check}", flush=True)
         if not _measure(own, lab, options, clock):
             print(f"{clock}  time is up; the same command again goes on")
@@ -74,7 +74,7 @@ def _measure(own: Rows, lab: il.Lab, options: argparse.Namespace, clock: _Clock)
             break
         with clock.timed(own.name):
             table = bench(
-                lab, strategies or None, KEEP if strategies else None, preset=presets or None, image=_shown(own),
+                lab, strategies or None, KEEP if strategies else None, preset=presets or None, image=own.prompt.shown(),
                 batch_sizes=[own.batch], new_tokens=options.new_tokens, answers=options.answers, rounds=options.rounds,
                 graphs=options.graphs, largest_batch=options.largest, out=options.run / name, progress=False,
             )  # fmt: skip
@@ -84,7 +84,7 @@ def _measure(own: Rows, lab: il.Lab, options: argparse.Namespace, clock: _Clock)
         for stored, wanted_name in (("table.csv", f"{name}.csv"), ("bench.json", f"{name}.json")):
             (options.out / wanted_name).write_text((options.run / name / stored).read_text())
     if table is not None:
-        print(f"\n{own.source or 'embedded'}, {own.shows}\n\n{summary(table)}\n", flush=True)
+        print(f"\n{own.source or 'embedded'}, {own.prompt.shows}\n\n{summary(table)}\n", flush=True)
     return table is not None and len(table) == 2 + len(own.presets) + len(own.strategies)
 
 
@@ -92,13 +92,6 @@ def _plan(own: Rows, lab: il.Lab) -> list:
     """The rows as `bench` will make them."""
     keep = KEEP if own.strategies else None
     return wanted(own.strategies or None, keep, None, own.presets or None, None, default=(), seed=0).rows(lab.model)
-
-
-def _shown(own: Rows) -> object:
-    if own.prompt is not None:
-        return own.prompt.shown()
-    task = il.load_task("test")
-    return task.image(task.samples["image_id"].iloc[0])
 
 
 class _Clock:

@@ -16,7 +16,7 @@ class Rows(NamedTuple):
     Attributes:
         name: of the table.
         source: what `il.load` opens; None is the embedded model.
-        prompt: what each prompt shows; None for a picture of the test set.
+        prompt: what each prompt shows.
         batch: prompts at once.
         presets: papers' settings, each with its strategy.
         strategies: those that keep half of the visual tokens.
@@ -24,14 +24,10 @@ class Rows(NamedTuple):
 
     name: str
     source: str | None
-    prompt: Prompt | None
+    prompt: Prompt
     batch: int
     presets: tuple[str, ...]
     strategies: tuple[str, ...] = ()
-
-    @property
-    def shows(self) -> str:
-        return self.prompt.shows if self.prompt else "one picture of the test set"
 
 
 def _rows(name: str, prompt: Prompt, presets: str, strategies: str = "", batch: int = 1) -> Rows:
@@ -53,7 +49,7 @@ ROWS = (
     _rows("next-34b", CROPS_34B, BOTH),
 )  # fmt: skip
 # Only if named: for trying the script where there is no GPU.
-TINY = Rows("tiny", None, None, 1, (), ("illava", "fastv"))
+TINY = Rows("tiny", None, Prompt("embedded", "one picture of 96 x 96", (96, 96)), 1, (), ("illava", "fastv"))
 
 
 def chosen(patterns: list[str]) -> list[Rows]:

@@ -20,7 +20,6 @@ from illava_lab.measuring.bench_case import BARE, QUESTION, Case, Settings, answ
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.rows import OneOrSeveral, baseline, check_batch, check_out, reason, several, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
-from illava_lab.measuring.tasks import load_task
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.plan import Plan
@@ -133,6 +132,9 @@ def bench(
     check_out(out)
     check_flag("progress", progress)
     if image is None:
+        # Here, for it reads parquet, and a machine that only times models needs no package for that.
+        from illava_lab.measuring.tasks import load_task
+
         image = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
     image = at_least_one("image", image)
     question = lab.inputs([image], [QUESTION])
