@@ -12,6 +12,8 @@ from illava_lab.measuring.bench_case import BARE
 from illava_lab.measuring.rows import BASELINE
 from illava_lab.measuring.summary import aligned, budget_label
 
+_APART = "Against a loop by hand; prefill on host and device, and its work; a step on both, ms; images/s; largest batch"
+
 
 def summary(table: pd.DataFrame) -> str:
     """The main columns of a table from `bench`, for people: at most 120 characters wide.
@@ -49,7 +51,7 @@ def summary(table: pd.DataFrame) -> str:
         heading = f"Where the time goes, ms, with {part['new_tokens'].iloc[0]} decoding steps"
         if good["encoder_ms"].notna().any():
             parts.append("\n".join([heading, *aligned(_split(good))]))
-        parts.append("\n".join(["Against a loop by hand, and what host and device do", *aligned(_apart(good))]))
+        parts.append("\n".join([_APART, *aligned(_apart(good))]))
         failed = part[part["status"] != "ok"]
         parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:120] for row in failed.itertuples()]
     off = table["prefill_flops"] / table["prefill_flops_formula"] - 1
@@ -75,14 +77,14 @@ def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
 def _apart(good: pd.DataFrame) -> list[tuple[str, ...]]:
     """Prefill and decoding step, of host and device; and images per second from end to end."""
     answers = [name for name in good.columns if name.startswith("images_per_second_")]
-    ends = [f"im/s, {name.removeprefix('images_per_second_')} new" for name in answers]
-    heads = ("strategy", "budget", "x by hand", "host", "device", "busy", "step host", "device", *ends, "largest")
+    ends = [f"{name.removeprefix('images_per_second_')} new" for name in answers]
+    heads = ("strategy", "budget", "x by hand", "host", "device", "busy", "host", "device", *ends, "largest")
     lines = [heads]
     for row in good.itertuples():
         times = (row.prefill_host_ms, row.prefill_device_ms, row.busy_ms, row.decode_host_ms, row.decode_device_ms)
         lines.append(
             (
-                str(row.strategy)[:20],
+                str(row.strategy)[:32],
                 _budget(row),
                 _spread(row, "over_hand", 1, 2),
                 *(_number(time, 1) for time in times),
