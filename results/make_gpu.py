@@ -1,9 +1,9 @@
 """Write results/gpu/summary.txt, which the page on speed shows: `python results/make_gpu.py`.
 
-It is made from the tables in results/gpu. `benchmarks/gpu.py` writes these: NAME.csv and NAME.json, with "-graphs" behind
-the name for captured graphs. Those in results/gpu/before were taken on 2026-11-27 by a script that called `bench(...)` on
-an earlier commit, before the core was rewritten; nothing in them was changed but the names of the files.
-results/gpu/before/host_and_device.txt has lines of what else was printed that day.
+It is made from the tables in results/gpu. `benchmarks/gpu.py` writes these: NAME.csv and NAME.json, with "-graphs"
+behind the name for captured graphs. Those in results/gpu/before were taken on 2026-11-27 by a script that called
+`bench(...)` on an earlier commit, before the core was rewritten; nothing in them was changed but the names of the
+files. results/gpu/before/host_and_device.txt has lines of what else was printed that day.
 """
 
 from __future__ import annotations
