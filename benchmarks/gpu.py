@@ -48,7 +48,7 @@ def main() -> int:
             lab = None  # before the next one takes its memory
             _free()
             if not clock.left(source):
-                break
+                return _stopped(clock)
             with clock.timed(source):
                 lab = il.load(own.source, device=options.device, dtype=options.dtype)
             print(f"{clock}  {source} is there", flush=True)
@@ -56,8 +56,12 @@ def main() -> int:
             for check in checks(lab, own.prompt.shown(), _plan(own, lab), options.graphs):
                 print(f"{clock}  {check}", flush=True)
         if not _measure(own, lab, options, clock):
-            print(f"{clock}  time is up; the same command again goes on")
-            return 0
+            return _stopped(clock)
+    return 0
+
+
+def _stopped(clock: _Clock) -> int:
+    print(f"{clock}  time is up; the same command again goes on")
     return 0
 
 
@@ -99,7 +103,7 @@ class _Clock:
 
     def __init__(self, minutes: float | None) -> None:
         self._start, self._end = perf_counter(), None if minutes is None else 60 * minutes
-        self._longest: dict[str, float] = {}
+        self._took: dict[str, float] = {}
         self._name, self._began = "", 0.0
 
     @property
@@ -107,8 +111,9 @@ class _Clock:
         return perf_counter() - self._start
 
     def left(self, name: str) -> bool:
-        """Whether there is time for one more of these."""
-        return self._end is None or self.now + self._longest.get(name, 0.0) < self._end
+        """Whether there is time for one more of these, as far as those before tell."""
+        expected = self._took.get(name, max(self._took.values(), default=0.0))
+        return self._end is None or self.now + expected < self._end
 
     def timed(self, name: str) -> _Clock:
         self._name = name
@@ -118,7 +123,7 @@ class _Clock:
         self._began = self.now
 
     def __exit__(self, *_: object) -> None:
-        self._longest[self._name] = max(self._longest.get(self._name, 0.0), self.now - self._began)
+        self._took[self._name] = self.now - self._began
 
     def __str__(self) -> str:
         return f"[{self.now:6.1f} s]"

@@ -114,9 +114,9 @@ class Case:
         """The loop by hand, as a graph where the strategy is one; None where there is none."""
         try:
             loop = by_hand.prefill(self.lab.model, inputs, self.row.strategy, self.row.planned)
-        except LabError:
+            return by_hand.captured(loop) if self._captured else loop
+        except (LabError, RuntimeError):  # too little memory, or what cannot be captured: the row itself may go on
             return None
-        return by_hand.captured(loop) if self.settings.graphs and self._on_cuda else loop
 
     def _answers(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
         """Images per second with answers of several lengths, as far as the model has room for them."""
@@ -132,7 +132,7 @@ class Case:
             cache_bytes, peak_bytes = measure.memory(model, inputs)  # with graphs, of the call that captures them
             worked = busy(lambda: measure.prefill(model, inputs), inputs["input_ids"].device)
         out = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes, "busy_ms": worked * 1e3}
-        if not graphs:  # what is captured runs without the hooks that read the clock
+        if not self._captured:  # what is captured runs without the hooks that read the clock
             with measure.attached(model, configuration):
                 rounds = min(STAGE_ROUNDS, self.settings.rounds)
                 stages = measure.stage_seconds(model, inputs, rounds, configuration and configuration[0])
@@ -155,8 +155,8 @@ class Case:
         return self.batch * sum(len(one) if isinstance(one, Video) else 1 for one in shown)
 
     @property
-    def _on_cuda(self) -> bool:
-        return self.lab.model.device.type == "cuda"
+    def _captured(self) -> bool:
+        return self.settings.graphs and self.lab.model.device.type == "cuda"
 
 
 def answer_columns(lengths: Sequence[int]) -> list[str]:

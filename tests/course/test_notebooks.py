@@ -207,9 +207,7 @@ def test_a_table_that_does_not_fit_the_sections_is_refused() -> None:
     with pytest.raises(ValueError, match="row '2 rest', but the notebook has no such section"):
         execute.write_times(small_notebook(ROWS + "| 2 rest | 1 min | | |\n"), [0.0] * 8, "here")
     with pytest.raises(ValueError, match="no row for 10"):
-        execute.write_times(
-            small_notebook(ROWS.replace("| 10 wait more | 2 min | 9 s |\n", "")), [0.0] * 8, "here"
-        )
+        execute.write_times(small_notebook(ROWS.replace("| 10 wait more | 2 min | 9 s |\n", "")), [0.0] * 8, "here")
 
 
 def test_long_waits_are_told() -> None:

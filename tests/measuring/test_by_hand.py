@@ -38,13 +38,21 @@ def seen_by_the_tower(model: torch.nn.Module, run) -> list[tuple[int, int]]:
     return [tuple(seen[index, name] for name in names) for index in range(len(anatomy.encoder_layers))]
 
 
-@pytest.mark.parametrize("kind", LLAVAS)
+SHOWN = [(kind, ALIKE) for kind in LLAVAS] + [
+    ("onevision", [Prompt(images=0, videos=1)] * 2),
+    ("clip-llama", [Prompt(images=2)] * 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "prompts"), SHOWN)
 @pytest.mark.parametrize("schedule", [il.Schedule(), SCHEDULE, il.Schedule(llm={1: 3})])
-def test_every_layer_has_as_many_tokens_as_the_trace_says(kind: str, schedule: il.Schedule) -> None:
-    model, inputs = shared_llava(kind), make_inputs(ALIKE, kind)
+def test_every_layer_has_as_many_tokens_as_the_trace_says(
+    kind: str, prompts: list[Prompt], schedule: il.Schedule
+) -> None:
+    model, inputs = shared_llava(kind), make_inputs(prompts, kind)
     loop = by_hand.prefill(model, inputs, RANDOM, schedule)
     logits, kept = loop()
-    assert logits.shape == (2, 1, model.config.text_config.vocab_size) and logits.isfinite().all()
+    assert logits.shape == (len(prompts), 1, model.config.text_config.vocab_size) and logits.isfinite().all()
 
     with il.attach(model, RANDOM, schedule) as trace:
         cache = measure.prefill(model, inputs).past_key_values
@@ -54,11 +62,11 @@ def test_every_layer_has_as_many_tokens_as_the_trace_says(kind: str, schedule: i
     assert [kept.layers[i][0].shape for i in range(len(cache.layers))] == [own.keys.shape for own in cache.layers]
 
     # And these are the steps that the trace shows.
-    anatomy, text = describe(model), measure.text_tokens(model, inputs)
+    anatomy, text, images = describe(model), measure.text_tokens(model, inputs), trace.images_per_row[0]
     for step in trace.steps:
         if step.stage == "llm":
             markers = trace.layout().slots - trace.layout().tokens
-            assert kept.layers[step.layer][0].shape[2] == text + markers + step.after
+            assert kept.layers[step.layer][0].shape[2] == text + images * (markers + step.after)
         else:
             per_cell = anatomy.patches_of_token
             expected = tuple(anatomy.cls_tokens + count * per_cell for count in (step.before, step.after))
@@ -78,9 +86,17 @@ def test_its_flops_are_those_of_the_closed_form(kind: str, schedule: il.Schedule
     assert counter.get_total_flops() == pytest.approx(formula, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["clip-llama", "siglip-qwen2"])
-def test_with_nothing_reduced_it_computes_what_the_model_computes(kind: str) -> None:
-    model, inputs = shared_llava(kind), make_inputs(ALIKE, kind)
+WHOLE = [
+    ("clip-llama", ALIKE),
+    ("clip-llama", [Prompt(images=2)]),
+    ("siglip-qwen2", ALIKE),
+    ("onevision", [Prompt(images=0, videos=1)] * 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "prompts"), WHOLE)
+def test_with_nothing_reduced_it_computes_what_the_model_computes(kind: str, prompts: list[Prompt]) -> None:
+    model, inputs = shared_llava(kind), make_inputs(prompts, kind)
     logits, kept = by_hand.prefill(model, inputs, NONE, il.Schedule())()
     bare = measure.prefill(model, inputs)
     torch.testing.assert_close(logits, bare.logits)
@@ -93,5 +109,7 @@ def test_it_is_refused_where_it_would_not_be_what_it_says(model) -> None:
         by_hand.prefill(shared_llava(QWENS[0]), make_inputs([Prompt()], QWENS[0]), NONE, il.Schedule())
     with refused:  # padding
         by_hand.prefill(model, make_inputs([Prompt(), Prompt(text_after=3)]), NONE, il.Schedule())
+    with refused:  # tiles of two pictures, of different numbers
+        by_hand.prefill(shared_llava("internvl"), make_inputs([Prompt(images=2)], "internvl"), NONE, il.Schedule())
     with refused:
         by_hand.prefill(model, make_inputs([Prompt()]), il.get_strategy("downsample")(), il.Schedule(image=9))
