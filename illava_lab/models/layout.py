@@ -10,7 +10,8 @@ a schedule counts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -83,6 +84,14 @@ class Layout:
     def complete(self) -> bool:
         """Whether every patch is seen in the prompt: none lies in padding that is cut off."""
         return len(self.source[self.weight > 0].unique()) == len(self.boxes)
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for layouts that are equal."""
+        content = hashlib.sha256()
+        for part in (self.source, self.weight, self.boxes):
+            content.update(part.contiguous().cpu().numpy().tobytes())
+        return self.patches, self.grid, self.parts, content.digest()
 
     def left(self, kept: float) -> int:
         """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""

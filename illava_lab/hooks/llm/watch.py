@@ -29,7 +29,7 @@ class Watch:
     def install(self, changes: Changes) -> None:
         """Hook the model and the module that joins images and text."""
         changes.method(self.anatomy.base, "forward", self._forward)
-        if self.reduces and hasattr(self.model, "generate"):
+        if (self.reduces or self.attachment.graphs is not None) and hasattr(self.model, "generate"):
             changes.method(self.model, "generate", self._generate)
 
     def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -52,6 +52,8 @@ class Watch:
             call.encoded = self._ahead(kwargs) if call.prompt is not None else {}
         elif ids is not None and _brings_images(kwargs):
             self._show(call, ids, kwargs)
+        if self.attachment.graphs is not None and not self.reduces:
+            call.prompt, call.encoded = self._if_ordinary(ids, kwargs)
         with self.attachment.running.during("call", call):
             return original(*args, **kwargs)
 
@@ -101,6 +103,14 @@ class Watch:
             )
         mask: Tensor | None = kwargs.get("attention_mask")
         return read_prompt(self.anatomy, ids, mask, kwargs.get("position_ids"), length)
+
+    def _if_ordinary(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[Prompt | None, dict[Medium, Any]]:
+        """What could be captured where nothing is reduced; what cannot is the bare model's, and refused to nobody."""
+        try:
+            self._refuse(kwargs)
+            return self._prompt(ids, kwargs), self._ahead(kwargs)
+        except LabError:
+            return None, {}
 
     def _ahead(self, kwargs: dict[str, Any]) -> dict[Medium, list[EncodedImage]]:
         """What was encoded before this call."""
