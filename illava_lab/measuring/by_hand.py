@@ -94,7 +94,8 @@ def captured(run: Prefill) -> Prefill:
     with torch.inference_mode(), torch.cuda.graph(graph):
         out = run()
 
-    def replay() -> tuple[Tensor, Kept]:
+    def replay(reads: Prefill = run) -> tuple[Tensor, Kept]:
+        """Holds on to `run`: what it made beforehand is read at every replay."""
         graph.replay()
         return out
 
