@@ -41,7 +41,10 @@ class Rehearsal:
     def __init__(self) -> None:
         self.captured = self.replayed = 0
 
-    def record(self, run: Callable[[], Any], device: torch.device) -> Recording:
+    def pool(self) -> None:
+        return None
+
+    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         with noting() as brought:
             run()
         with handing_out(brought):
@@ -50,7 +53,9 @@ class Rehearsal:
         into = tensors_in(outputs)
         for x in into:  # what is not written again must not look right
             if id(x) not in constant:
-                x.data = torch.full(x.shape, torch.nan) if x.is_floating_point() else torch.zeros(x.shape, dtype=x.dtype)
+                x.data = (
+                    torch.full(x.shape, torch.nan) if x.is_floating_point() else torch.zeros(x.shape, dtype=x.dtype)
+                )
         self.captured += 1
 
         def replay() -> None:

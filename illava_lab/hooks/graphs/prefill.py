@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.graphs.fresh import fresh
+from illava_lab.hooks.graphs.fresh import Packed, pack, unpack
 from illava_lab.hooks.graphs.keys import strategy_key
-from illava_lab.hooks.llm.cache import CacheState, Segment
+from illava_lab.hooks.llm.cache import CacheState
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.prefill import Prefill
 from illava_lab.hooks.llm.prompt import Prompt, placed_images
@@ -54,8 +54,7 @@ class _Out:
     last: Tensor
     keys: list[Tensor]
     values: list[Tensor]
-    steps: list[Step]
-    segments: list[Segment]
+    packed: Packed  # steps and segments
 
 
 def captured_prefill(
@@ -140,12 +139,12 @@ def _captured(
             prefill = now.llm = Prefill(attachment, now, states, kwargs, behind)
             out = prefill.leave(original(**prefill.kwargs))
         keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
-        return _Out(type(out), out.last_hidden_state, keys, values, prefill.steps, prefill.segments)
+        return _Out(type(out), out.last_hidden_state, keys, values, pack((prefill.steps, prefill.segments)))
 
     def take(out: _Out) -> tuple[Any, CacheState, Prefilled]:
-        cache, done = kwargs["past_key_values"], dict[int, Any]()
+        cache = kwargs["past_key_values"]
         _fill(cache, out, more)
-        segments, steps = fresh(out.segments, done), fresh(out.steps, done)
+        steps, segments = unpack(out.packed)
         if more:
             segments = [segment.without_last(more) for segment in segments]
         state = CacheState(attachment, prompt.length, len(prompt.valid), segments, prompt.text_at_end)

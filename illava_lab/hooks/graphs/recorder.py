@@ -18,7 +18,7 @@ class Recording:
     Attributes:
         outputs: what the function returned; every replay writes to the same tensors.
         replay: does it again, with what the tensors that it reads hold then.
-        size: bytes of device memory that it holds.
+        size: bytes by which the memory of the graphs grew.
         brought: tensors that were made outside, and are read at every replay.
     """
 
@@ -31,7 +31,11 @@ class Recording:
 class Recorder(Protocol):
     """How a kind of device captures."""
 
-    def record(self, run: Callable[[], Any], device: torch.device) -> Recording:
+    def pool(self) -> Any:
+        """What graphs of one model take their memory from: what one needs only in between, the next one uses again."""
+        ...
+
+    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         """Capture `run`, which reads and writes the same tensors whenever it is called.
 
         Raises:
@@ -43,7 +47,10 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Captures a CUDA graph."""
 
-    def record(self, run: Callable[[], Any], device: torch.device) -> Recording:
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -54,7 +61,8 @@ class CudaRecorder:
             torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
             before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
             # Other threads may go on: only what this one does is captured.
-            with handing_out(brought), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            captures = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+            with handing_out(brought), captures:
                 outputs = run()
             return Recording(outputs, graph.replay, torch.cuda.memory_reserved() - before, brought)
 

@@ -23,7 +23,7 @@ from illava_lab.hooks.graphs.recorder import RECORDERS, Recording
 from illava_lab.models.families import Anatomy
 
 GRAPHS = 24  # at most so many of a model
-MEMORY_SHARE = 0.1  # and all of them together hold at most so much of the device's memory
+MEMORY_SHARE = 0.2  # of the device's memory, for all of them and the buffers of caches
 SEEN = 256
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class Graphs:
         self._refused: dict[Hashable, str] = {}
         self.notes: set[Hashable] = set()  # what was learned about strategies
         self._fingerprint: Any = None
+        self._grown, self._pool = 0, self.recorder.pool()
         self._done: Any = None  # a CUDA event: replays of two streams must not overlap
 
     def replay(
@@ -91,7 +92,7 @@ class Graphs:
         """Forget graphs of a model that has changed since."""
         now = self.state.fingerprint()
         if now != self._fingerprint:
-            self._kept.clear()
+            self._forget_graphs()
             self._refused.clear()
             self._fingerprint = now
 
@@ -116,40 +117,58 @@ class Graphs:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 own = [x.clone() for x in inputs]  # that may be written to in every mode
-                captured = Captured(own, self.recorder.record(lambda: run(own), self.device), about)
+                recording = self.recorder.record(lambda: run(own), self.device, self._pool)
         except LabError:
             return None  # the plain way says it too
         except through:
             raise
-        except Exception as error:
-            self._refused[key] = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"graphs: this cannot be captured, and runs without ({self._refused[key]})", stacklevel=2)
+        except torch.OutOfMemoryError as error:
+            self._forget_graphs()
+            self._refuse(key, error)
             return None
-        self._kept[key] = captured
+        except Exception as error:
+            self._refuse(key, error)
+            return None
+        if recording.size > self.most:
+            self._forget_graphs()
+            self._refuse(key, f"it needs {recording.size / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed")
+            return None
+        self._grown += recording.size
+        captured = self._kept[key] = Captured(own, recording, about)
         self.make_room()
-        return captured
+        return captured  # also where all graphs had to go: it still runs once
+
+    def _refuse(self, key: Hashable, why: Any) -> None:
+        self._refused[key] = str(why).splitlines()[0] if str(why) else type(why).__name__
+        warnings.warn(f"graphs: this cannot be captured, and runs without ({self._refused[key]})", stacklevel=2)
 
     def make_room(self) -> None:
-        """Graphs and buffers that were used longest ago go, but for the newest."""
-        most = float("inf")
-        if self.device.type == "cuda":
-            most = MEMORY_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        """Buffers that were used longest ago go, but for the newest; then all graphs, which share their memory."""
         while len(self._kept) > GRAPHS:
             self._kept.popitem(last=False)
-        while self.memory > most and len(self._kept) + len(self.slots) > 1:
-            if self.slots and (len(self.slots) > 1 or len(self._kept) == 1):
-                _, gone = self.slots.popitem(last=False)
-                for key in [key for key, one in self._kept.items() if one.about in gone]:
-                    del self._kept[key]
-            else:
-                self._kept.popitem(last=False)
+        while self.memory > self.most and len(self.slots) > 1:
+            _, gone = self.slots.popitem(last=False)
+            for key in [key for key, one in self._kept.items() if one.about in gone]:
+                del self._kept[key]
+        if self.memory > self.most:
+            self._forget_graphs()
+
+    @property
+    def most(self) -> float:
+        """Bytes that graphs and buffers may hold."""
+        if self.device.type != "cuda":
+            return float("inf")
+        return MEMORY_SHARE * torch.cuda.get_device_properties(self.device).total_memory
 
     @property
     def memory(self) -> int:
         """Bytes of the device that graphs and buffers hold."""
         slots = [slot for slots in self.slots.values() for slot in slots]
-        buffers = [x.numel() * x.element_size() for slot in slots for x in (*slot.keys, *slot.values)]
-        return sum(one.recording.size for one in self._kept.values()) + sum(buffers)
+        return self._grown + sum(x.numel() * x.element_size() for slot in slots for x in (*slot.keys, *slot.values))
+
+    def _forget_graphs(self) -> None:
+        self._kept.clear()
+        self._grown, self._pool = 0, self.recorder.pool()
 
     def _in_turn(self) -> Any:
         return _Turn(self) if self.device.type == "cuda" else self.lock
@@ -157,7 +176,7 @@ class Graphs:
     def forget(self) -> None:
         """Give their memory back."""
         with self.lock:
-            self._kept.clear()
+            self._forget_graphs()
             self._seen.clear()
             self.slots.clear()
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.graphs.fresh import fresh
+from illava_lab.hooks.graphs.fresh import pack, unpack
 from illava_lab.hooks.graphs.keys import strategy_key
 from illava_lab.trace.survivors import Survivors
 
@@ -51,15 +51,15 @@ def captured_tower(
         if states is not None:
             parts["hidden_states"] = {i % len(states): states[i] for i in read}
         left = form.survivors
-        return parts, None if states is None else len(states), form.steps, left.place, left.size, type(out)
+        return type(out), parts, len(states or ()), pack((form.steps, left.place, left.size))
 
     def take(outputs: Any) -> tuple[Any, Any]:
-        done: dict[int, Any] = {}
-        parts, depth, steps, place, size, kind = outputs
-        parts, steps, place, size = (fresh(part, done) for part in (parts, steps, place, size))
-        if depth is not None:  # of those that nobody reads, none is kept
-            kept = parts.pop("hidden_states")
-            parts["hidden_states"] = tuple(kept.get(i) for i in range(depth))
+        kind, written, depth, packed = outputs
+        parts: dict[str, Any] = {name: x.clone() for name, x in written.items() if isinstance(x, Tensor)}
+        if depth:  # of those that nobody reads, none is kept
+            read = {i: x.clone() for i, x in written["hidden_states"].items()}
+            parts["hidden_states"] = tuple(read.get(i) for i in range(depth))
+        steps, place, size = unpack(packed)
         form = form_of(args, kwargs)
         form.steps, form.survivors = steps, Survivors(place.shape[1], place.device, lambda: place, lambda: size)
         return kind(**parts), form
