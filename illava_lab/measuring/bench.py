@@ -112,7 +112,7 @@ def bench(
         `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill, and `choice_ms` is what the strategy
         itself takes of it; see `measure.stage_seconds`; NaN with graphs. `prefill_flops` is what torch counts for one
         prompt, `prefill_flops_formula` the closed form with what a run left. `cache_bytes` and `peak_bytes` (above
-        weights and inputs; see `measure.memory`) are of the batch.
+        weights and inputs, and with what graphs hold; see `measure.memory`) are of the batch.
 
     Raises:
         LabError: bad arguments, before any work.
