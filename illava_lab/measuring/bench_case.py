@@ -75,7 +75,7 @@ class Case:
         inputs, single = (batch_of(self.lab, self.image, batch, self.length) for batch in (self.batch, 1))
         configuration = None if self.row.name == BARE else (self.row.strategy, self.row.planned)
         out = self._times(inputs, configuration) | self._answers(inputs, configuration)
-        out |= self._memory(inputs, configuration) | self._cost(single)
+        out |= self._memory(inputs, configuration) | self._apart(inputs, configuration) | self._cost(single)
         if largest is not None:
             self._forget_graphs()
             out["largest_batch"] = largest_batch(model, single, configuration, largest)
@@ -129,23 +129,29 @@ class Case:
         return {name: self._images / took for name, took in zip(answer_columns(lengths), seconds, strict=True)}
 
     def _memory(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
-        """Bytes, what graphs hold included; how the time of a prefill splits, and how long the device works on one."""
-        model, graphs = self.lab.model, self.settings.graphs
+        """Bytes, what graphs hold included."""
+        model = self.lab.model
         self._forget_graphs()
-        with measure.attached(model, configuration, graphs):
+        with measure.attached(model, configuration, self.settings.graphs):
             if self._captured:
                 for _ in range(WARM_UP):
                     measure.prefill(model, inputs)
             cache_bytes, peak_bytes = measure.memory(model, inputs)
-            worked = busy(lambda: measure.prefill(model, inputs), inputs["input_ids"].device)
         held = self._graphs.memory if self._graphs is not None else 0
-        out = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes + held, "busy_ms": worked * 1e3}
-        if not self._captured:  # what is captured runs without the hooks that read the clock
-            with measure.attached(model, configuration):
-                rounds = min(STAGE_ROUNDS, self.settings.rounds)
-                stages = measure.stage_seconds(model, inputs, rounds, configuration and configuration[0])
-            out |= {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()}
-        return out
+        return {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes + held}
+
+    def _apart(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
+        """How the time of a prefill splits, and how long the device works on it.
+
+        What is captured runs without the hooks that read the clock, and a device that replays has no gaps.
+        """
+        if self._captured:
+            return {}
+        model, rounds = self.lab.model, min(STAGE_ROUNDS, self.settings.rounds)
+        with measure.attached(model, configuration):
+            stages = measure.stage_seconds(model, inputs, rounds, configuration and configuration[0])
+            worked = busy(lambda: measure.prefill(model, inputs), inputs["input_ids"].device)
+        return {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()} | {"busy_ms": worked * 1e3}
 
     @property
     def _captured(self) -> bool:
