@@ -50,7 +50,9 @@ class Rehearsal:
         into = tensors_in(outputs)
         for x in into:  # what is not written again must not look right
             if id(x) not in constant:
-                x.data = torch.full(x.shape, torch.nan) if x.is_floating_point() else torch.zeros(x.shape, dtype=x.dtype)
+                x.data = (
+                    torch.full(x.shape, torch.nan) if x.is_floating_point() else torch.zeros(x.shape, dtype=x.dtype)
+                )
         self.captured += 1
 
         def replay() -> None:
