@@ -12,6 +12,7 @@ import illava_lab as il
 from illava_lab.measuring import measure
 from illava_lab.measuring.bench_case import QUESTION
 from illava_lab.measuring.rows import Row
+from illava_lab.measuring.speed import WARM_UP
 
 OTHER = "How many people are in it, and what are they doing?"
 # Rounding in another order is no fault: the bare model's own differences are the measure of it.
@@ -46,10 +47,11 @@ def checks(lab: il.Lab, image: Any, rows: list[Row], graphs: bool) -> Iterator[C
         own = row.strategy, row.schedule
         try:
             with measure.attached(lab.model, own, graphs):
-                first, *again = (_run(lab, one) for _ in range(3))
-            yield Check(f"{name}: the same bits again", all(torch.equal(first, other) for other in again), "")
+                runs = [_run(lab, one) for _ in range(WARM_UP + 3)]
+            last, *others = reversed(runs[WARM_UP if graphs else 0 :])
+            yield Check(f"{name}: the same bits again", all(torch.equal(last, other) for other in others), "")
             if graphs:
-                seen, allowed = _apart(first, _logits(lab, one, own)), _allowed(usual["batch"])
+                seen, allowed = _apart(last, _logits(lab, one, own)), _allowed(usual["batch"])
                 yield Check(f"{name}: with graphs as without", seen <= allowed, f"{seen:.1e} of {allowed:.1e}")
             differences = {"batch": _batch(lab, both, one, own), "plain": _plain(lab, one, own)}
             for what, seen in differences.items():

@@ -110,9 +110,9 @@ def bench(
         `images_per_second_16` is measured from the prompt to the end of an answer of 16 tokens, and so on; reading and
         resizing them is in none. `largest_batch` is found to a sixteenth; NaN where there is no CUDA device.
         `encoder_ms`, `projector_ms`, `llm_ms` and `rest_ms` split a prefill, and `choice_ms` is what the strategy
-        itself takes of it; see `measure.stage_seconds`; NaN with graphs. `prefill_flops` is what torch counts for one
-        prompt, `prefill_flops_formula` the closed form with what a run left. `cache_bytes` and `peak_bytes` (above
-        weights and inputs; see `measure.memory`) are of the batch.
+        itself takes of it; see `measure.stage_seconds`; these and `busy_ms` are NaN with graphs. `prefill_flops` is
+        what torch counts for one prompt, `prefill_flops_formula` the closed form with what a run left. `cache_bytes`
+        and `peak_bytes` (above weights and inputs, and with what graphs hold; see `measure.memory`) are of the batch.
 
     Raises:
         LabError: bad arguments, before any work.

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.graphs.store import Graphs, graphs_of
 from illava_lab.measuring import by_hand, measure
 from illava_lab.measuring.clock import Span, busy
 from illava_lab.measuring.largest import largest_batch
 from illava_lab.measuring.limit import Limit
 from illava_lab.measuring.rows import Row
-from illava_lab.measuring.speed import Configuration, answer_seconds
+from illava_lab.measuring.speed import WARM_UP, Configuration, answer_seconds
+from illava_lab.models.families import describe
 from illava_lab.models.video import Video
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.schedule import Schedule
@@ -69,13 +71,14 @@ class Case:
         Raises:
             Exception: whatever the strategy raises, or that there is too little memory.
         """
+        model, largest = self.lab.model, self.settings.largest
         inputs, single = (batch_of(self.lab, self.image, batch, self.length) for batch in (self.batch, 1))
         configuration = None if self.row.name == BARE else (self.row.strategy, self.row.planned)
         out = self._times(inputs, configuration) | self._answers(inputs, configuration)
-        out |= self._memory(inputs, configuration) | self._cost(single)
-        if self.settings.largest is not None:
-            model, graphs = self.lab.model, self.settings.graphs
-            out["largest_batch"] = largest_batch(model, single, configuration, self.settings.largest, graphs)
+        out |= self._memory(inputs, configuration) | self._apart(inputs, configuration) | self._cost(single)
+        if largest is not None:
+            self._forget_graphs()
+            out["largest_batch"] = largest_batch(model, single, configuration, largest)
         return out
 
     def _times(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
@@ -126,18 +129,43 @@ class Case:
         return {name: self._images / took for name, took in zip(answer_columns(lengths), seconds, strict=True)}
 
     def _memory(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
-        """Bytes, how the time of a prefill splits, and how long the device works on one."""
-        model, graphs = self.lab.model, self.settings.graphs
-        with measure.attached(model, configuration, graphs):
-            cache_bytes, peak_bytes = measure.memory(model, inputs)  # with graphs, of the call that captures them
+        """Bytes, what graphs hold included."""
+        model = self.lab.model
+        self._forget_graphs()
+        with measure.attached(model, configuration, self.settings.graphs):
+            if self._captured:
+                for _ in range(WARM_UP):
+                    measure.prefill(model, inputs)
+            cache_bytes, peak_bytes = measure.memory(model, inputs)
+        held = self._graphs.memory if self._graphs is not None else 0
+        return {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes + held}
+
+    def _apart(self, inputs: Inputs, configuration: Configuration) -> dict[str, float]:
+        """How the time of a prefill splits, and how long the device works on it.
+
+        What is captured runs without the hooks that read the clock, and a device that replays has no gaps.
+        """
+        if self._captured:
+            return {}
+        model, rounds = self.lab.model, min(STAGE_ROUNDS, self.settings.rounds)
+        with measure.attached(model, configuration):
+            stages = measure.stage_seconds(model, inputs, rounds, configuration and configuration[0])
             worked = busy(lambda: measure.prefill(model, inputs), inputs["input_ids"].device)
-        out = {"cache_bytes": cache_bytes, "peak_bytes": peak_bytes, "busy_ms": worked * 1e3}
-        if not self._captured:  # what is captured runs without the hooks that read the clock
-            with measure.attached(model, configuration):
-                rounds = min(STAGE_ROUNDS, self.settings.rounds)
-                stages = measure.stage_seconds(model, inputs, rounds, configuration and configuration[0])
-            out |= {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()}
-        return out
+        return {f"{name}_ms": seconds * 1e3 for name, seconds in stages.items()} | {"busy_ms": worked * 1e3}
+
+    @property
+    def _captured(self) -> bool:
+        return self.settings.graphs and self.lab.model.device.type == "cuda"
+
+    @property
+    def _graphs(self) -> Graphs | None:
+        """Those of the model; None where nothing is captured."""
+        return graphs_of(describe(self.lab.model)) if self._captured else None
+
+    def _forget_graphs(self) -> None:
+        """Give back what earlier rows, and the limit of this one, have captured."""
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def _cost(self, single: Inputs) -> dict[str, float]:
         """What needs no clock: tokens, and FLOPs as torch counts them and by the closed form."""
@@ -153,10 +181,6 @@ class Case:
         """Images in the batch; every frame of a video counts."""
         shown = as_list(self.image)
         return self.batch * sum(len(one) if isinstance(one, Video) else 1 for one in shown)
-
-    @property
-    def _captured(self) -> bool:
-        return self.settings.graphs and self.lab.model.device.type == "cuda"
 
 
 def answer_columns(lengths: Sequence[int]) -> list[str]:

@@ -34,8 +34,7 @@ def summary(table: pd.DataFrame) -> str:
         for row in good.itertuples():
             lines.append(
                 (
-                    str(row.strategy)[:32],
-                    _budget(row),
+                    *_named(row),
                     f"{row.prefill_ms:.1f}",
                     _spread(row, "prefill_ratio", 1, 3),
                     _spread(row, "efficiency", 100, 1),
@@ -53,7 +52,7 @@ def summary(table: pd.DataFrame) -> str:
             parts.append("\n".join([heading, *aligned(_split(good))]))
         parts.append("\n".join([_APART, *aligned(_apart(good))]))
         failed = part[part["status"] != "ok"]
-        parts += [f"{row.strategy} {_budget(row)}: {row.status}"[:120] for row in failed.itertuples()]
+        parts += [f"{' '.join(_named(row))}: {row.status}"[:120] for row in failed.itertuples()]
     off = table["prefill_flops"] / table["prefill_flops_formula"] - 1
     if (off.abs() > 0.01).any():
         parts.append(f"FLOPs: the count and the closed form differ by up to {off.abs().max():.1%}")
@@ -70,7 +69,7 @@ def _split(good: pd.DataFrame) -> list[tuple[str, ...]]:
         shares = [f"{t:.1f} ({t / sum(times):.0%})" for t in times]
         prefill = sum(times[:-1])
         choosing = f"{row.choice_ms:.1f} ({row.choice_ms / prefill:.1%})"
-        lines.append((str(row.strategy)[:32], _budget(row), *shares, choosing))
+        lines.append((*_named(row), *shares, choosing))
     return lines
 
 
@@ -84,8 +83,7 @@ def _apart(good: pd.DataFrame) -> list[tuple[str, ...]]:
         times = (row.prefill_host_ms, row.prefill_device_ms, row.busy_ms, row.decode_host_ms, row.decode_device_ms)
         lines.append(
             (
-                str(row.strategy)[:32],
-                _budget(row),
+                *_named(row),
                 _spread(row, "over_hand", 1, 2),
                 *(_number(time, 1) for time in times),
                 *(_number(getattr(row, name), 2) for name in answers),
@@ -95,8 +93,12 @@ def _apart(good: pd.DataFrame) -> list[tuple[str, ...]]:
     return lines
 
 
-def _budget(row: Any) -> str:
-    return "" if row.strategy in (BARE, BASELINE) else budget_label(row)
+def _named(row: Any) -> tuple[str, str]:
+    """The strategy, without the settings that a preset fixes, and its budget."""
+    name, budget = str(row.strategy)[:32], "" if row.strategy in (BARE, BASELINE) else budget_label(row)
+    if budget.startswith("preset "):
+        return name.partition("(")[0], budget.removeprefix("preset ")
+    return name, budget
 
 
 def _number(value: float, digits: int) -> str:

@@ -29,10 +29,10 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def largest_batch(
-    model: nn.Module, single: Inputs, configuration: Configuration, most: int, graphs: bool = False
-) -> float:
+def largest_batch(model: nn.Module, single: Inputs, configuration: Configuration, most: int) -> float:
     """The most copies of a prompt whose prefill fits on the CUDA device at once, up to `most`; NaN on other devices.
+
+    Graphs change nothing in it: a batch that leaves them no room runs without.
 
     Args:
         single: of one prompt.
@@ -43,7 +43,7 @@ def largest_batch(
 
     def fits(batch: int) -> bool:
         try:
-            with attached(model, configuration, graphs):
+            with attached(model, configuration):
                 prefill(model, _copies(single, batch))
                 torch.cuda.synchronize(device)
         except torch.OutOfMemoryError:

@@ -24,7 +24,7 @@ from illava_lab.session.turns import one_at_a_time
 from illava_lab.trace.trace import Trace
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
-WARM_UP = 2  # calls after which what is captured is captured
+WARM_UP = 2  # the first call of a shape runs plainly, the second is captured
 
 
 @dataclass
@@ -121,10 +121,7 @@ def attached(
     model: nn.Module, configuration: Configuration, graphs: bool = False
 ) -> AbstractContextManager[Trace | None]:
     """`attach`, or nothing where the bare model is meant; one thread after the other."""
-    if configuration is None:
-        return one_at_a_time(model)
-    more: dict[str, Any] = {"graphs": True} if graphs else {}
-    return attached_to(model, *configuration, **more)
+    return one_at_a_time(model) if configuration is None else attached_to(model, *configuration, graphs=graphs)
 
 
 @torch.inference_mode()
