@@ -63,11 +63,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def attached(model: nn.Module, strategy: Strategy, schedule: Plan) -> Iterator[Trace]:
+def attached(model: nn.Module, strategy: Strategy, schedule: Plan, graphs: bool = False) -> Iterator[Trace]:
     """`attach`, one thread after the other.
 
     Raises:
         LabError: as `attach`; also where this thread is inside such a block already.
     """
-    with one_at_a_time(model), attach(model, strategy, schedule) as trace:
+    with one_at_a_time(model), attach(model, strategy, schedule, graphs=graphs) as trace:
         yield trace
