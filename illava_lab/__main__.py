@@ -144,8 +144,9 @@ def _parser() -> _Parser:
         "bench",
         help="strategies side by side: speed and memory, against the fastest that is possible",
         description="Time every strategy at every budget, batch size and prompt length, side by side with the bare "
-        "model and with the limit: dropping as many tokens at the same layers, without scoring or merging. Nothing is "
-        "written without --out. With it, the folder gets table.csv, bench.json and run.jsonl, and the same command "
+        "model, with the limit (dropping as many tokens at the same layers, without scoring or merging) and with a "
+        "loop by hand (the same without any hook). Nothing is written without --out. With it, the folder gets "
+        "table.csv, bench.json and run.jsonl, and the same command "
         "goes on where it was stopped.",
     )
     _add_methods(bench, TIMED, keep="0.5")
@@ -157,6 +158,14 @@ def _parser() -> _Parser:
     )
     _add_frames(bench)
     bench.add_argument("--new-tokens", type=typed.count, default=16, metavar="N", help="decoding steps (default: 16)")
+    bench.add_argument(
+        "--answers", type=counts, default=[1, 16, 128], metavar="N,...",
+        help="lengths of answers timed from end to end (default: 1,16,128)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--largest-batch", type=typed.count, metavar="N", help="look for the largest batch that fits on CUDA, up to N"
+    )
+    bench.add_argument("--graphs", action="store_true", help="with captured CUDA graphs")
     bench.add_argument(
         "--rounds", type=typed.count, default=5, metavar="N", help="how often each row is timed (default: 5)"
     )

@@ -7,6 +7,7 @@ usual way, that writes over somebody's file, or waits for ever.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import time
@@ -17,6 +18,7 @@ LARGEST = 1 << 30
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for its other end
+_PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 _LEFT_OVER = 3600.0  # seconds after which a part belongs to a run that was killed
 
 
@@ -34,7 +36,7 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
     try:
         try:
-            _write(descriptor, data.encode() if isinstance(data, str) else data)
+            _write(descriptor, data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -81,7 +83,7 @@ def read_plain(path: str | os.PathLike[str]) -> bytes:
 def clear_parts(folder: Path) -> None:
     """Remove what killed runs left of `write_whole`."""
     for part in folder.glob(".*.part"):
-        if time.time() - part.lstat().st_mtime > _LEFT_OVER and len(part.suffixes) > 1 and not part.is_dir():
+        if _PART.fullmatch(part.name) and time.time() - part.lstat().st_mtime > _LEFT_OVER:
             part.unlink(missing_ok=True)
 
 

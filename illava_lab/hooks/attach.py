@@ -16,6 +16,7 @@ from illava_lab.hooks.connectors.connector import Connector, watch
 from illava_lab.hooks.connectors.frames import Frames
 from illava_lab.hooks.connectors.merged import Merged
 from illava_lab.hooks.connectors.plain import Plain
+from illava_lab.hooks.graphs.store import graphs_of
 from illava_lab.hooks.llm.language_model import LanguageModel
 from illava_lab.hooks.llm.watch import Watch
 from illava_lab.hooks.towers.cells import ShuffledCells
@@ -46,6 +47,7 @@ def attach(
     schedule: Plan | None = None,
     *,
     positions: Positions = "original",
+    graphs: bool = False,
 ) -> Iterator[Trace]:
     """Reduce visual tokens in everything that runs the model inside the `with` block, `forward` and `generate` alike.
 
@@ -62,6 +64,10 @@ def attach(
         schedule: which layers reduce, and to how many; None reduces nowhere, and refuses nothing that the model takes.
         positions: "original" keeps the survivors' position ids; "packed" renumbers them without gaps (not for models
             with positions on several axes, such as Qwen2-VL).
+        graphs: on CUDA, run the tower, the prefill and decoding steps as captured graphs: the same answers to rounding,
+            without what the host needs for every operation. The first call of a shape runs plainly, the second
+            captures, those after it are fast; see `illava_lab.hooks.graphs`. Elsewhere a warning says that it changes
+            nothing.
 
     Yields:
         The Trace, which shows the last prefill.
@@ -81,7 +87,10 @@ def attach(
         raise LabError('positions="packed" is not defined for positions of time, row and column; allowed: "original"')
     if model.training and schedule.reduces:
         raise LabError("the model is in training mode; call model.eval() first")
-    attachment = Attachment(anatomy, strategy, schedule, positions, Trace(anatomy.cls_tokens))
+    if not isinstance(graphs, bool):
+        raise LabError(f"graphs must be True or False, got {graphs!r}")
+    captured = graphs_of(anatomy) if graphs else None
+    attachment = Attachment(anatomy, strategy, schedule, positions, Trace(anatomy.cls_tokens), captured)
     with one_at_a_time(anatomy.base):
         changes = Changes(attachment)
         with undone(lambda: _restore(changes, attachment)):
@@ -103,7 +112,7 @@ def _mark(changes: Changes, attachment: Attachment) -> None:
 def _install(changes: Changes, attachment: Attachment, model: nn.Module) -> None:
     for medium in attachment.anatomy.media:
         watch(changes, attachment, medium, _connector(attachment, medium))
-    if attachment.schedule.reduces:
+    if attachment.schedule.reduces or attachment.graphs is not None:
         anatomy = attachment.anatomy
         form: Any = PackedCells if anatomy.cells else ShuffledCells if anatomy.shuffle > 1 else Rows
         Tower(attachment, form).install(changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from illava_lab.blocks import block
 from illava_lab.errors import LabError
@@ -14,6 +14,9 @@ from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace
+
+if TYPE_CHECKING:  # it needs attachments itself
+    from illava_lab.hooks.graphs.store import Graphs
 
 Positions = Literal["original", "packed"]
 LAYOUTS = 256  # a conversation shows a few sizes of pictures, a data set many
@@ -48,6 +51,7 @@ class Attachment:
     """A strategy on a model. Nothing in it changes while it is open: what a call learns belongs to the call.
 
     Attributes:
+        graphs: where what can be captured is; None where nothing is to be.
         closed: set when the block is left, for caches that outlive it.
     """
 
@@ -56,6 +60,7 @@ class Attachment:
     schedule: Plan
     positions: Positions
     trace: Trace
+    graphs: Graphs | None = None
     running: Running = field(default_factory=Running)
     closed: bool = False
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)

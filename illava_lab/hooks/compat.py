@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
+from transformers.models.llava.modeling_llava import LlavaModel
 
+# Where placeholders are counted in ids of any device. Before, what was counted was as large as the states.
+COUNTS_PLACEHOLDERS = "expand_as" not in inspect.getsource(LlavaModel.get_placeholder_mask)
+# Attention that hides what comes later by itself, where it gets no mask for as many keys as queries.
+_CAUSAL = ("sdpa", "flash_attention_2", "flash_attention_3")
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
 
 
@@ -36,6 +41,8 @@ def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) ->
     Args:
         valid: (B, past + L) bool, False at padding, or None when nothing is padded.
     """
+    if valid is None and past == 0 and config._attn_implementation in _CAUSAL:
+        return None
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": hidden,

@@ -36,16 +36,11 @@ class Names:
     imports: dict[tuple[int, str], None] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=10_000)
-def described(code: CodeType) -> tuple[Any, ...]:
+def described(code: CodeType) -> Iterator[Any]:
     """Everything that decides what the code does: words and numbers, and the constants themselves.
 
     Constants may be other code objects.
     """
-    return tuple(_described(code))
-
-
-def _described(code: CodeType) -> Iterator[Any]:
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount)
     arguments = code.co_varnames[: sum(counts[::2]) + bool(code.co_flags & 4) + bool(code.co_flags & 8)]
     yield (counts, arguments, code.co_flags & _KINDS, getattr(code, "co_exceptiontable", b""))

@@ -34,7 +34,7 @@ from illava_lab.measuring.tasks import Task, load_task
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.asked import check_count, check_flag
+from illava_lab.session.asked import check_count, check_flag, check_question
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_prompt, positions_of
 
@@ -108,6 +108,8 @@ def compare(
         check_flag(name, value)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
+    for question in task.samples["question"]:
+        check_question(question)
     first = _first(lab, task)
     check_prompt(lab.model, positions_of(lab.model, first))
     check_batch("batch_size", batch_size, first)

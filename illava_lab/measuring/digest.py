@@ -174,9 +174,9 @@ class _Walk:
 
     # ------------------------------------------------------------------------------------------ code
     def _code(self, code: types.CodeType) -> None:
-        self._put("code")
-        for part in bytecode.described(code):
-            self._value(part)
+        found, words = _of_code(code)
+        self._put("code", found)
+        self._words |= words
 
     def _function(self, function: types.FunctionType) -> None:
         home = function.__globals__.get("__name__") or ""
@@ -258,6 +258,15 @@ class _Walk:
             self._value(state.functions_in(value))  # which a library compiled, and keeps with what that took
             return
         self._value(state.state_of(value))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _of_code(code: types.CodeType) -> tuple[str, frozenset[str]]:
+    """The fingerprint of a code object, which refers to nothing, and the words in it."""
+    walk = _Walk(frozenset())
+    for part in bytecode.described(code):
+        walk._value(part)
+    return walk._hash.hexdigest(), frozenset(walk._words)
 
 
 def _imported(name: str) -> types.ModuleType | None:

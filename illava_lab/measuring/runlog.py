@@ -126,16 +126,31 @@ class RunLog:
 
 def model_settings(lab: Lab) -> dict[str, Any]:
     """What a model and its place must have in common for rows to stand in one table."""
-    # The first values of every parameter tell two checkpoints apart without reading gigabytes.
+    # Some values of every parameter tell two checkpoints apart without reading gigabytes.
     weights = hashlib.sha256()
     for parameter in lab.model.parameters():
-        weights.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+        flat = parameter.detach().flatten()
+        some = torch.cat([flat[:16], flat[:: max(1, len(flat) // 64)]])
+        weights.update(some.float().cpu().numpy().tobytes())
     device = lab.model.device
     return {
         "model": lab.source,
         "weights": weights.hexdigest()[:16],
+        "configuration": _configuration(lab),
         "dtype": str(lab.model.dtype),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _configuration(lab: Lab) -> str:
+    """A fingerprint of what else decides about an answer: the model's configuration, its processor and its words."""
+    tokenizer: Any = getattr(lab.processor, "tokenizer", None)
+    parts = [getattr(lab.model.config, "_attn_implementation", None), getattr(tokenizer, "chat_template", None)]
+    parts.append(getattr(lab.processor, "chat_template", None))
+    for one in (lab.model.config, lab.model.generation_config, lab.processor):
+        parts.append(one.to_json_string() if hasattr(one, "to_json_string") else type(one).__name__)
+    if hasattr(tokenizer, "get_vocab"):
+        parts.append(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,34 +12,43 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
-from illava_lab.blocks import inference_mode, undone
+from illava_lab.blocks import inference_mode
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.changes import take_hooks
 from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.measuring.by_hand import Prefill as ByHand
+from illava_lab.measuring.clock import NOTHING, Span, timed
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import describe
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
 from illava_lab.session.prompt import Inputs, prefill
+from illava_lab.trace.trace import Trace
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
-
-
-STAGES = ("encoder", "projector", "llm", "rest")
+WARM_UP = 2  # the first call of a shape runs plainly, the second is captured
 
 
 @dataclass
 class Speed:
-    """Wall times of one configuration, one entry per round.
+    """Times of one configuration, one entry per round, in seconds.
 
     Attributes:
-        prefill: seconds for the batch.
-        decode: seconds per new token for the batch.
+        prefill: for the batch.
+        decode: per new token for the batch; NaN for a loop by hand, which has no decoding.
+        spans: of the prefill, with the time of host and device apart.
+        steps: the same per new token.
     """
 
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    steps: list[Span] = field(default_factory=list)
+
+    @property
+    def prefill(self) -> list[float]:
+        return [span.wall for span in self.spans]
+
+    @property
+    def decode(self) -> list[float]:
+        return [span.wall for span in self.steps]
 
 
 class Ratio(NamedTuple):
@@ -65,10 +74,11 @@ def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
 def speeds(
     model: nn.Module,
     inputs: Inputs,
-    configurations: Sequence[Configuration],
+    configurations: Sequence[Configuration | ByHand],
     *,
     rounds: int = 5,
     new_tokens: int = 8,
+    graphs: bool = False,
     done: Callable[[int], object] | None = None,
 ) -> list[Speed | Exception]:
     """Time configurations side by side: in each round every one runs once, after one round of warm-up.
@@ -77,7 +87,9 @@ def speeds(
 
     Args:
         inputs: of a batch; a whole one, because a single small prompt measures mostly the overhead of calls.
+        configurations: a strategy with its schedule, None for the bare model, or a loop by hand (`by_hand.prefill`).
         new_tokens: decoding steps per round.
+        graphs: attach with captured graphs; what is captured is captured before the clock runs.
         done: called with 1 after each configuration of each round, for a progress bar.
 
     Returns:
@@ -94,110 +106,97 @@ def speeds(
             speed = out[index]
             if isinstance(speed, Speed):
                 try:
-                    seconds = _run(model, inputs, configurations[index], new_tokens)
+                    span, step = _run(model, inputs, configurations[index], new_tokens, graphs)
                 except Exception as error:  # a stranger's strategy may fail in any way; the others go on
                     out[index] = _released(error)
                 else:
                     if round_number > 0:
-                        speed.prefill.append(seconds[0])
-                        speed.decode.append(seconds[1])
+                        speed.spans.append(span)
+                        speed.steps.append(step)
             if done is not None:
                 done(1)
     return out
 
 
-def attached(model: nn.Module, configuration: Configuration) -> AbstractContextManager:
+def attached(
+    model: nn.Module, configuration: Configuration, graphs: bool = False
+) -> AbstractContextManager[Trace | None]:
     """`attach`, or nothing where the bare model is meant; one thread after the other."""
-    return one_at_a_time(model) if configuration is None else attach(model, *configuration)
+    return one_at_a_time(model) if configuration is None else attach(model, *configuration, graphs=graphs)
 
 
-def _run(model: nn.Module, inputs: Inputs, configuration: Configuration, new_tokens: int) -> tuple[float, float]:
-    """Seconds of one prefill, and of one decoding step after it."""
+def _run(
+    model: nn.Module, inputs: Inputs, configuration: Configuration | ByHand, new_tokens: int, graphs: bool
+) -> tuple[Span, Span]:
+    """One prefill, and one decoding step after it."""
+    device = inputs["input_ids"].device
+    if callable(configuration):
+        with inference_mode(), one_at_a_time(model):
+            return timed(configuration, device)[1], NOTHING
+    with inference_mode(), attached(model, configuration, graphs):
+        _warm_up(model, inputs, configuration, graphs)
+        output, span = timed(lambda: prefill(model, inputs), device)
+        steps = decoding(model, inputs, output)
+        _, taken = timed(lambda: _take(steps, new_tokens), device)
+    return span, taken.part(new_tokens)
+
+
+def decoding(model: Any, inputs: Inputs, output: Any) -> Iterator[Any]:
+    """Greedy decoding steps after a prefill, without an end: the output of each.
+
+    Args:
+        output: of the prefill, whose cache grows.
+    """
     mask = inputs["attention_mask"]
-    with inference_mode(), attached(model, configuration):
-        start = timer()  # waits for the accelerator before it reads the clock
-        output = prefill(model, inputs)
-        middle = timer()
-        # Qwen-VL makes positions for the whole mask, not for the new token; these are what `generate` gives.
-        moved = getattr(model.model, "rope_deltas", None)
-        for _ in range(new_tokens):
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) - 1 + moved}
-            output = model(
-                input_ids=output.logits[:, -1:].argmax(-1),
-                attention_mask=mask,
-                past_key_values=output.past_key_values,
-                use_cache=True,
-                **positions,
-            )
-        end = timer()
-    return middle - start, (end - middle) / new_tokens
+    # Qwen-VL makes positions for the whole mask, not for the new token; these are what `generate` gives.
+    moved = getattr(model.model, "rope_deltas", None)
+    while True:
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) - 1 + moved}
+        output = model(
+            input_ids=output.logits[:, -1:].argmax(-1),
+            attention_mask=mask,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+            **positions,
+        )
+        yield output
+
+
+def _take(steps: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(steps)
+
+
+def _warm_up(model: nn.Module, inputs: Inputs, configuration: Configuration, graphs: bool) -> None:
+    """Before the clock runs, let be captured what can be."""
+    if graphs and configuration is not None:
+        for _ in range(WARM_UP):
+            _take(decoding(model, inputs, prefill(model, inputs)), WARM_UP)
+
+
+def answer_seconds(
+    model: nn.Module, inputs: Inputs, configuration: Configuration, lengths: Sequence[int], graphs: bool = False
+) -> list[float]:
+    """Seconds from the prompt to an answer of so many tokens, for each length: one run to the longest, with the clock
+    read on the way. The prefill gives the first token.
+
+    Args:
+        lengths: of at least 1, in rising order.
+    """
+    out = []
+    with inference_mode(), attached(model, configuration, graphs):
+        _warm_up(model, inputs, configuration, graphs)
+        start, there = timer(), 1
+        steps = decoding(model, inputs, prefill(model, inputs))
+        for length in lengths:
+            _take(steps, length - there)
+            there = length
+            out.append(timer() - start)
+    return out
 
 
 def _released(error: Exception) -> Exception:
     """The same, without the frames where it was raised: they would keep the tensors of a run that was out of memory."""
     error.__context__ = error.__cause__ = None
     return error.with_traceback(None)
-
-
-def stage_seconds(
-    model: nn.Module, inputs: Inputs, rounds: int = 3, strategy: Strategy | None = None
-) -> dict[str, float]:
-    """How the time of one prefill splits, under the attached strategy if there is one: median seconds of `STAGES`.
-
-    "encoder" is the vision tower, "llm" the layers of the language model, each with the reductions inside it; "rest" is
-    what is between them and the logits. "choice", which is in those already, is what the attached `strategy` itself
-    takes: its scores and its maps. Reading the clock at every border waits for the accelerator there, so the sum
-    can be more than the prefill takes undisturbed (`speeds`).
-
-    Raises:
-        LabError: rounds is no whole number of at least 1.
-    """
-    rounds = check_count("rounds", rounds)
-    anatomy = describe(model)
-    parts = {"encoder": anatomy.tower, "projector": anatomy.projector, "llm": anatomy.language_model}
-    seen: dict[str, float] = {}
-
-    def clock(name: str, sign: int) -> Callable[..., None]:
-        def read(*_: Any) -> None:
-            seen[name] = seen.get(name, 0.0) + sign * timer()
-
-        clocks.append(read)
-        return read
-
-    def undo() -> None:
-        for part in parts.values():
-            take_hooks(part, lambda hook: hook in clocks)
-        if strategy is not None:
-            vars(strategy).pop("map", None)
-
-    taken: list[dict[str, float]] = []
-    clocks: list[Callable[..., None]] = []
-    with undone(undo):
-        for name, part in parts.items():
-            # Around the hooks of an attachment, whose work belongs to the part.
-            part.register_forward_pre_hook(clock(name, -1), prepend=True)
-            part.register_forward_hook(clock(name, 1))
-        if strategy is not None:
-            object.__setattr__(strategy, "map", _clocked(strategy.map, clock("choice", -1), clock("choice", 1)))
-        for _ in range(rounds + 1):
-            seen.clear()
-            start = timer()
-            prefill(model, inputs)
-            total = timer() - start
-            if anatomy.projector in anatomy.tower.modules():
-                seen["encoder"] -= seen["projector"]
-            seen["rest"] = total - sum(seen[name] for name in parts)
-            taken.append(dict(seen))
-    return {name: float(np.median([run.get(name, 0.0) for run in taken[1:]])) for name in (*STAGES, "choice")}
-
-
-def _clocked(function: Callable, before: Callable, after: Callable) -> Callable:
-    def run(*args: Any) -> Any:
-        before()
-        try:
-            return function(*args)
-        finally:
-            after()
-
-    return run

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.blocks import inference_mode
+from illava_lab.method.brought import brought
 
 P = ParamSpec("P")
 Made = Tensor | np.ndarray
@@ -44,9 +45,9 @@ def host_made(make: Callable[P, tuple[Made, ...]]) -> Callable[Concatenate[Tenso
         if type(like) is not Tensor:  # a tensor without values, of a compiler: what is made for it serves no other
             return on(like.device, *args)
         if not torch.is_inference_mode_enabled():
-            return kept(like.device, *args)
+            return brought(lambda: kept(like.device, *args))
         with inference_mode(False):  # what is made in that mode could not be used outside of it
-            return kept(like.device, *args)
+            return brought(lambda: kept(like.device, *args))
 
     return made_for  # type: ignore[return-value]
 

@@ -10,7 +10,8 @@ a schedule counts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -18,6 +19,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from illava_lab.method.brought import brought
 
 Medium = Literal["image", "video"]
 
@@ -84,6 +87,14 @@ class Layout:
         """Whether every patch is seen in the prompt: none lies in padding that is cut off."""
         return len(self.source[self.weight > 0].unique()) == len(self.boxes)
 
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for layouts that are equal."""
+        content = hashlib.sha256()
+        for part in (self.source, self.weight, self.boxes):
+            content.update(part.contiguous().cpu().numpy().tobytes())
+        return self.patches, self.grid, self.parts, content.digest()
+
     def left(self, kept: float) -> int:
         """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""
         return self.parts * max(1, round(self.tokens / self.parts * kept))
@@ -102,10 +113,13 @@ class Layout:
         return self._on(device)[3]
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
-        if device not in self._moved:
-            parts = self.source, self.weight, self.marker, self.place
-            self._moved[device] = tuple(part.to(device) for part in parts)
-        return self._moved[device]
+        def move() -> tuple[Tensor, ...]:
+            if device not in self._moved:
+                parts = self.source, self.weight, self.marker, self.place
+                self._moved[device] = tuple(part.to(device) for part in parts)
+            return self._moved[device]
+
+        return brought(move)
 
 
 def plain_layout(grid: tuple[int, int], side: tuple[int, int], rows: int = 1) -> Layout:

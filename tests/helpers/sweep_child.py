@@ -26,4 +26,4 @@ def run(kind: str, out: Path) -> None:
     if kind == "compare":
         il.compare(lab, ["random", Fails, "fastv"], [0.7, 0.3], limit=4, timing=False, out=out, progress=False)
     else:
-        bench(lab, ["random", Fails], [0.5], rounds=1, new_tokens=1, out=out, progress=False)
+        bench(lab, ["random", Fails], [0.5], rounds=1, new_tokens=1, answers=[1], out=out, progress=False)

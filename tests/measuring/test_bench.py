@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,13 @@ from PIL import Image
 
 import illava_lab as il
 from illava_lab.measuring import measure
-from illava_lab.measuring.bench import COLUMNS, bench
+from illava_lab.measuring.bench import bench, columns
+from illava_lab.measuring.bench_case import Case
 from illava_lab.measuring.bench_summary import summary
 from illava_lab.measuring.limit import Limit
 from illava_lab.models.families import describe
 
-module = importlib.import_module("illava_lab.measuring.bench")
-QUICK = {"rounds": 1, "new_tokens": 1, "progress": False}
+QUICK = {"rounds": 1, "new_tokens": 1, "answers": [1, 3], "progress": False}
 KEPT_LISTS = [name for name in il.strategies() if name not in ("none", "downsample")]
 
 
@@ -82,7 +81,7 @@ class _Shape:
 def test_the_table(lab: il.Lab) -> None:
     table = bench(lab, ["illava", "downsample", Fails], keep=0.5, preset=["fastv", "tome-16"], batch_sizes=[1, 2],
                   text_tokens=[40], **QUICK)  # fmt: skip
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == columns([1, 3])
     names = ["bare", "none", "illava", "downsample", "test-fails", "fastv", "tome"]
     assert list(zip(table["strategy"], table["batch"], strict=True)) == [(n, b) for b in (1, 2) for n in names]
     assert table["status"].tolist()[4:7:2] == [
@@ -96,6 +95,10 @@ def test_the_table(lab: il.Lab) -> None:
     assert (bare["prefill_ratio"] == 1).all() and (bare["efficiency"] == 1).all()
     assert np.allclose(none["efficiency"] * none["prefill_ratio"], 1)  # nothing is dropped: the limit is the bare model
     assert (illava["efficiency"] > 0).all() and down["efficiency"].isna().all()
+    assert (good.loc[good["strategy"] != "downsample", "over_hand"] > 0).all() and down["over_hand"].isna().all()
+    assert (good["prefill_host_ms"] <= good["prefill_ms"]).all() and not good["graphs"].any()
+    never = ["prefill_device_ms", "decode_device_ms", "busy_ms", "largest_batch"]
+    assert good[never].isna().all(axis=None)  # there is no device beside the CPU
     assert fastv["preset"].tolist() == ["fastv"] * 2 and fastv["keep"].isna().all()
 
     # The closed form and the count agree, and both are those of one prompt, whatever the batch.
@@ -109,10 +112,13 @@ def test_the_table(lab: il.Lab) -> None:
     assert one == (patches + 40) * config.num_hidden_layers * entry  # the text is as long as was asked for
     whole = illava["prefill_ms"] + illava["new_tokens"] * illava["decode_ms"]
     assert np.allclose(illava["images_per_second"], illava["batch"] / whole * 1e3)
+    # Measured, not computed; two more tokens take time.
+    assert (good["images_per_second_1"] > good["images_per_second_3"]).all()
 
     text = summary(table)
     assert max(map(len, text.splitlines())) <= 120
     assert "Batch 2, 40 tokens of text" in text and "test-fails keep 0.5: OutOfMemoryError: CUDA" in text
+    assert "3 new" in text and "x by hand" in text
 
 
 @pytest.mark.parametrize("kind", ["clip-llama", QWENS[0]])
@@ -129,15 +135,15 @@ def test_every_stage_takes_time_and_no_hook_is_left(kind: str) -> None:
 
 
 def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured, original = [], module._Case.measure
+    measured, original = [], Case.measure
 
-    def once(case: module._Case) -> dict:
+    def once(case: Case) -> dict:
         measured.append(case.row.label)
         if measured == ["bare keep 1", "none keep 1", "fastv keep 0.5"]:
             raise KeyboardInterrupt
         return original(case)
 
-    monkeypatch.setattr(module._Case, "measure", once)
+    monkeypatch.setattr(Case, "measure", once)
     with pytest.raises(KeyboardInterrupt):
         bench(lab, ["fastv"], out=tmp_path / "out", **QUICK)
     before = (tmp_path / "out" / "run.jsonl").read_text()
@@ -164,12 +170,16 @@ def test_a_stopped_run_goes_on(lab: il.Lab, tmp_path: Path, monkeypatch: pytest.
         ({"text_tokens": [2]}, "text_tokens must be at least .*, the prompt around a question; got 2"),
         ({"rounds": 0}, "rounds must be"),
         ({"new_tokens": 0}, "new_tokens must be"),
+        ({"answers": [16, 1]}, r"answers must be in rising order, got \[16, 1\]"),
+        ({"answers": [0]}, "answers must be a whole number of at least 1, got 0"),
+        ({"graphs": "yes"}, "graphs must be True or False, got 'yes'"),
+        ({"largest_batch": 0}, "largest_batch must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(
     lab: il.Lab, monkeypatch: pytest.MonkeyPatch, change: dict, message: str
 ) -> None:
-    monkeypatch.setattr(module._Case, "measure", lambda self: pytest.fail("work was begun"))
+    monkeypatch.setattr(Case, "measure", lambda self: pytest.fail("work was begun"))
     with pytest.raises(il.LabError, match=message):
         bench(lab, **{"strategy": ["illava"], "progress": False, **change})
 

@@ -245,6 +245,44 @@ def test_names_that_no_folder_can_have(lab: il.Lab, out: Any, says: str) -> None
         assert says in refused(verb)
 
 
+def test_halves_of_characters_are_refused_or_spelled_out(lab: il.Lab, tmp_path: Path) -> None:
+    samples = TASK.samples.astype(object)
+    samples.loc[1, "question"] = "what \ud800?"
+    with pytest.raises(il.LabError, match="question must be text, but its character 5"):
+        compared(lab, il.Task("mine", samples, TASK.images), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class Fails(il.Scorer):
+        name = "test-fails"
+
+        def score(self, tokens: il.Tokens) -> torch.Tensor:
+            raise Odd if tokens.stage == "llm" else ValueError("half \ud800 of a\x1b[1m character")
+
+    table = compared(lab, il.Task("mine \ud800", TASK.samples, TASK.images), tmp_path / "out", [Fails])
+    assert table["status"].iloc[1] == r"ValueError: half \ud800 of a\x1b[1m character"
+    assert pd.read_csv(tmp_path / "out" / "table.csv")["status"].tolist() == table["status"].tolist()
+    Fails.stages = ("llm",)
+    table = compared(lab, il.Task("mine \ud800", TASK.samples, TASK.images), tmp_path / "out", [Fails])
+    assert table["status"].iloc[1] == "Odd: "
+
+
+def test_another_configuration_is_another_comparison(lab: il.Lab, good: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(good, out)
+    size = lab.processor.image_processor.size
+    try:
+        lab.processor.image_processor.image_mean = [0.4, 0.5, 0.5]
+        assert "with configuration=" in refused(lambda: run(lab, out))
+    finally:
+        lab.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    assert lab.processor.image_processor.size == size
+    run(lab, out)
+
+
 def test_good_names_are_taken(tmp_path: Path) -> None:
     for out in (None, tmp_path, str(tmp_path), tmp_path / "new" / "deep", "ünï 名"):
         check_out(out)

@@ -19,7 +19,7 @@ from helpers import sweep_child
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("ILLAVA_KILLS", "10"))
-TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|images_per_second"
+TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|over_hand.*|images_per_second"
 
 
 def start(kind: str, out: Path) -> multiprocessing.Process:

@@ -179,7 +179,7 @@ def test_a_table_in_which_everything_failed_is_one_sentence() -> None:
 def test_whole_numbers_of_any_type_are_taken(lab: il.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     table = bench(lab, "stride", batch_sizes=np.array([2, 1]), rounds=np.int64(1), new_tokens=np.int32(1), seed=np.int8(3),
-                  progress=False)  # fmt: skip
+                  answers=np.array([1, 2]), largest_batch=np.int8(2), progress=False)  # fmt: skip
     assert table["batch"].tolist() == [2, 2, 2, 1, 1, 1] and set(table["status"]) == {"ok"}
     assert lab.ask(noise(), "What color?", max_new_tokens=np.int64(1)).timing.tokens == 1
     assert torch.is_tensor(lab.inputs([noise()], ["What?"])["input_ids"])

@@ -74,6 +74,7 @@ def test_compare_prints_and_writes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bench_prints_and_writes(tmp_path: Path) -> None:
     words = "bench --strategies illava --keep 0.5 --presets fastv --batch-sizes 2 --rounds 1 --new-tokens 1 --out fast"
+    words += " --answers 1,2 --largest-batch 4"
     code, out, err = finish(start(tmp_path, *words.split()))
     assert (code, err) == (0, "")
     lines = out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,32 +26,34 @@ class Decode:
     """
 
     def __init__(self, attachment: Attachment, hidden: Tensor, kwargs: dict[str, Any], state: CacheState) -> None:
-        batch, self.new = hidden.shape[:2]
-        if state.batch != batch:
-            raise LabError(f"the cache holds {state.batch} prompts, this call has {batch}")
+        self.batch, self.new = hidden.shape[:2]
+        if state.batch != self.batch:
+            raise LabError(f"the cache holds {state.batch} prompts, this call has {self.batch}")
         self.attachment, self.segments = attachment, state.segments
         self.generated: int = kwargs["past_key_values"].get_seq_length() - state.segments[0].length
         logical, mask = state.prompt_length + self.generated, kwargs.get("attention_mask")
         if mask is not None and mask.shape[1] != logical + self.new:
             raise LabError(f"attention_mask must have {logical + self.new} columns, got {mask.shape[1]}")
-        tail = None if mask is None else mask[:, state.prompt_length :].bool()
-        self._masks = [self._mask(segment.valid, segment.length, tail, hidden) for segment in state.segments]
+        self._tail = None if mask is None else mask[:, state.prompt_length :].bool()
         positions = kwargs.get("position_ids")
         if positions is None:
             new = torch.arange(logical, logical + self.new, dtype=torch.long, device=hidden.device)
-            positions = new.expand(batch, -1)
+            positions = new.expand(self.batch, -1)
         self.positions: Tensor = positions
         self._layers: dict[int, dict[str, Any]] = {}
 
-    def _mask(self, valid: Tensor | None, length: int, tail: Tensor | None, hidden: Tensor) -> Tensor | None:
+    @cached_property
+    def _masks(self) -> list[Tensor | None]:
+        return [self._mask(segment.valid, segment.length, self._tail, self.positions) for segment in self.segments]
+
+    def _mask(self, valid: Tensor | None, length: int, tail: Tensor | None, like: Tensor) -> Tensor | None:
         """(B, cached + new) bool of one segment, or None where nothing is hidden."""
         if valid is None and tail is None:
             return None
-        batch = hidden.shape[0]
         if valid is None:
-            valid = torch.ones((batch, length), dtype=torch.bool, device=hidden.device)
+            valid = torch.ones((self.batch, length), dtype=torch.bool, device=like.device)
         if tail is None:
-            tail = torch.ones((batch, self.generated + self.new), dtype=torch.bool, device=hidden.device)
+            tail = torch.ones((self.batch, self.generated + self.new), dtype=torch.bool, device=like.device)
         return torch.cat([valid.to(tail.device), tail], 1)
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.llm.prompt import PlacedImage
-from illava_lab.hooks.llm.sequence import Sequence, upload
+from illava_lab.hooks.llm.sequence import Sequence
+from illava_lab.method.brought import brought, upload
 from illava_lab.trace.survivors import Survivors
 
 
@@ -108,7 +109,11 @@ def _left(image: PlacedImage, tokens: np.ndarray, device: torch.device) -> Tenso
 
 def _sizes(images: list[PlacedImage], picked: Tensor) -> Callable[[], Tensor]:
     device = picked.device
-    return lambda: torch.stack([image.encoded.size.to(device)[i] for image, i in zip(images, picked, strict=True)])
+
+    def size(image: PlacedImage) -> Tensor:
+        return brought(lambda: image.encoded.size.to(device))
+
+    return lambda: torch.stack([size(image)[i] for image, i in zip(images, picked, strict=True)])
 
 
 def split_by_text(group: Group) -> list[Group]:
@@ -116,7 +121,7 @@ def split_by_text(group: Group) -> list[Group]:
     out = []
     for count in sorted({image.text_after for image in group.images}):
         own = [i for i, image in enumerate(group.images) if image.text_after == count]
-        index = torch.tensor(own, dtype=torch.long, device=group.at.device)
+        index = upload(np.array(own), group.at.device)
         part = replace(
             group,
             numbers=[group.numbers[i] for i in own],

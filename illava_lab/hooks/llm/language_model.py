@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
-from illava_lab.hooks.llm.cache import bind, state_of
+from illava_lab.hooks.graphs.decode import captured_decode
+from illava_lab.hooks.graphs.prefill import captured_prefill
+from illava_lab.hooks.llm.cache import CacheState, bind, state_of
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.decode import Decode
 from illava_lab.hooks.llm.prefill import Prefill
 from illava_lab.hooks.tap import TappedConfig
+from illava_lab.trace.trace import Prefilled
 
 
 class LanguageModel:
@@ -60,10 +63,16 @@ class LanguageModel:
             if state is not None:
                 state.inside = True
             if call.prompt is not None:
+                done = captured_prefill(self.attachment, call, original, args, kwargs)
+                if done is not None:
+                    return self._finish(*done)
                 call.llm = Prefill(self.attachment, call, hidden, kwargs)
                 kwargs = call.llm.kwargs
             elif state is not None:
                 call.llm = Decode(self.attachment, hidden, kwargs, state)
+                done = captured_decode(self.attachment, call, original, args, kwargs)
+                if done is not None:
+                    return done
                 kwargs = call.llm.enter(kwargs)
             out = original(*args, **kwargs)
             return self._leave(call.llm, out) if isinstance(call.llm, Prefill) else out
@@ -73,10 +82,12 @@ class LanguageModel:
                 state.inside = False
 
     def _leave(self, prefill: Prefill, out: Any) -> Any:
-        out = prefill.leave(out)
+        # The call itself ends here, with all that it held.
+        return self._finish(prefill.leave(out), prefill.cache_state(), prefill.shown())
+
+    def _finish(self, out: Any, state: CacheState, shown: Prefilled) -> Any:
         if out.past_key_values is not None:
-            bind(out.past_key_values, prefill.cache_state())
-        shown = prefill.shown()  # the call itself ends here, with all that it held
+            bind(out.past_key_values, state)
         self.attachment.trace.show(lambda: shown)
         return out
 

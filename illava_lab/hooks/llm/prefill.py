@@ -18,14 +18,19 @@ from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.groups import Group, group_images, split_by_text
 from illava_lab.hooks.llm.prompt import placed_images
-from illava_lab.hooks.llm.sequence import Sequence, gather_sequence, upload
+from illava_lab.hooks.llm.sequence import Sequence, gather_sequence
 from illava_lab.hooks.llm.site import Around, llm_tokens
 from illava_lab.hooks.tap import peek
 from illava_lab.method.ask import ask
+from illava_lab.method.brought import upload
 from illava_lab.method.keep import kept
 from illava_lab.sites.attention import UnequalText
 from illava_lab.trace.step import Step
 from illava_lab.trace.trace import Prefilled
+
+
+def _nothing_hidden(attachment: Attachment, kwargs: dict[str, Any]) -> bool:
+    return attachment.graphs is not None and kwargs.get("attention_mask") is None
 
 
 class Prefill:
@@ -33,6 +38,7 @@ class Prefill:
 
     Args:
         hidden: (B, L, C) what enters the language model; kwargs: its arguments.
+        filler: (1,) long, how many tokens at the end belong to no prompt; None where none do.
 
     Attributes:
         images: the images and videos of the prompts, in their order.
@@ -42,16 +48,20 @@ class Prefill:
         steps: the reductions so far.
     """
 
-    def __init__(self, attachment: Attachment, call: Call, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, attachment: Attachment, call: Call, hidden: Tensor, kwargs: dict[str, Any], filler: Tensor | None = None
+    ) -> None:
         assert call.prompt is not None
         self.attachment, self.anatomy, self.prompt = attachment, attachment.anatomy, call.prompt
         self.images = placed_images(self.anatomy, self.prompt, call.encoded)
         self.steps: list[Step] = list({id(step): step for i in self.images for step in i.encoded.steps}.values())
-        self.sequence = Sequence(self.prompt, hidden)
+        self.sequence = Sequence(self.prompt, hidden, filler)
         self.seen: tuple[Tensor, Tensor, float] | None = None  # queries and keys of the layer that ran last
         self._positions: Tensor | None = kwargs.get("position_ids")
         self._shift: Tensor | None = None
-        self._arguments: dict[str, Any] = {}  # what layers get from the last reduction on
+        # What layers get from the last reduction on; or from the first layer on, where no value may be looked at to
+        # find that nothing is hidden.
+        self._arguments: dict[str, Any] = {"attention_mask": None} if _nothing_hidden(attachment, kwargs) else {}
         self.kwargs = self._enter(hidden, kwargs)
         self.segments = [Segment(0, self.sequence.length, self.sequence.valid, self._shift)]
         self.groups: list[Group] = []
@@ -69,7 +79,7 @@ class Prefill:
         present = sequence.present.view(-1).index_put((sequence.flat(self.images),), left.to(torch.int8))
         order = sequence.shorten(present.view(len(hidden), -1), [image.row for image in self.images], gone)
         self._positions = order if self._positions is None else gather_sequence(self._positions, order, -1)
-        self._arguments = {"position_ids": None}  # flash attention reads gaps as several packed sequences
+        self._arguments["position_ids"] = None  # flash attention reads gaps as several packed sequences
         return {
             **kwargs,
             "inputs_embeds": sequence.cleared(hidden[sequence.row, order]),

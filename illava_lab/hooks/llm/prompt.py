@@ -23,11 +23,13 @@ class Prompt:
         valid: (B, L) bool, False where the mask hides.
         media: (B, L) bool for each medium, the places of its visual tokens.
         length: how many of the L slots are the prompt; what comes behind was generated or drafted after it.
+        ids: (B, L) token ids, where somebody asked for them.
     """
 
     valid: np.ndarray
     media: dict[Medium, np.ndarray]
     length: int
+    ids: np.ndarray | None = None
 
     @property
     def visual(self) -> np.ndarray:
@@ -123,7 +125,7 @@ def read_prompt(
     length = ids.shape[1] if length is None else min(length, ids.shape[1])
     inside = np.arange(ids.shape[1]) < length
     media = {medium: (host[0] == token) & inside for medium, token in anatomy.placeholders.items()}
-    return Prompt(valid, media, length)
+    return Prompt(valid, media, length, host[0])
 
 
 def _one_prompt_a_row(positions: np.ndarray, valid: np.ndarray) -> None:

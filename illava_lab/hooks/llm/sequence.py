@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.llm.prompt import PlacedImage, Prompt
+from illava_lab.method.brought import upload
 from illava_lab.method.rows import row_index
 
 
@@ -22,14 +23,16 @@ class Sequence:
         length: L, tokens of the longest prompt.
         changed: whether it is no longer the prompt itself.
         valid: (B, L) bool, what may be attended to; None where that is all.
+        filler: (1,) long, how many tokens behind the prompts only fill them up; None where none do.
         row: (B, 1) long, 0 to B-1: ``x[row, index]`` are rows of x (B, L, C) by index (B, l).
         places: (B, old L) long, where each token that was there before the last change lies now.
     """
 
     places: Tensor
 
-    def __init__(self, prompt: Prompt, hidden: Tensor) -> None:
+    def __init__(self, prompt: Prompt, hidden: Tensor, filler: Tensor | None = None) -> None:
         device = hidden.device
+        self.filler = filler
         self.prompt, self.device, self.changed = prompt, device, False
         self.length: int = prompt.valid.shape[1]
         self.tail = self.length - prompt.length  # tokens behind the prompt
@@ -124,10 +127,20 @@ class Sequence:
     @property
     def last(self) -> Tensor | int:
         """Where the last token of each prompt is: one number where all have it in common, else (B,) long."""
+        if self.filler is not None:
+            return (self.length - 1 - self.filler).expand(len(self._lengths))
         if self.changed:
             return self.length - 1 - self.tail
         last = self.prompt.last
         return int(last[0]) if (last == last[0]).all() else upload(last, self.device)
+
+    def seen(self) -> Tensor | None:
+        """(B, L) bool, what is part of the prompts and may be attended to; None where that is all."""
+        if self.filler is None:
+            return self.valid
+        at = torch.arange(self.length, dtype=torch.long, device=self.device)
+        inside = (at < self.length - self.filler).expand(len(self._lengths), -1)
+        return inside if self.valid is None else self.valid & inside
 
     def text_now(self) -> Callable[[], Tensor]:
         """Makes (B, L) int8, 1 for text of the prompts, of the sequence as it is at this moment."""
@@ -175,9 +188,3 @@ def gather_sequence(x: Tensor, index: Tensor, dim: int) -> Tensor:
     after = [*before]
     after[dim] = index.shape[1]
     return x.expand(before).gather(dim, index.view(view).expand(after))
-
-
-def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """Whole numbers or booleans known on the host, as one tensor."""
-    # To wait for the copy would be to wait for all that the device has still to do.
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.hooks.llm.groups import Group
-from illava_lab.hooks.llm.sequence import Sequence, compact, upload
+from illava_lab.hooks.llm.sequence import Sequence, compact
+from illava_lab.method.brought import upload
 from illava_lab.method.tokens import Tokens
 from illava_lab.sites.attention import AttentionSite, tokens_at
+
+
+class UnknownText(Exception):
+    """Prompts are filled up, so that one graph serves several lengths; who counts their text needs one for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,8 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
     after, ahead = group.text_after, around.ahead
 
     def text(around: Around) -> Tensor | None:  # none where images differ in how much of it follows
+        if sequence.filler is not None:
+            raise UnknownText("how much text follows the image is not known here")
         return None if after is None else compact(of(around.text()), after)
 
     def entered() -> tuple[Tensor, Tensor, Any]:
@@ -60,8 +67,8 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         query, key = ahead()
         return of(query), of(key)
 
-    last = sequence.last
-    hidden, valid = of(around.hidden), None if sequence.valid is None else of(sequence.valid)
+    last, valid = sequence.last, sequence.seen()
+    hidden, valid = of(around.hidden), None if valid is None else of(valid)
     site = AttentionSite(
         of(query),
         of(key),
@@ -109,5 +116,5 @@ def _prompts(group: Group, batch: int, device: torch.device) -> tuple[Any, Tenso
 
 def _last_of(group: Group) -> Tensor:
     return torch.zeros_like(group.at, dtype=torch.bool).index_fill(
-        1, torch.tensor([group.count - 1], dtype=torch.long, device=group.at.device), True
+        1, upload(np.array([group.count - 1]), group.at.device), True
     )

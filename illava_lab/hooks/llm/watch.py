@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.compat import COUNTS_PLACEHOLDERS
 from illava_lab.hooks.encoding import noted, recorded
 from illava_lab.hooks.llm.cache import state_of
 from illava_lab.hooks.llm.call import Call
@@ -29,8 +31,19 @@ class Watch:
     def install(self, changes: Changes) -> None:
         """Hook the model and the module that joins images and text."""
         changes.method(self.anatomy.base, "forward", self._forward)
-        if self.reduces and hasattr(self.model, "generate"):
+        if (self.reduces or self.attachment.graphs is not None) and hasattr(self.model, "generate"):
             changes.method(self.model, "generate", self._generate)
+        if COUNTS_PLACEHOLDERS:
+            changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
+
+    def _placeholders(self, original: Callable, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """Placeholders are counted on the host, where they are known: to ask the device is to wait for the tower."""
+        call = self.attachment.running.call
+        prompt = None if call is None else call.prompt
+        known = None if prompt is None else prompt.ids
+        if known is not None and input_ids is not None and known.shape == tuple(input_ids.shape):
+            input_ids = torch.from_numpy(known)
+        return original(input_ids, *args, **kwargs)
 
     def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """What decides about a reduction is the prompt, and not what was drafted or generated behind it."""
@@ -52,6 +65,8 @@ class Watch:
             call.encoded = self._ahead(kwargs) if call.prompt is not None else {}
         elif ids is not None and _brings_images(kwargs):
             self._show(call, ids, kwargs)
+        if self.attachment.graphs is not None and not self.reduces:
+            call.prompt, call.encoded = self._if_ordinary(ids, kwargs)
         with self.attachment.running.during("call", call):
             return original(*args, **kwargs)
 
@@ -101,6 +116,14 @@ class Watch:
             )
         mask: Tensor | None = kwargs.get("attention_mask")
         return read_prompt(self.anatomy, ids, mask, kwargs.get("position_ids"), length)
+
+    def _if_ordinary(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[Prompt | None, dict[Medium, Any]]:
+        """What could be captured where nothing is reduced; what cannot is the bare model's, and refused to nobody."""
+        try:
+            self._refuse(kwargs)
+            return self._prompt(ids, kwargs), self._ahead(kwargs)
+        except LabError:
+            return None, {}
 
     def _ahead(self, kwargs: dict[str, Any]) -> dict[Medium, list[EncodedImage]]:
         """What was encoded before this call."""

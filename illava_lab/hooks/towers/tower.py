@@ -18,6 +18,7 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
 from illava_lab.hooks.encoding import Encoding, TowerCall
+from illava_lab.hooks.graphs.tower import captured_tower
 from illava_lab.hooks.tap import TappedConfig
 
 
@@ -83,15 +84,17 @@ class Tower:
         Raises:
             LabError: proportional attention is asked of a kernel that takes no mask of numbers.
         """
-        tower, layers = self.anatomy.tower, self.anatomy.encoder_layers
+        module, layers = self.anatomy.tower, self.anatomy.encoder_layers
         if not self.plan and self.attachment.schedule.image is None:
+            if self.attachment.graphs is not None:
+                changes.method(module, "forward", self._tower)
             return
         weighs = bool(self.plan) and self.attachment.strategy.proportional_attention
-        kernel = str(tower.config._attn_implementation)
+        kernel = str(module.config._attn_implementation)
         if weighs and kernel not in ("None", "eager", "sdpa"):
             name = self.attachment.strategy.name
             raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
-        changes.method(tower, "forward", self._tower)
+        changes.method(module, "forward", self._tower)
         for index, layer in enumerate(layers):
             reduces = index in self.plan
             if self.plan and (reduces or self.anatomy.cells is not None):
@@ -117,15 +120,24 @@ class Tower:
         """Around one call of the tower, which somebody may also make by hand."""
         running = self.attachment.running
         encoding = running.encoding or Encoding()
-        encoding.tower = self.form(self.attachment, args, kwargs)
-        with running.during("encoding", encoding):
-            args, kwargs = encoding.tower.enter_tower(args, kwargs)
-            out = original(*args, **kwargs)
-            if isinstance(out, tuple):
-                raise LabError(
-                    "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
-                )
-            return encoding.tower.leave_tower(out)
+
+        def form_of(args: tuple, kwargs: dict[str, Any]) -> Form:
+            return self.form(self.attachment, args, kwargs)
+
+        def run(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Form]:
+            form = encoding.tower = form_of(args, kwargs)
+            with running.during("encoding", encoding):
+                args, kwargs = form.enter_tower(args, kwargs)
+                out = original(*args, **kwargs)
+                if isinstance(out, tuple):
+                    raise LabError(
+                        "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
+                    )
+                return form.leave_tower(out), form
+
+        done = captured_tower(self.attachment, run, form_of, args, kwargs)
+        out, encoding.tower = run(args, kwargs) if done is None else done
+        return out
 
     # ---- inside a layer
     def _pass(self, original: Callable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

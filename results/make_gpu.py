@@ -1,0 +1,128 @@
+"""Write results/gpu/summary.txt, which the page on speed shows: `python results/make_gpu.py`.
+
+It is made from the tables in results/gpu. `benchmarks/gpu.py` writes these: NAME.csv and NAME.json, with "-graphs"
+behind the name for captured graphs. Those in results/gpu/before were taken on 2026-11-27 by a script that called
+`bench(...)` on an earlier commit, before the core was rewritten; nothing in them was changed but the names of the
+files. results/gpu/before/host_and_device.txt has lines of what else was printed that day.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from illava_lab.measuring.summary import aligned, budget_label
+
+RESULT = Path(__file__).parent / "gpu"
+TITLES = {
+    "llava-1.5-7b-b1": "LLaVA-1.5-7B, one picture",
+    "llava-1.5-7b-b16": "LLaVA-1.5-7B, one picture, 16 prompts at once",
+    "llava-1.5-13b": "LLaVA-1.5-13B, one picture",
+    "next-34b": "LLaVA-NeXT-34B, one picture in five crops",
+    "onevision-7b-image": "LLaVA-OneVision-7B, one picture in ten crops",
+    "onevision-7b-video": "LLaVA-OneVision-7B, a video of 32 frames",
+    "qwen2-vl-7b": "Qwen2-VL-7B, one large picture",
+}
+GRAPHS = "-graphs"
+
+
+def summary(folder: Path) -> str:
+    """All tables, for people."""
+    measured = sorted(path.stem for path in folder.glob("*.csv"))
+    parts = [
+        ("Measured with the present core", folder, [name for name in measured if not name.endswith(GRAPHS)]),
+        (
+            "Measured with the present core, captured graphs",
+            folder,
+            [name for name in measured if name.endswith(GRAPHS)],
+        ),
+        ("Measured before the core was rewritten", folder / "before", [*TITLES]),
+    ]
+    out = []
+    for heading, place, names in parts:
+        tables = [table(place, name) for title in TITLES for name in names if name.removesuffix(GRAPHS) == title]
+        if tables:
+            out.append(f"{heading}\n{'=' * len(heading)}\n\n" + "\n\n".join(tables))
+    return "\n\n\n".join(out) + "\n"
+
+
+def table(folder: Path, name: str) -> str:
+    """One of them, with the machine."""
+    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["about"]
+    rows = pd.read_csv(folder / f"{name}.csv").reindex(columns=WANTED)
+    good = rows[rows["status"] == "ok"]
+    machine = ", ".join(about[key] for key in ("device", "dtype", "date"))
+    versions = f"torch {about['torch']}, transformers {about['transformers']}, medians of {about['rounds']} rounds"
+    lines = [f"{TITLES[name.removesuffix(GRAPHS)]}: {good['tokens_llm'].iloc[0]:.0f} visual tokens", machine, versions]
+    lines += aligned([*_lines(good, about["new_tokens"])])
+    if good["over_hand"].notna().any() or good["prefill_host_ms"].notna().any():
+        lines += ["", *aligned([*_apart(good)])]
+    return "\n".join(lines)
+
+
+ANSWERS = ("images_per_second_1", "images_per_second_16", "images_per_second_128")
+APART = ("prefill_host_ms", "prefill_device_ms", "busy_ms", "decode_host_ms", "decode_device_ms")
+WANTED = [
+    "strategy", "keep", "flops", "preset", "schedule", "tokens_llm", "prefill_flops", "prefill_ms", "prefill_ratio",
+    "efficiency", "over_hand", "decode_ms", "decode_ratio", *APART, "images_per_second", *ANSWERS, "largest_batch",
+    "peak_bytes", "cache_bytes", "status",
+]  # fmt: skip
+
+
+def _lines(good: pd.DataFrame, steps: int) -> Iterator[tuple[str, ...]]:
+    """Times of the batch, as multiples of the bare model's too; images per second over a prefill and the steps."""
+    bare = good.iloc[0]
+    yield (
+        "strategy", "budget", "FLOPs", "prefill ms", "x bare", "limit %", "step ms", "x bare", f"im/s, {steps} steps",
+        "peak MB", "x bare", "cache MB",
+    )  # fmt: skip
+    for row in good.itertuples():
+        yield (
+            *_named(row),
+            f"{row.prefill_flops / bare.prefill_flops:.2f}",
+            f"{row.prefill_ms:.1f}",
+            _number(row.prefill_ratio, 2),
+            _number(100 * row.efficiency, 0),
+            f"{row.decode_ms:.1f}",
+            _number(row.decode_ratio, 2),
+            f"{row.images_per_second:.1f}",
+            f"{row.peak_bytes / 1e6:.0f}",
+            f"{row.peak_bytes / bare.peak_bytes:.2f}",
+            f"{row.cache_bytes / 1e6:.0f}",
+        )
+
+
+def _apart(good: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """Prefill over the loop by hand, the time of host and device, whole answers, and the largest batch."""
+    ends = [f"im/s, {name.rpartition('_')[2]} new" for name in ANSWERS]
+    yield ("strategy", "budget", "x hand", "host ms", "device ms", "busy ms", "step host", "device", *ends, "largest")
+    for row in good.itertuples():
+        times = [_number(getattr(row, name), 1) for name in (*APART, *ANSWERS)]
+        yield (*_named(row), _number(row.over_hand, 2), *times, _number(row.largest_batch, 0))
+
+
+def _named(row: Any) -> tuple[str, str]:
+    """The strategy without its settings, which the preset fixes, and its budget."""
+    budget = "" if row.strategy in ("bare", "none") else budget_label(row).removeprefix("preset ")
+    return row.strategy.partition("(")[0], budget
+
+
+def _number(value: Any, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def main() -> int:
+    text = summary(RESULT)
+    (RESULT / "summary.txt").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
