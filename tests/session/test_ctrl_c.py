@@ -50,8 +50,9 @@ def test_everything_is_as_before(verb: Callable[[], object]) -> None:
     bare, weights = structure(LAB.model), [tensor.clone() for tensor in LAB.model.state_dict().values()]
     places = interrupted(sys.maxsize, verb).seen
     assert places > PLACES
-    for number in range(PLACES):
-        at = places * number // PLACES
+    tried = PLACES // 4 if verb is compared else PLACES
+    for number in range(tried):
+        at = places * number // tried
         strike = interrupted(at, verb)
         assert strike.struck, at
         assert structure(LAB.model) == bare and not is_attached(LAB.model), at
