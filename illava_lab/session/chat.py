@@ -24,7 +24,7 @@ from illava_lab.session.asked import at_least_one, check_count, check_question
 from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
 from illava_lab.session.lab import Lab, check_lab, read_shown
 from illava_lab.session.prompt import schedule_for
-from illava_lab.session.room import check_answer, positions_of
+from illava_lab.session.room import check_answer, check_tokens, positions_of
 from illava_lab.session.words import plain
 from illava_lab.trace.trace import Trace
 
@@ -178,6 +178,7 @@ class Chat:
         after = prompt.split(_ANSWER, 1)[1]
         with one_at_a_time(processor):
             ids: Tensor = processor.tokenizer(after, add_special_tokens=False, return_tensors="pt").input_ids
+        check_tokens(self._lab.model, ids)
         ids = ids.to(before.device)
         # The model has often ended its answer itself.
         return ids[:, 1:] if ids[0, 0] == before[0, -1] else ids

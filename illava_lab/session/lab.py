@@ -28,7 +28,7 @@ from illava_lab.session.answer import Answer, Timing
 from illava_lab.session.asked import as_list, at_least_one, check_count, check_entries, check_question
 from illava_lab.session.generation import ALWAYS, check_defaults
 from illava_lab.session.prompt import schedule_for
-from illava_lab.session.room import check_answer, positions_of
+from illava_lab.session.room import check_answer, check_tokens, positions_of
 from illava_lab.session.words import plain
 
 
@@ -88,6 +88,7 @@ class Lab:
                 padding_side="left",
                 **self._video_arguments(videos),
             )
+        check_tokens(self.model, inputs["input_ids"])
         inputs = inputs.to(self.model.device)
         for name in ("pixel_values", "pixel_values_videos"):
             if name in inputs:

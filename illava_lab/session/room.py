@@ -27,6 +27,20 @@ def positions_of(model: Any, inputs: dict[str, Tensor]) -> int:
     return int(positions.max()) + 1
 
 
+def check_tokens(model: Any, ids: Tensor) -> None:
+    """Refuse tokens that the model does not have; `ids` (B, S) are on the host still.
+
+    Raises:
+        LabError: the tokenizer belongs to another model.
+    """
+    known = model.config.get_text_config().vocab_size
+    if ids.numel() and int(ids.max()) >= known:
+        raise LabError(
+            f"the tokenizer makes token {int(ids.max())} of the question, but the model has {known}: "
+            "it is the tokenizer of another model"
+        )
+
+
 def check_prompt(model: Any, taken: int) -> None:
     """Refuse a prompt that is too long.
 
