@@ -25,7 +25,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fuzz_cases import KINDS, SECONDS, Bench, Verdict, try_case
+from fuzz_bench import SECONDS, Bench
+from fuzz_cases import KINDS, Verdict, try_case
 
 PROCESSES = 2
 FORK = multiprocessing.get_context("fork")  # a child has the labs at once

@@ -5,7 +5,7 @@ What is listed in `__init__.pyi` is imported when it is first used, so that the 
 
 import time
 
-from illava_lab.starting import stop_on_ctrl_c
+from illava_lab.session.starting import stop_on_ctrl_c
 
 stop_on_ctrl_c()  # before anything that takes time
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from illava_lab import arguments as typed
-from illava_lab import starting
 from illava_lab.errors import LabError, reason, spelled
+from illava_lab.session import starting
+from illava_lab.session.starting import PROGRAM
 from illava_lab.session.threads import wait_passively
-from illava_lab.starting import PROGRAM
 
 COMPARED = ["none", "random", "fastv", "tome", "illava"]
 TIMED = ["fastv", "tome", "visionzip", "illava"]

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from illava_lab.blocks import block, undone
 from illava_lab.errors import LabError, one_of
 from illava_lab.hooks.attachment import Attachment, Positions
 from illava_lab.hooks.changes import Changes
@@ -24,6 +23,7 @@ from illava_lab.hooks.towers.packed import PackedCells
 from illava_lab.hooks.towers.rows import Rows
 from illava_lab.hooks.towers.tower import Tower
 from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.method.blocks import block, undone
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe, unwrap

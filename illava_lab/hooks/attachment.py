@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from illava_lab.blocks import block
 from illava_lab.errors import LabError
+from illava_lab.method.blocks import block
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout

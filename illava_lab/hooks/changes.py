@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from illava_lab.blocks import block, undone
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.method.blocks import block, undone
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")

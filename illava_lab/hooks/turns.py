@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from illava_lab.blocks import Block, block
 from illava_lab.errors import LabError
+from illava_lab.method.blocks import Block, block
 from illava_lab.models.families import describe
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from illava_lab.blocks import inference_mode
 from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach, is_attached
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
+from illava_lab.method.blocks import inference_mode
 from illava_lab.models.families import describe
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP

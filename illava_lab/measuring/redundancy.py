@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from illava_lab.blocks import block, undone
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import is_attached
 from illava_lab.hooks.changes import take_hooks
 from illava_lab.hooks.tap import TappedConfig
 from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.method.blocks import block, undone
 from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike

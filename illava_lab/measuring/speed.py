@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
-from illava_lab.blocks import inference_mode
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.by_hand import Prefill as ByHand
 from illava_lab.measuring.clock import NOTHING, Span, timed
+from illava_lab.method.blocks import inference_mode
 from illava_lab.method.strategy import Strategy
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count

@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 from torch.utils.benchmark import timer
 
-from illava_lab.blocks import undone
 from illava_lab.hooks.changes import take_hooks
+from illava_lab.method.blocks import undone
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.session.asked import check_count

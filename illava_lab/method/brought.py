@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illava_lab.blocks import block
+from illava_lab.method.blocks import block
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illava_lab.blocks import inference_mode
+from illava_lab.method.blocks import inference_mode
 from illava_lab.method.brought import brought
 
 P = ParamSpec("P")

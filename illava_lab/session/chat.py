@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from illava_lab.blocks import block, gradients_kept
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.method.blocks import block, gradients_kept
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan

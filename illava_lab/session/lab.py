@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
-from illava_lab.blocks import gradients_kept
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.method.blocks import gradients_kept
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_shape, check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from illava_lab.blocks import inference_mode
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.changes import before_forward
+from illava_lab.method.blocks import inference_mode
 from illava_lab.method.registry import get_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe

@@ -14,10 +14,10 @@ from helpers.attached import forward, structure
 from helpers.interrupts import interrupted
 
 import illava_lab as il
-from illava_lab.blocks import block, undone
 from illava_lab.hooks import turns
 from illava_lab.hooks.attach import is_attached
 from illava_lab.hooks.changes import Changes
+from illava_lab.method.blocks import block, undone
 from illava_lab.models.families import describe
 
 FAMILIES = ("clip-llama", "onevision", "qwen2.5-vl")

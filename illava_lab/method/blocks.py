@@ -31,7 +31,7 @@ def block(make: Callable[P, Iterator[T]]) -> Callable[P, Block[T]]:
     return enter
 
 
-class _Exit(functools.partial):
+class _Exit(functools.partial[Any]):
     """What `with` calls in the end. If that call is cut short, nothing else holds this object, and its end is the exit.
 
     No method of Python could do that: the traceback would hold its `self`.
@@ -46,7 +46,7 @@ class _Exit(functools.partial):
 class _Door:
     """`__exit__` of a block. `with` looks it up before it enters: what is looked up later only leaves when called."""
 
-    def __get__(self, entered: Block | None, owner: type[Block]) -> Callable[..., Any]:
+    def __get__(self, entered: Block[Any] | None, owner: type[Block[Any]]) -> Callable[..., Any]:
         if entered is None:
             return lambda entered, *raised: entered._inside.__exit__(*raised)
         leave = entered._inside.__exit__
@@ -61,7 +61,7 @@ class Block(Generic[T]):
 
     def __enter__(self) -> T:
         try:
-            return self._inside.__enter__()
+            return self._inside.__enter__()  # type: ignore[no-any-return]
         except BaseException:
             self._inside.gen.close()
             raise
