@@ -139,14 +139,14 @@ def interrupts(bench: Bench, seed: int) -> str:
     """Ctrl-C at a random moment; afterwards all is as before, and a conversation as if nothing had been asked."""
     draw = random.Random(seed)
     name = "compare" if draw.random() < 0.03 else draw.choice(OFTEN)
+    if name not in bench.seconds:
+        bench.seconds[name] = _seconds(lambda: INTERRUPTED["ask" if name == "say" else name](bench))
     ended = _say(bench, draw) if name == "say" else _strike(bench, draw, name, lambda: INTERRUPTED[name](bench))
     return f"{name} {ended}"
 
 
 def _strike(bench: Bench, draw: random.Random, name: str, run: Callable[[], object]) -> str:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
-    if name not in bench.seconds:
-        bench.seconds[name] = _seconds(lambda: INTERRUPTED["ask" if name == "say" else name](bench))
     after = draw.uniform(2e-6, 1.1 * bench.seconds[name])
     try:
         try:
