@@ -267,7 +267,7 @@ def test_halves_of_characters_are_refused_or_spelled_out(lab: il.Lab, tmp_path: 
     assert pd.read_csv(tmp_path / "out" / "table.csv")["status"].tolist() == table["status"].tolist()
     Fails.stages = ("llm",)
     table = compared(lab, il.Task("mine \ud800", TASK.samples, TASK.images), tmp_path / "out", [Fails])
-    assert table["status"].iloc[1] == "Odd: "
+    assert table["status"].iloc[1] == "Odd: (what it says cannot be read: RuntimeError)"
 
 
 def test_another_configuration_is_another_comparison(lab: il.Lab, good: Path, tmp_path: Path) -> None:
