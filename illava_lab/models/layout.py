@@ -17,6 +17,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,9 +55,13 @@ class Layout:
         return self.source.shape[0]
 
     @cached_property
+    def _empty(self) -> np.ndarray:  # on the host, also where tensors that are made have no values
+        return np.asarray(self.weight.numpy().sum(1) == 0)
+
+    @cached_property
     def marker(self) -> Tensor:
         """(S,) bool: placeholders that stand for no patch (newlines)."""
-        return self.weight.sum(1) == 0
+        return torch.from_numpy(self._empty)
 
     @cached_property
     def place(self) -> Tensor:
@@ -66,7 +71,7 @@ class Layout:
     @cached_property
     def tokens(self) -> int:
         """Visual tokens before any reduction: placeholders without markers."""
-        return int((~self.marker).sum())
+        return int((~self._empty).sum())
 
     @property
     def has_markers(self) -> bool:

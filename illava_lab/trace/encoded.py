@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,8 +136,9 @@ def join_tiles(tiles: list[EncodedImage]) -> EncodedImage:
     if count == 1:
         return tiles[0]
     layout = tiles[0].layout
-    source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
-    weight, boxes = layout.weight.repeat(count, 1), layout.boxes.repeat(count, 1)
+    # With numpy: this is the host's, also where tensors that are made have no values.
+    source = torch.from_numpy(np.concatenate([layout.source.numpy() + i * len(layout.boxes) for i in range(count)]))
+    weight, boxes = (torch.from_numpy(np.tile(x.numpy(), (count, 1))) for x in (layout.weight, layout.boxes))
     return join(tiles, Layout((count * rows, height, width), source, weight, None, boxes))
 
 
