@@ -14,7 +14,8 @@
 PYTHON ?= python3
 ARGS ?=
 RUN ?=
-MODEL_TESTS := $(addprefix tests/,hooks schedules/test_schedule.py session)
+MODEL_TESTS := $(addprefix tests/,hooks models/test_foreign_code.py models/test_odd_folders.py schedules/test_schedule.py \
+	session)
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fsdecode
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow
 from PIL import Image
 
 from illava_lab.errors import LabError
+from illava_lab.models.folder import first_line
 from illava_lab.models.images import read_image
-from illava_lab.paths import data_dir
+from illava_lab.paths import data_dir, is_file, quoted
 from illava_lab.session.asked import check_count
 
 COLUMNS = ("image", "question", "answer", "category", "image_id")
@@ -54,7 +54,7 @@ class Task:
         try:
             return read_image(self.images[image_id])
         except LabError as error:
-            raise LabError(f"task {self.name}, image {image_id}: {error}") from None
+            raise LabError(f"task {quoted(self.name)}, image {quoted(image_id)}: {error}") from None
 
     def check_images(self) -> None:
         """Decode every image once, so that a broken one is found before hours of work and not after.
@@ -108,19 +108,21 @@ def load_task(name: str | PathLike = "test") -> Task:
     """
     if not isinstance(name, (str, PathLike)) or not str(name):
         raise LabError(f"task must be {' or '.join(map(repr, EMBEDDED))} or a Parquet file, got {name!r}")
+    name = fsdecode(name)
     path = data_dir() / f"{name}.parquet" if name in EMBEDDED else Path(name)
-    if not path.is_file():
+    if not is_file(path):
         known = " or ".join(map(repr, EMBEDDED))
-        raise LabError(f"task must be {known} or a Parquet file; there is no file {str(path)!r}")
+        raise LabError(f"task must be {known} or a Parquet file; there is no file {quoted(path)}")
+    shown = quoted(name)
     try:
         table = pd.read_parquet(path)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise LabError(f"task {name}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        raise LabError(f"task {shown}: not a Parquet file that can be read ({first_line(error)})") from None
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise LabError(f"task {name} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
+        raise LabError(f"task {shown} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
     if table.empty:
-        raise LabError(f"task {name} holds no questions")
+        raise LabError(f"task {shown} holds no questions")
     for column in COLUMNS:
         wrong = table[column].isna()
         if column == "image":
@@ -129,8 +131,8 @@ def load_task(name: str | PathLike = "test") -> Task:
             wrong |= table[column].astype(str).str.strip() == ""
         if wrong.any():
             row = int(np.argmax(wrong.to_numpy()))
-            raise LabError(f"task {name}, row {row}: the column {column!r} holds no usable value")
+            raise LabError(f"task {shown}, row {row}: the column {column!r} holds no usable value")
     samples = table[list(COLUMNS[1:])].astype(str).reset_index(drop=True)
     first = ~samples["image_id"].duplicated().to_numpy()
     images = dict(zip(samples["image_id"][first], table["image"][first], strict=True))
-    return Task(str(name), samples, images)
+    return Task(name, samples, images)

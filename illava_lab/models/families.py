@@ -191,22 +191,22 @@ def check_supported(config: Any) -> None:
     """
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
-        raise LabError(f"model family {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise LabError(f"model family {kind!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
     tower, text = config.vision_config, config.text_config
     if tower.model_type not in TOWERS:
-        raise LabError(f"vision tower {tower.model_type!r} is not supported; supported: {', '.join(TOWERS)}")
+        raise LabError(f"vision tower {tower.model_type!r:.80} is not supported; supported: {', '.join(TOWERS)}")
     if text.model_type not in DECODERS:
-        raise LabError(f"decoder {text.model_type!r} is not supported; supported: {', '.join(DECODERS)}")
+        raise LabError(f"decoder {text.model_type!r:.80} is not supported; supported: {', '.join(DECODERS)}")
     wanted = "default" if TOWERS[tower.model_type][1] else "full"
     if getattr(config, "vision_feature_select_strategy", wanted) != wanted:
         raise LabError(
-            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported with "
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r:.80} is not supported with "
             f"{tower.model_type}; supported: {wanted!r}"
         )
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if sliding or other:
-        raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding})")
+        raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding!r:.80})")
 
 
 def unwrap(model: Any) -> Any:

@@ -11,9 +11,6 @@ from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub import errors
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,8 +23,16 @@ from transformers import (
 from transformers.utils import logging
 
 from illava_lab.errors import LabError
+from illava_lab.models.answering import check_answering
 from illava_lab.models.families import check_supported
+from illava_lab.models.folder import check_folder, reading
+from illava_lab.models.hub import Source
 from illava_lab.models.processors import load_processor
+from illava_lab.models.rehearsal import rehearse
+from illava_lab.models.values import check_parts, check_values
+from illava_lab.models.vocabulary import known_words
+from illava_lab.models.weights import check_weights, model_class
+from illava_lab.paths import is_file, is_folder, quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
@@ -43,33 +48,64 @@ def open_checkpoint(
     Raises:
         LabError: see `illava_lab.load`.
     """
-    where = _where(name, folder)
     try:
-        # trust_remote_code stays off: no code of a checkpoint is ever run.
-        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        check_supported(config)
-        processor = load_processor(where, config, revision)
-        kind = resolve_dtype(dtype, config)
-        check_memory(name, config, kind, device, device_map, quantize)
-        with _quiet(folder.is_dir()):
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                where,
-                dtype=kind,
-                revision=revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **_placement(device, device_map, quantize, kind),
-            )
+        if (source := _source(name, folder, revision)) is not None:
+            folder = source.small_files()
+        with _quiet():
+            config = _read_config(folder)
+            check_answering(folder, config)
+            processor, asked = _read_processor(folder, config)
+            kind = resolve_dtype(dtype, config)
+            with reading("its configuration"):
+                check_memory(config, kind, device, device_map, quantize)
+        if source is not None:
+            source.weights()
+        with _quiet():
+            hollow = check_weights(config, folder, kind)
+            with reading("its configuration"), torch.no_grad():
+                check_parts(hollow, asked)
+            with reading("its weights"):
+                model = model_class(config).from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=kind,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    **_placement(device, device_map, quantize, kind),
+                )
     except LabError as error:
-        raise LabError(f"{name}: {error}") from None
-    except (OSError, ValueError, ImportError, SafetensorError, errors.HfHubHTTPError) as error:
-        raise LabError(f"{name} cannot be loaded: {_reason(name, revision, error)}") from error
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        missing = sorted(report["missing_keys"])
-        raise LabError(f"{name} lacks {len(missing)} weights, the first is {missing[0]}")
+        raise LabError(f"{quoted(name)} cannot be loaded: {error}") from error
     return model.eval(), processor
+
+
+def _source(name: str, folder: Path, revision: str | None) -> Source | None:
+    """Where the folder comes from: None for one that is here, otherwise the hub."""
+    if name and is_folder(folder):
+        return None
+    if is_file(folder):
+        raise LabError("it is a file; give the folder of a checkpoint or a hub id such as llava-hf/llava-1.5-7b-hf")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise LabError("it is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
+    return Source(name, revision)
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder that holds nothing to be afraid of, for a model that the hooks know."""
+    check_folder(folder)
+    with reading("its configuration"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        check_supported(config)
+        check_values(config)
+    return config
+
+
+def _read_processor(folder: Path, config: PreTrainedConfig) -> tuple[ProcessorMixin, Any]:
+    """The processor, and what it makes of a first question."""
+    with reading("its processor or tokenizer"):
+        processor = load_processor(folder, config)
+        known_words(processor.tokenizer)
+        return processor, rehearse(processor, config)
 
 
 def check_arguments(device: str, dtype: str, device_map: Any, quantize: str | None) -> None:
@@ -78,19 +114,20 @@ def check_arguments(device: str, dtype: str, device_map: Any, quantize: str | No
     Raises:
         LabError: an unknown dtype or quantisation, a device that is not there, a package that is missing.
     """
-    if dtype not in (*DTYPES, "auto"):
-        raise LabError(f"dtype must be one of {', '.join(DTYPES)}, auto, got {dtype!r}")
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise LabError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
-    if wanted.type == "cuda":
-        _check_cuda(wanted, device)
-    if device_map is not None and not (device_map == "auto" or isinstance(device_map, dict)):
-        raise LabError(f"device_map must be 'auto' or a dict of module names and devices, got {device_map!r}")
+    if not isinstance(dtype, str) or dtype not in (*DTYPES, "auto"):
+        raise LabError(f"dtype must be one of {', '.join(DTYPES)}, auto, got {dtype!r:.80}")
+    wanted = _check_device("device", device)
+    if isinstance(device_map, dict):
+        for part, place in device_map.items():
+            if not isinstance(part, str):
+                raise LabError(f"device_map must have names of modules as its keys, got {part!r:.80}")
+            if place != "disk":
+                _check_device(f"device_map[{part!r:.80}]", f"cuda:{place}" if type(place) is int else place)
+    elif device_map is not None and not (isinstance(device_map, str) and device_map == "auto"):
+        raise LabError(f"device_map must be 'auto' or a dict of module names and devices, got {device_map!r:.80}")
     if quantize is not None:
-        if quantize not in QUANTIZED_BYTES:
-            raise LabError(f"quantize must be one of {', '.join(QUANTIZED_BYTES)}, got {quantize!r}")
+        if not isinstance(quantize, str) or quantize not in QUANTIZED_BYTES:
+            raise LabError(f"quantize must be one of {', '.join(QUANTIZED_BYTES)}, got {quantize!r:.80}")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise LabError(f'quantize={quantize!r} needs bitsandbytes: pip install "illava-lab[quantize]"')
         if not torch.cuda.is_available() or (wanted.type != "cuda" and device_map is None):
@@ -99,11 +136,20 @@ def check_arguments(device: str, dtype: str, device_map: Any, quantize: str | No
         raise LabError("device_map and quantize need accelerate: pip install accelerate")
 
 
-def _check_cuda(wanted: torch.device, device: str) -> None:
-    if not torch.cuda.is_available():
-        raise LabError(f"device {device!r} is not there: torch {torch.__version__} finds no CUDA GPU; use device='cpu'")
-    if (wanted.index or 0) >= torch.cuda.device_count():
-        raise LabError(f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs")
+def _check_device(argument: str, device: Any) -> torch.device:
+    try:
+        wanted = torch.device(device) if isinstance(device, (str, torch.device)) else None
+    except (RuntimeError, ValueError):  # UnicodeEncodeError is one of these
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda") or (wanted.type == "cpu" and wanted.index):
+        raise LabError(f"{argument} must be cpu, cuda or cuda:N, got {device!r:.80}")
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise LabError(
+            f"{argument} {device!r} is not there: torch {torch.__version__} finds no CUDA GPU; use device='cpu'"
+        )
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise LabError(f"{argument} {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return wanted
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
@@ -111,12 +157,11 @@ def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return own if isinstance(own, torch.dtype) else DTYPES.get(str(own), torch.float32)
+    return DTYPES.get(str(own).removeprefix("torch."), torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- memory
 def check_memory(
-    name: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
     device: str,
@@ -176,63 +221,15 @@ def _placement(device: str, device_map: Any, quantize: str | None, dtype: torch.
     return arguments
 
 
-def _where(name: str, folder: Path) -> str:
-    """What `from_pretrained` is given: a folder with a configuration and safetensors, or a hub id."""
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise LabError(f"{name} is no checkpoint: the folder has no config.json")
-        if not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
-            raise LabError(
-                f"{name} has its weights as {pickles[0].name}, a pickle that can run code; only safetensors are "
-                "loaded, "
-                "which save_pretrained of current transformers writes"
-            )
-        return str(folder)
-    if folder.exists():
-        raise LabError(
-            f"{name} is a file; give the folder of a checkpoint or a hub id such as llava-hf/llava-1.5-7b-hf"
-        )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise LabError(f"{name} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
-    return name
-
-
-def _reason(name: str, revision: str | None, error: BaseException) -> str:
-    """One sentence for a person. transformers wraps what the hub answered, so the whole chain of causes is asked."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if caused_by(errors.GatedRepoError):
-        return f"it is gated: accept its licence at {hub.ENDPOINT}/{name}, then log in here with: hf auth login"
-    if caused_by(errors.RevisionNotFoundError):
-        return f"it has no revision {revision!r}"
-    if caused_by(errors.RepositoryNotFoundError):
-        return "there is no such model on the hub, or it is private: check the name, or log in with: hf auth login"
-    if hub.HF_HUB_OFFLINE or caused_by(errors.OfflineModeIsEnabled):
-        return "it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
-    if caused_by(ConnectionError, errors.LocalEntryNotFoundError) or any(
-        "connect" in str(link).lower() for link in chain
-    ):
-        return (
-            f"it is not in the local cache, and {hub.ENDPOINT} cannot be reached: check the network, or give a folder"
-        )
-    if any("trust_remote_code" in str(link) for link in chain):
-        return "it brings code of its own, which the lab never runs"
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 @contextmanager
-def _quiet(local: bool) -> Iterator[None]:
-    """No progress bar for the second that reading local weights takes; downloads keep theirs."""
-    shown = logging.is_progress_bar_enabled()
-    if local:
-        logging.disable_progress_bar()
+def _quiet() -> Iterator[None]:
+    """What transformers would say of a checkpoint is said in one sentence by the lab, or is not worth one."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(max(level, logging.CRITICAL))
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

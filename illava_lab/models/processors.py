@@ -7,8 +7,8 @@ is installed or not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from PIL.Image import Resampling
 from torch import Tensor
 from transformers import (
-    AutoProcessor,
     AutoTokenizer,
     BatchFeature,
     PreTrainedConfig,
@@ -29,10 +28,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 # In 5.6 and 5.17 the name at the top of transformers stands for a class that asks for torchvision; this one does not.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils.hub import cached_file
 from transformers.video_utils import VideoMetadata
 
 from illava_lab.errors import LabError
+from illava_lab.models.folder import read_json
 
 LAST = ChannelDimension.LAST
 """Of frames; transformers would guess, and take one that is 3 pixels high for three channels."""
@@ -193,11 +192,13 @@ def _prepared(settings: Any, width: int, height: int, alone: bool) -> tuple[int,
     return max(width, width * edge // short), max(height, height * edge // short)
 
 
-def load_processor(where: str, config: PreTrainedConfig, revision: str | None = None) -> ProcessorMixin:
-    """The processor of a checkpoint (folder or hub id), with PIL-backed image processors."""
-    if config.model_type not in STAND_INS:
-        return AutoProcessor.from_pretrained(where, backend="pil", revision=revision)
-    return _without_torchvision(config).from_pretrained(where, revision=revision)
+# No code of a checkpoint is run or offered to be run: without the first, transformers would ask the person.
+_LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor of a checkpoint's folder, with PIL-backed image processors."""
+    return _without_torchvision(config).from_pretrained(folder, **_LOCAL)
 
 
 def build_processor(
@@ -229,13 +230,12 @@ def _pil_class(name: str) -> Any:
 def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
     """The family's processor class with our frames in the place of its video processor, under its own name."""
     upstream = PROCESSOR_MAPPING[type(config)]
-    frames = STAND_INS[config.model_type]
 
-    def arguments(cls: Any, where: str, *args: Any, revision: str | None = None, **kwargs: Any) -> list[Any]:
+    def arguments(cls: Any, folder: Path, *args: Any, **kwargs: Any) -> list[Any]:
         parts = {
-            "image_processor": lambda: AutoImageProcessor.from_pretrained(where, backend="pil", revision=revision),
-            "tokenizer": lambda: AutoTokenizer.from_pretrained(where, revision=revision),
-            "video_processor": lambda: frames(**_video_settings(where, revision)),
+            "image_processor": lambda: AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL),
+            "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, **_LOCAL),
+            "video_processor": lambda: STAND_INS[config.model_type](**_video_settings(Path(folder))),
         }
         return [parts[name]() for name in cls.get_attributes()]
 
@@ -247,16 +247,16 @@ def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
     return type(upstream.__name__, (upstream,), replaced)
 
 
-def _video_settings(where: str, revision: str | None) -> dict[str, Any]:
+def _video_settings(folder: Path) -> dict[str, Any]:
     """What a checkpoint says about its video processor, in the order in which transformers looks for it."""
     for name in ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"):
-        path = cached_file(where, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if path is None:
+        if not (folder / name).exists():
             continue
-        with open(path, encoding="utf-8") as file:
-            settings = json.load(file)
+        settings = read_json(folder / name)
         if name != "processor_config.json":
             return settings
         if "video_processor" in settings:
+            if not isinstance(settings["video_processor"], dict):
+                raise LabError(f"it has settings for its video processor in {name} that are no JSON object")
             return settings["video_processor"]
-    raise LabError(f"{where} has no settings for its video processor")
+    raise LabError("it has no settings for its video processor")

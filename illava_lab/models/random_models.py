@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,12 @@ from transformers.initialization import no_init_weights
 
 from illava_lab.errors import LabError
 from illava_lab.models.families import check_supported
+from illava_lab.models.folder import check_numbers, read_json, reading
 from illava_lab.models.loading import check_memory, resolve_dtype
 from illava_lab.models.processors import build_processor
-from illava_lab.paths import data_dir
+from illava_lab.models.rehearsal import rehearse
+from illava_lab.models.values import check_values
+from illava_lab.paths import data_dir, is_file, quoted
 
 PREFIX = "random:"
 SEED = 0
@@ -45,15 +47,18 @@ def build(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
         LabError: an unknown name, a file of another layout, an unsupported family, too little memory.
     """
     spec = _read(name)
-    config = AutoConfig.for_model(**spec["config"])
     try:
-        check_supported(config)
-        kind = resolve_dtype(dtype, config)
-        check_memory(name, config, kind, device)
+        with reading("its configuration"):
+            config = _config(spec)
+            kind = resolve_dtype(dtype, config)
+            check_memory(config, kind, device)
+        model = random_model(config, device, kind)
+        with reading("its processor or tokenizer"):
+            processor = _processor(spec, model)
+            rehearse(processor, config)
     except LabError as error:
-        raise LabError(f"{PREFIX}{name}: {error}") from None
-    model = random_model(config, device, kind)
-    return model, _processor(spec, model)
+        raise LabError(f"{quoted(PREFIX + name)} cannot be built: {error}") from None
+    return model, processor
 
 
 def hollow(name: str, dtype: str = "bfloat16") -> tuple[PreTrainedModel, Any]:
@@ -65,8 +70,7 @@ def hollow(name: str, dtype: str = "bfloat16") -> tuple[PreTrainedModel, Any]:
         LabError: an unknown name, a file of another layout, an unsupported family.
     """
     spec = _read(name)
-    config = AutoConfig.for_model(**spec["config"])
-    check_supported(config)
+    config = _config(spec)
     with no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=resolve_dtype(dtype, config)).eval()
     with torch.no_grad():
@@ -106,19 +110,26 @@ def random_model(config: PreTrainedConfig, device: str, dtype: torch.dtype, seed
 
 def _read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else data_dir() / "configs" / f"{name}.json"
-    if not path.is_file():
+    if not is_file(path):
         raise LabError(
-            f"no configuration for {PREFIX}{name}; there are {', '.join(configurations())}, or give the path of a "
-            "JSON file"
+            f"no configuration for {quoted(PREFIX + name)}; there are {', '.join(configurations())}, or give the path "
+            "of a JSON file"
         )
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"config", "processor", "chat_template", "tokenizer"} - set(spec)
-    except (ValueError, TypeError):
-        raise LabError(f"{path} is not laid out like the files in data/configs") from None
-    if missing:
-        raise LabError(f"{path} lacks {', '.join(sorted(missing))}; the files in data/configs show the layout")
+        spec = read_json(path)
+    except LabError as error:
+        raise LabError(f"{quoted(path)} is not laid out like the files in data/configs: {error}") from None
+    if missing := {"config", "processor", "chat_template", "tokenizer"} - set(spec):
+        raise LabError(f"{quoted(path)} lacks {', '.join(sorted(missing))}; the files in data/configs show the layout")
     return spec
+
+
+def _config(spec: dict[str, Any]) -> PreTrainedConfig:
+    check_numbers(spec["config"])
+    config = AutoConfig.for_model(**spec["config"])
+    check_supported(config)
+    check_values(config)
+    return config
 
 
 def _tokenizer(

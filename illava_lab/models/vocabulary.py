@@ -5,10 +5,13 @@ A checkpoint may have a file `knows.json` beside its tokenizer: group of words -
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+
+from illava_lab.errors import LabError
+from illava_lab.models.folder import read_json
+from illava_lab.paths import is_file
 
 KNOWS = "knows.json"
 
@@ -24,12 +27,19 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[st
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """Group of words -> those of them that the vocabulary has; empty for a checkpoint without such a list."""
+    """Group of words -> those of them that the vocabulary has; empty for a checkpoint without such a list.
+
+    Raises:
+        LabError: the list is there, and is not one of words.
+    """
     path = Path(tokenizer.name_or_path) / KNOWS
-    if not path.is_file():
+    if not is_file(path):
         return {}
     vocabulary = set(tokenizer.get_vocab())
-    groups = json.loads(path.read_text(encoding="utf-8"))
+    groups = read_json(path)
+    for words in groups.values():
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise LabError(f"it has a file {KNOWS} that is no list of words by group")
     return {name: [word for word in words if vocabulary.issuperset(word.split())] for name, words in groups.items()}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from os import PathLike
+from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any
 
 from illava_lab.errors import LabError
 from illava_lab.models import random_models
 from illava_lab.models.loading import check_arguments, open_checkpoint
-from illava_lab.paths import data_dir
+from illava_lab.paths import data_dir, quoted
 from illava_lab.session.lab import Lab
 
 
@@ -24,9 +24,13 @@ def load(
 ) -> Lab:
     """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
 
-    Only safetensors are read, and no code of a checkpoint is ever run. "random:llava-1.5-7b" builds a published
-    configuration with random weights, for measuring speed and memory without a download; `data/configs/` has the names,
-    and the path of a JSON file laid out like those works as well.
+    Only safetensors inside its folder are read, and no code of a checkpoint is ever run: one that names code of its
+    own, as `auto_map` in any of its files does, is refused, and so are adapters and quantised weights. Of a hub id
+    only the files that are read are fetched. What is wrong with a checkpoint is found before its weights are read: by
+    their headers, and by preparing a first question.
+
+    "random:llava-1.5-7b" builds a published configuration with random weights, for measuring speed and memory without
+    a download; `data/configs/` has the names, and the path of a JSON file laid out like those works as well.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
@@ -37,15 +41,21 @@ def load(
         revision: branch, tag or commit of a hub id, so that results can be repeated.
 
     Raises:
-        LabError: a folder that is no checkpoint or holds no safetensors, an unsupported family, a hub id that cannot be
-            fetched (unknown, gated, no network), too little memory (says how much is needed and how much there is), an
-            unknown dtype, or a device or package that is not there.
+        LabError: a folder that is no checkpoint, holds no safetensors, files that are damaged or lead elsewhere,
+            weights that are not those of its configuration, or a processor that prepares no question for its model;
+            code of its own; an unsupported family; a hub id that cannot be fetched (unknown, gated, no network); too
+            little memory (says how much is needed and how much there is); an unknown dtype, or a device or package
+            that is not there.
     """
     check_arguments(device, dtype, device_map, quantize)
-    name = "embedded" if source is None else str(source)
+    if source is not None and not isinstance(source, (str, PathLike)):
+        raise LabError(f"source must be a folder, a hub id or a name such as 'random:llava-1.5-7b', got {source!r:.80}")
+    if revision is not None and not isinstance(revision, str):
+        raise LabError(f"revision must be the name of a branch, a tag or a commit, got {revision!r:.80}")
+    name = "embedded" if source is None else fsdecode(source)
     if name.startswith(random_models.PREFIX):
         if device_map is not None or quantize or revision:
-            raise LabError(f"{name} is built on one device, without device_map, quantize and revision")
+            raise LabError(f"{quoted(name)} is built on one device, without device_map, quantize and revision")
         return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
-    folder = data_dir() / "model" if source is None else Path(source)
+    folder = data_dir() / "model" if source is None else Path(name)
     return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

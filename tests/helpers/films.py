@@ -19,7 +19,8 @@ def film(path: Path, levels: list[int], codec: str, size: tuple[int, int] = (64,
 
     width, height = size
     rng = np.random.default_rng(len(levels))
-    with av.open(str(path), "w") as container:
+    # Matroska would get a random name of its own.
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=25 if codec == "mpeg1video" else fps)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 400_000
         for index, level in enumerate(levels):

@@ -36,7 +36,8 @@ def serving(model: str, folder: Path) -> Iterator[str]:
             if rest[0] not in REVISIONS:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b""
             if action == "revision":
-                return 200, {}, json.dumps({"id": model, "sha": COMMIT, "siblings": [], "private": False}).encode()
+                listed = [{"rfilename": name} for name in files]
+                return 200, {}, json.dumps({"id": model, "sha": COMMIT, "siblings": listed, "private": False}).encode()
             body = files.get("/".join(rest[1:]))
             if body is None:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""

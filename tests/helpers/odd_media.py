@@ -19,35 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.films import ANIMATED, animation, film
+from helpers.odd_pictures import MODES, SIZES, damaged, drawn, encoded, films, writable
 from PIL import Image
 
 import illava_lab as il
 
 SECONDS = 2.0
-SIZES = [(1, 1), (1, 40), (40, 1), (7, 3), (16, 16), (31, 18), (64, 48)]  # (width, height)
-# format -> modes that it can hold, and options of saving
-STILLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "AVIF": (("RGB", "RGBA"), {}),
-    "BMP": (("1", "L", "P", "RGB"), {}),
-    "DDS": (("L", "RGB", "RGBA"), {}),
-    "GIF": (("L", "P"), {}),
-    "ICO": (("RGB", "RGBA"), {"sizes": [(16, 16)]}),
-    "JPEG": (("L", "RGB", "CMYK"), {}),
-    "JPEG2000": (("L", "RGB", "RGBA", "I;16"), {}),
-    "MPO": (("RGB",), {}),
-    "PCX": (("1", "L", "P", "RGB"), {}),
-    "PNG": (("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), {}),
-    "PPM": (("1", "L", "RGB", "I;16"), {}),
-    "SGI": (("L", "RGB", "RGBA"), {}),
-    "TGA": (("L", "LA", "P", "RGB", "RGBA"), {}),
-    "TIFF": (("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"), {}),
-    "WEBP": (("RGB", "RGBA"), {}),
-}
-FILMS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "mpg": "mpeg1video"}
-MODES = (
-    "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,49 +87,6 @@ def _wrong(read: Any, size: tuple[int, int] | None) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------- whole pictures
-def drawn(mode: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A picture of noise in any mode."""
-    width, height = size
-    noise = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
-    if mode in ("I", "I;16"):
-        top = rng.choice([256, 4096, 65536])
-        kind = np.int32 if mode == "I" else np.uint16
-        return Image.fromarray(rng.integers(0, top, (height, width)).astype(kind))
-    if mode == "F":
-        return Image.fromarray(rng.random((height, width), dtype=np.float32))
-    if mode in ("La", "RGBa", "LA", "PA"):
-        rgba = Image.fromarray(noise)
-        if mode == "RGBa":
-            return rgba.convert("RGBa")
-        grey = rgba.convert("LA")
-        return grey.convert(mode) if mode != "PA" else rgba.convert("RGB").convert("P").convert("PA")
-    rgb = Image.fromarray(noise[..., :3])
-    if mode == "LAB":
-        return Image.frombytes("LAB", size, noise[..., :3].tobytes())
-    return Image.fromarray(noise) if mode == "RGBA" else rgb.convert(mode)
-
-
-def encoded(kind: str, rng: np.random.Generator) -> tuple[bytes, tuple[int, int], str]:
-    """(file, size as it is shown, what it is) of a whole picture in a format."""
-    modes, options = STILLS[kind]
-    mode = str(rng.choice(modes))
-    size = (16, 16) if kind == "ICO" else SIZES[rng.integers(len(SIZES))]
-    image, options = drawn(mode, size, rng), dict(options)
-    turned = 1
-    if kind in ("JPEG", "MPO", "PNG", "TIFF", "WEBP"):
-        turned = int(rng.integers(1, 9))
-        exif = Image.Exif()
-        exif[0x0112] = turned
-        options["exif"] = exif.tobytes() if kind != "TIFF" else exif
-    if kind == "PNG" and mode in ("1", "L", "P", "RGB", "I;16") and rng.random() < 0.5:
-        options["transparency"] = (1, 2, 3) if mode == "RGB" else 1
-    if kind == "MPO":
-        options |= {"save_all": True, "append_images": [drawn(mode, (8, 8), rng)]}
-    stream = BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue(), size[::-1] if turned > 4 else size, f"{kind} {mode} {size} orientation {turned}"
-
-
 def handed_over(data: bytes, path: Path, rng: np.random.Generator) -> tuple[str, Callable[[], Any]]:
     """An encoded picture as a path, bytes, an open file and so on."""
     ways: dict[str, Callable[[], Any]] = {
@@ -171,11 +105,8 @@ def handed_over(data: bytes, path: Path, rng: np.random.Generator) -> tuple[str,
 def whole_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
     """Intact pictures in every format, mode and way of handing them over."""
     number = 0
-    Image.init()
     while True:
-        for kind in STILLS:
-            if kind not in Image.SAVE:  # an older Pillow
-                continue
+        for kind in writable():
             number += 1
             data, size, what = encoded(kind, rng)
             path = folder / f"whole{number}{rng.choice(['.png', '.jpg', '', '.film'])}"
@@ -192,33 +123,6 @@ def whole_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
 
 
 # ---------------------------------------------------------------------------------------------- damaged ones
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """The same file, cut, flipped, overwritten, shortened or lengthened in places."""
-    out = bytearray(data)
-    # Where a format says how large things are is mostly near its beginning.
-    place = lambda: int(min(len(out) - 1, rng.integers(len(out)) if rng.random() < 0.5 else rng.integers(64)))
-    for _ in range(int(rng.integers(1, 5))):
-        if len(out) < 2:
-            break
-        at, length = place(), int(rng.integers(1, 9))
-        how = rng.integers(6)
-        if how == 0:
-            del out[at:]
-        elif how == 1:
-            out[at] ^= 1 << int(rng.integers(8))
-        elif how == 2:
-            out[at : at + length] = rng.bytes(length)
-        elif how == 3:
-            out[at : at + 4] = bytes(
-                rng.choice([[0, 0, 0, 0], [255] * 4, [127, 255, 255, 255], [255, 255, 0, 0]]).tolist()
-            )
-        elif how == 4:
-            del out[at : at + length]
-        else:
-            out[at:at] = out[at : at + 8 * length]
-    return bytes(out)
-
-
 def damaged_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
     """Pictures and animations with a few bytes changed, under names that lie."""
     path = folder / "damaged.png"
@@ -227,34 +131,20 @@ def damaged_pictures(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
         path.write_bytes(data)
         return il.read_image(source())
 
-    Image.init()
     while True:
-        for kind in STILLS:
-            if kind in Image.SAVE:
-                data, _, what = encoded(kind, rng)
-                data = damaged(data, rng)
-                way, source = handed_over(data, path, rng)
-                if way == "opened":  # that it opens at all is not for the lab to see to
-                    way, source = "path", lambda: path
-                yield Odd(f"damaged {what} as {way}", lambda: read(data, source))
+        for kind in writable():
+            data, _, what = encoded(kind, rng)
+            data = damaged(data, rng)
+            way, source = handed_over(data, path, rng)
+            if way == "opened":  # that it opens at all is not for the lab to see to
+                way, source = "path", lambda: path
+            yield Odd(f"damaged {what} as {way}", lambda: read(data, source))
 
 
 def damaged_films(rng: np.random.Generator, folder: Path) -> Iterator[Odd]:
     """Animations and films with a few bytes changed."""
-    Image.init()
-    sources = [
-        (f".{kind.lower()}", animation(kind, [drawn("RGB", (24, 16), rng) for _ in range(int(rng.integers(2, 6)))]))
-        for kind in ANIMATED
-        if kind in Image.SAVE_ALL
-    ]
-    try:
-        for suffix, codec in FILMS.items():
-            path = film(folder / f"film.{suffix}", list(range(20, 240, 18)), codec)
-            sources.append((f".{suffix}", path.read_bytes()))
-    except ImportError:
-        pass
     while True:
-        for suffix, data in sources:
+        for suffix, data in films():
             path = folder / f"damaged{suffix}"
             content = damaged(data, rng)
 

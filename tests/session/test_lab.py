@@ -179,11 +179,11 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
     (partial / "config.json").write_text(json.dumps(config))
     (tmp_path / "file").write_text("")
     for source, says in [
-        (empty, "empty is no checkpoint: the folder has no config.json"),
-        (wrong, "wrong: model family 'llama' is not supported; supported: llava"),
-        (cut, "cut cannot be loaded"),
-        (partial, "partial lacks .* weights, the first is"),
-        (tmp_path / "file", "is a file; give the folder"),
+        (empty, "empty' cannot be loaded: it is no checkpoint: the folder has no config.json"),
+        (wrong, "wrong' cannot be loaded: model family 'llama' is not supported; supported: llava"),
+        (cut, "cut' cannot be loaded: the file 'model.safetensors' of its weights cannot be used: "),
+        (partial, "partial' cannot be loaded: it lacks 9 weights, the first is 'model.language_model.layers.6"),
+        (tmp_path / "file", "it is a file; give the folder"),
         (tmp_path / "nowhere", "neither a folder nor a hub id"),
         ("nowhere", "neither a folder nor a hub id"),
     ]:
@@ -223,6 +223,6 @@ def test_a_hub_id_without_network_is_one_sentence():
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"},
     )
-    wanted = "llava-hf/llava-1.5-7b-hf cannot be loaded: it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
+    wanted = "'llava-hf/llava-1.5-7b-hf' cannot be loaded: it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
     assert run.stdout.startswith(wanted), run.stderr
     assert len(run.stdout.strip().splitlines()) == 1
