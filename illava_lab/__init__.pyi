@@ -47,3 +47,4 @@ from .views import pictures as pictures
 from .views import plots as plots
 
 __version__: str
+_loaded_at: float

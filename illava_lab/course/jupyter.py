@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from illava_lab import paths
 from illava_lab.errors import LabError
+from illava_lab.files import read_plain, write_whole
 
 FIRST_NOTEBOOK = "00_start_here.ipynb"
 DEFAULT_FOLDER = "illava-lab-notebooks"
@@ -96,19 +96,17 @@ def copy_notebooks(folder: Path) -> list[str]:
         record = dict(before)
         for name, path in published.items():
             target, new = folder / name, _digest(path)
-            old = _digest(target) if target.exists() else None
+            old = _found(target)
             if old == new:
                 record[name] = new
             elif old is None or old == record.get(name):
-                part = folder / f".{name}.part"
-                shutil.copyfile(path, part)
-                part.replace(target)  # whole or not at all: half a notebook would later look like the user's own
+                write_whole(target, path.read_bytes())  # whole: half a notebook would later look like the user's own
                 record[name] = new
                 copied.append(name)
             elif record.get(name) != new:
                 kept.append(name)
         if record != before:
-            (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            write_whole(folder / _RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         reason = error.strerror or str(error)
         raise LabError(f"cannot copy the notebooks to {str(folder)!r}: {reason}; name another folder") from error
@@ -121,10 +119,17 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _found(target: Path) -> str | None:
+    """The digest of what is in a notebook's place; None for nothing, a word for a link or a folder, which stays."""
+    if not os.path.lexists(target):
+        return None
+    return _digest(target) if target.is_file() and not target.is_symlink() else "no plain file"
+
+
 def _read_record(path: Path) -> dict[str, str]:
     """What was copied earlier. An unreadable record means that nothing is known, so nothing is overwritten."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_plain(path).decode())
     except (FileNotFoundError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

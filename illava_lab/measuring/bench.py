@@ -18,8 +18,8 @@ from illava_lab.errors import LabError
 from illava_lab.measuring import measure
 from illava_lab.measuring.bench_case import BARE, QUESTION, Case, Settings, answer_columns, batch_of
 from illava_lab.measuring.machine import environment
-from illava_lab.measuring.rows import OneOrSeveral, baseline, check_batch, check_out, reason, several, wanted
-from illava_lab.measuring.runlog import RunLog, model_settings, write_whole
+from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, reason, several, wanted
+from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP
 from illava_lab.schedules.plan import Plan
@@ -94,7 +94,7 @@ def bench(
         largest_batch: look for the largest batch that fits, up to so many prompts; None leaves it out.
         seed: of strategies that have a `seed` and are not given as instances.
         out: folder for `table.csv`, `bench.json` (rows, machine, versions, command) and `run.jsonl`, from which a
-            stopped call goes on; a row is measured again only if it failed or its strategy's code changed.
+            stopped call goes on; a row is measured again only if it failed or its code changed; see `compare`.
         progress: show a progress bar, on stderr.
 
     Returns:
@@ -151,11 +151,12 @@ def bench(
     settings: dict[str, Any] = {"seed": seed, "new_tokens": new_tokens, "rounds": rounds}
     settings |= {"threads": torch.get_num_threads(), "answers": ends, "graphs": graphs, "largest_batch": largest_batch}
     common = Settings(rounds, new_tokens, tuple(ends), graphs, largest_batch)
-    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "measurements")
+    rows = {_label(*case): case[-1] for case in cases}
+    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "measurements", rows)
     finished: list[dict[str, Any]] = []
     with tqdm(cases, desc="bench", unit="row", disable=not progress, dynamic_ncols=True) as bar:
         for batch, length, row in bar:
-            label = f"{row.label}, batch {batch}, text {length}"
+            label = _label(batch, length, row)
             bar.set_postfix_str(label)
             entry = log.finished(label, row) if log else None
             values = entry["row"] if entry else None
@@ -174,8 +175,12 @@ def bench(
                 log.write_table(_table(finished, ends))
     if log:
         about = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **environment(lab), **settings}
-        write_whole(log.folder / "bench.json", json.dumps({"about": about, "rows": finished}, indent=1) + "\n")
+        log.write("bench.json", json.dumps({"about": about, "rows": finished}, indent=1) + "\n")
     return _table(finished, ends)
+
+
+def _label(batch: int, length: int, row: Row) -> str:
+    return f"{row.label}, batch {batch}, text {length}"
 
 
 def _counts(name: str, given: Any) -> list[int]:

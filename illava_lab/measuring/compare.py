@@ -29,11 +29,12 @@ from illava_lab.measuring.rows import (
 )
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.statistics import paired_difference
+from illava_lab.measuring.summary import MEASURED_AGAIN
 from illava_lab.measuring.tasks import Task, load_task
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.asked import check_count, check_flag
+from illava_lab.session.asked import check_count, check_flag, check_question
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_prompt, positions_of
 from illava_lab.session.turns import attached
@@ -83,7 +84,10 @@ def compare(
         batch_size: questions per batch, for the answers and for the timings.
         timing: False leaves the columns of time empty (NaN).
         out: folder for `table.csv` and `run.jsonl` (every finished row with its answers). The same call goes on where
-            an earlier one was stopped; a row is measured again only if it failed or its strategy's code changed.
+            an earlier one was stopped; a row is measured again only if it failed or the code that computed it changed,
+            which a line on stderr and `il.summary` say. Code is what is loaded: the strategy with what it refers to,
+            and the lab. Compiled extensions, files that a strategy reads, and objects that cannot be pickled are not
+            seen.
         progress: show progress bars, on stderr, for what takes longer than two seconds.
 
     Returns:
@@ -105,6 +109,8 @@ def compare(
         check_flag(name, value)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
+    for question in task.samples["question"]:
+        check_question(question)
     first = _first(lab, task)
     check_prompt(lab.model, positions_of(lab.model, first))
     check_batch("batch_size", batch_size, first)
@@ -112,7 +118,8 @@ def compare(
     log, done = None, {}
     if out is not None and distributed.is_first():
         given = {"task": task.name, "limit": limit, "seed": seed, "batch_size": batch_size, "timing": timing}
-        log = RunLog(Path(out), model_settings(lab) | given | {"questions": task.digest()}, "a comparison")
+        settings = model_settings(lab) | given | {"questions": task.digest()}
+        log = RunLog(Path(out), settings, "a comparison", {row.label: row for row in plan})
         done = {row.label: entry for row in plan if (entry := log.finished(row.label, row))}
     done = distributed.from_first(done)
     todo = [row for row in plan if row.label not in done]
@@ -141,6 +148,8 @@ def compare(
                 log.write_table(_table([finished[r.label] for r in plan if r.label in finished], task))
     table = _table([finished[row.label] for row in plan], task)
     keep_answers(table, {row.label: rights[row.label] for row in plan if row.label in rights}, task, seed)
+    if log and log.changed:
+        table.attrs[MEASURED_AGAIN] = log.changed
     table = distributed.from_first(table)
     if log:
         log.write_table(table)

@@ -68,7 +68,8 @@ def fidelity(
         schedule: exact layers and amounts, for every strategy.
         max_new_tokens: where answers are cut off.
         seed: of strategies that have one and are not given as instances.
-        out: folder for `table.csv` and `run.jsonl`, from which a stopped call goes on.
+        out: folder for `table.csv` and `run.jsonl`, from which a stopped call goes on; a row is measured again only if
+            its code changed; see `compare`.
         progress: show a progress bar, on stderr, for what takes longer than two seconds.
 
     Returns:
@@ -106,12 +107,15 @@ def fidelity(
     digest = _digest(_prompts(lab, images, questions, max_new_tokens))
     plan = _plan(lab, asked, lab.inputs(images[:1], questions[:1]))
     settings = {"max_new_tokens": max_new_tokens, "seed": seed, "prompts": digest}
-    log = None if out is None else RunLog(Path(out), model_settings(lab) | settings, "a comparison with itself")
+    log = None
+    if out is not None:
+        rows = {_label(row, number): row for number in range(len(questions)) for row in plan}
+        log = RunLog(Path(out), model_settings(lab) | settings, "a comparison with itself", rows)
 
     finished: list[dict[str, Any]] = []
     with tqdm(total=len(questions), desc="fidelity", unit="question", delay=2, disable=not progress) as bar:
         for number, (entry, question) in enumerate(zip(images, questions, strict=True)):
-            labels = {row: f"{row.label}, question {number}" for row in plan}
+            labels = {row: _label(row, number) for row in plan}
             known = {row: stored["row"] for row in plan if log and (stored := log.finished(labels[row], row))}
             if len(known) < len(plan):
                 inputs = lab.inputs([entry], [question])
@@ -129,6 +133,10 @@ def fidelity(
     if log:
         log.write_table(table)
     return table
+
+
+def _label(row: Row, number: int) -> str:
+    return f"{row.label}, question {number}"
 
 
 def _compared(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +18,7 @@ from illava_lab.errors import LabError
 from illava_lab.method.registry import get_strategy, make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.layout import Layout
+from illava_lab.paths import quoted
 from illava_lab.schedules.budget import AnyStrategy, Budget, preset_strategy
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
@@ -157,9 +160,22 @@ def wanted(
 
 
 def check_out(out: Any) -> None:
-    """Raise LabError unless this is None or the name of a folder."""
-    if out is not None and (not isinstance(out, (str, PathLike)) or not str(out).strip()):
-        raise LabError(f"out must name a folder, or be None, got {out!r}")
+    """Raise LabError unless this is None or the name of a folder, that is there or can be made."""
+    if out is None:
+        return
+    name = os.fspath(out) if isinstance(out, PathLike) else out
+    if not isinstance(name, str) or not name.strip():
+        raise LabError(f"out must name a folder, or be None, got {out!r:.200}")
+    is_folder = True
+    try:
+        is_folder = stat.S_ISDIR(os.stat(name).st_mode)
+    except (FileNotFoundError, NotADirectoryError):  # it is made when the work begins, or refused then
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LabError(f"out must name a folder, but {quoted(name)} cannot be one: {why}") from None
+    if not is_folder:
+        raise LabError(f"out must name a folder, but {quoted(name)} is a file")
 
 
 def check_batch(name: str, batch: int, single: Mapping[str, Tensor]) -> None:
@@ -178,9 +194,12 @@ def check_batch(name: str, batch: int, single: Mapping[str, Tensor]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
+    """Why something failed, in one line that a terminal and a file can show."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a stranger's, which cannot even be printed
+        text = ""
+    return str(LabError(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"))
 
 
 def several(name: str, given: Any) -> list[Any]:

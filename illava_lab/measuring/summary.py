@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ import pandas as pd
 
 from illava_lab.errors import LabError
 from illava_lab.measuring.rows import BASELINE
+
+MEASURED_AGAIN = "measured again"
+"""Key of a table's `attrs`: labels of rows that were stored, but belong to code that has changed since."""
 
 
 def baseline_of(table: pd.DataFrame, *columns: str) -> pd.Series:
@@ -59,7 +63,14 @@ def summary(table: pd.DataFrame) -> str:
     text = aligned(lines)
     for row in table[table["status"] != "ok"].itertuples():
         text.append(f"{row.strategy} at {budget_label(row)}: {row.status}"[:140])
+    if again := table.attrs.get(MEASURED_AGAIN):
+        text += textwrap.wrap(measured_again(again), 120)
     return "\n".join(text)
+
+
+def measured_again(labels: Sequence[str]) -> str:
+    """What is said of rows that were there, but were of other code."""
+    return f"measured again, as the code changed since: {', '.join(labels)}"
 
 
 def summary_by_category(table: pd.DataFrame) -> str:

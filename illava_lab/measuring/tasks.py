@@ -92,9 +92,9 @@ class Task:
 
     def digest(self) -> str:
         """A fingerprint of every question, answer and image."""
-        out = hashlib.sha256(self.samples.to_csv().encode())
+        out = hashlib.sha256(self.samples.to_csv().encode(errors="surrogatepass"))
         for image_id, data in self.images.items():
-            out.update(image_id.encode() + hashlib.sha256(data).digest())
+            out.update(image_id.encode(errors="surrogatepass") + hashlib.sha256(data).digest())
         return out.hexdigest()[:16]
 
 

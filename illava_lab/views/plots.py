@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from illava_lab.errors import LabError
+from illava_lab.files import write_whole
 from illava_lab.measuring.summary import baseline_of, budget_label
+from illava_lab.paths import quoted
 from illava_lab.views.words import as_html, as_label
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
@@ -134,10 +137,11 @@ def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -
     """The same picture as a PNG file. Returns its path.
 
     Raises:
-        LabError: as `tradeoff`.
+        LabError: as `tradeoff`, or the file cannot be written.
     """
-    tradeoff_picture(table, x).savefig(path, format="png")
-    return Path(path)
+    buffer = BytesIO()
+    tradeoff_picture(table, x).savefig(buffer, format="png")
+    return _written(path, buffer.getvalue())
 
 
 def categories(table: pd.DataFrame) -> go.Figure:
@@ -230,8 +234,19 @@ def _legend(axes: Axes, drawn: Mapping[str, Any], **settings: Any) -> None:
 
 
 def save_html(figure: go.Figure, path: str | PathLike) -> Path:
-    """Write a figure as one HTML file that needs no network. Returns its path."""
-    figure.write_html(path, include_plotlyjs=True)
+    """Write a figure as one HTML file that needs no network. Returns its path.
+
+    Raises:
+        LabError: the file cannot be written.
+    """
+    return _written(path, figure.to_html(include_plotlyjs=True))
+
+
+def _written(path: str | PathLike, data: str | bytes) -> Path:
+    try:
+        write_whole(path, data)
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        raise LabError(f"path: cannot write {quoted(path)} ({getattr(error, 'strerror', None) or error})") from None
     return Path(path)
 
 

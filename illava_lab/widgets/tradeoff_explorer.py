@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import textwrap
 from collections.abc import Collection, Sequence
 from io import BytesIO
@@ -20,9 +19,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from illava_lab.errors import LabError, one_of
+from illava_lab.measuring import loglines
 from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
+from illava_lab.paths import is_file, quoted
 from illava_lab.views.pictures import to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
 from illava_lab.views.words import as_label
@@ -44,12 +45,20 @@ def read_run(folder: str | PathLike[str], task: Task) -> tuple[pd.DataFrame, pd.
         LabError: no such run, or one of other questions.
     """
     log = Path(folder) / "run.jsonl"
-    if not log.is_file():
-        raise LabError(f"folder must hold the run.jsonl of a comparison, {str(folder)!r} does not")
-    settings, *entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    if settings["settings"].get("questions") != task.digest():
-        raise LabError(f"the run in {str(folder)!r} was on other questions than the {len(task)} of task {task.name!r}")
-    done = [entry for entry in entries if entry["row"]["status"] == "ok"]
+    try:
+        lines = loglines.read(log, checked=False) if is_file(log) else None
+    except OSError as error:
+        raise LabError(f"folder: cannot read {quoted(log)} ({error.strerror or error})") from None
+    if lines is None:
+        raise LabError(f"folder must hold the run.jsonl of a comparison, {quoted(folder)} does not")
+    if lines.settings.get("questions") != task.digest():
+        raise LabError(f"the run in {quoted(folder)} was on other questions than the {len(task)} of task {task.name!r}")
+    latest = {entry.get("label", number): entry for number, entry in enumerate(lines.entries)}
+    done = [entry for entry in latest.values() if entry["row"]["status"] == "ok"]
+    if any(len(entry.get("answers") or ()) != len(task) for entry in done):
+        raise LabError(
+            f"{quoted(log)} lacks answers to some of the {len(task)} questions: compare with this folder again"
+        )
     rows = pd.DataFrame([entry["row"] for entry in done])
     rows["point"] = [
         row.strategy if row.strategy == BASELINE else f"{row.strategy} at {budget_label(row)}"
