@@ -4,6 +4,7 @@
 #   make lint      format, ruff, mypy and the layers of the packages
 #   make quick     the tests that need no browser, no server and no patience: two minutes
 #   make test      every test
+#   make fuzz      odd files, words, arguments and interrupts for half an hour (MINUTES=5, SEED=1)
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs
@@ -26,7 +27,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks docs lint quick test versions clean
+.PHONY: help lab compare results notebooks docs lint quick test fuzz versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -63,6 +64,11 @@ quick: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
+
+MINUTES ?= 30
+SEED ?= 0
+fuzz: $(VENV)/.installed-test
+	$(VENV_PYTHON) benchmarks/fuzz.py --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 # Each environment has its own transformers, and sees everything else in $(VENV).
 VERSIONS ?= 5.6.0 5.17.0 5.23.0

@@ -13,14 +13,15 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from illava_lab import arguments as typed
-from illava_lab.errors import LabError
+from illava_lab import starting
+from illava_lab.errors import LabError, reason, spelled
 from illava_lab.session.threads import wait_passively
+from illava_lab.starting import PROGRAM
 
-PROGRAM = "illava-lab"
 COMPARED = ["none", "random", "fastv", "tome", "illava"]
 TIMED = ["fastv", "tome", "visionzip", "illava"]
 
@@ -40,10 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from illava_lab import commands
 
-        return getattr(commands, options.command)(options)
+        return _run(getattr(commands, options.command), options)
     except LabError as error:
-        print(f"{PROGRAM}: error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {spelled(str(error))}", file=sys.stderr)
         return 2
+
+
+def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    try:
+        return command(options)
+    except SystemExit as error:
+        if options.command == "lab":  # that is how JupyterLab ends
+            raise
+        # A strategy or a plug-in would end the program, with any status.
+        raise LabError(f"{options.command} was ended by {reason(error)}") from error
 
 
 def _stop_on_ctrl_c(options: argparse.Namespace) -> None:
@@ -60,13 +71,9 @@ def _stop_on_ctrl_c(options: argparse.Namespace) -> None:
         os.write(2, f"\n{PROGRAM}: interrupted{note}\n".encode())
         os._exit(130)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it otherwise
+    # Any other handler is there because somebody wants it otherwise.
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, starting.stop):
         signal.signal(signal.SIGINT, stop)
-
-
-def _one_line(text: str) -> str:
-    """With line breaks and control characters, which a name may hold, spelled out."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _split_jupyter(words: list[str]) -> tuple[list[str], list[str]]:
@@ -86,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30), **settings)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {_one_line(message)} ({self.prog} --help says more)\n")
+        self.exit(2, f"{PROGRAM}: error: {spelled(message)} ({self.prog} --help says more)\n")
 
 
 def _parser() -> _Parser:

@@ -12,6 +12,7 @@ from illava_lab.paths import quoted
 
 if TYPE_CHECKING:
     from illava_lab.method.keep import Keep
+    from illava_lab.method.strategy import Strategy
     from illava_lab.session.answer import Answer
     from illava_lab.session.lab import Lab
 
@@ -129,27 +130,56 @@ def bench(options: Namespace) -> int:
 
 def check(options: Namespace) -> int:
     """Print which promises strategies keep; 1 if one is broken."""
-    from illava_lab.method.registry import strategies
     from illava_lab.testing import check_strategies
 
-    report = check_strategies(options.strategies or strategies(), raises=False)
+    given, failed = (options.strategies, False) if options.strategies else _every_strategy()
+    report = check_strategies(given, raises=False)
     print(report)
-    return 0 if report.passed else 1
+    return 0 if report.passed and not failed else 1
+
+
+def _every_strategy() -> tuple[list[Any], bool]:
+    """All that can be checked, and whether one fails when it is made; what is left out is noted."""
+    from illava_lab.errors import LabError
+    from illava_lab.method.declared import needs_settings
+    from illava_lab.method.registry import broken_plugins, make_strategy, strategies
+
+    made, failed = [], False
+    for name, cls in strategies().items():
+        try:
+            made.append(make_strategy(cls))
+        except LabError as error:
+            _note(f"{name} is not checked: {error}")
+            failed = failed or not needs_settings(cls)
+    for plugin, why in broken_plugins().items():
+        _note(f"the plug-in {plugin} could not be loaded: {why}")
+    return made, failed
 
 
 def strategies(options: Namespace) -> int:
     """Print what is installed, and which plug-ins are broken."""
-    from illava_lab.method.declared import declared
     from illava_lab.method.registry import broken_plugins, strategies
 
-    rows = []
-    for name, cls in strategies().items():
-        kind, stages, paper = (declared(cls, attribute) for attribute in ("kind", "stages", "paper"))
-        rows.append((name, kind or "?", " and ".join(stages or ()) or "-", str(paper or "-")))
+    rows = [(name, _said(cls, "kind"), _said(cls, "stages"), _said(cls, "paper")) for name, cls in strategies().items()]
     _print_table(("name", "kind", "stages", "paper"), rows)
-    for plugin, reason in broken_plugins().items():
-        _note(f"the plug-in {plugin} could not be loaded: {reason}")
+    for plugin, why in broken_plugins().items():
+        _note(f"the plug-in {plugin} could not be loaded: {why}")
     return 0
+
+
+def _said(cls: type[Strategy], attribute: str) -> str:
+    """What a class says of itself, for a table; "?" where that cannot be read."""
+    from illava_lab.errors import reason, spelled
+    from illava_lab.method.declared import declared
+
+    try:
+        value = declared(cls, attribute)
+        return spelled(" and ".join(value) if attribute == "stages" and value else str(value or "-"))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's class may fail in any way
+        _note(f"{cls.__name__}: {reason(error)}")
+        return "?"
 
 
 def presets(options: Namespace) -> int:

@@ -2,15 +2,35 @@
 
 from typing import Any
 
+LONGEST = 500  # characters of each end of a line
+
 
 class LabError(ValueError):
     """Bad input, named with the argument, the value and what is allowed. The command line prints it and ends with 2.
 
-    What a terminal could take for a command (names of files may hold anything) is spelled out; line breaks stay.
+    What a terminal could take for a command (names of files may hold anything) is spelled out; line breaks stay. Of a
+    line that is very long, because it names a value that is, the middle is left out.
     """
 
     def __init__(self, sentence: object = "") -> None:
-        super().__init__("".join(s if s.isprintable() or s == "\n" else repr(s)[1:-1] for s in str(sentence)))
+        lines = spelled(str(sentence), leave="\n").split("\n")
+        super().__init__("\n".join(f"{s[:LONGEST]} ... {s[-LONGEST:]}" if len(s) > 3 * LONGEST else s for s in lines))
+
+
+def spelled(text: str, leave: str = "") -> str:
+    """The text with what a terminal could take for a command spelled out, but for what is in `leave`."""
+    return "".join(sign if sign.isprintable() or sign in leave else repr(sign)[1:-1] for sign in text)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line; also where the exception is a stranger's and cannot even be printed."""
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
+        text = f"(what it says cannot be read: {type(another).__name__})"
+    return spelled(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": "))
 
 
 def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -19,5 +39,5 @@ def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:
     Raises:
         LabError: the value is not among those allowed.
     """
-    if value not in allowed:
+    if not any(isinstance(value, type(each)) and value == each for each in allowed):
         raise LabError(f"{setting} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from illava_lab.blocks import block, undone
 from illava_lab.errors import LabError, one_of
 from illava_lab.hooks.attachment import Attachment, Positions
 from illava_lab.hooks.changes import Changes
@@ -23,6 +23,7 @@ from illava_lab.hooks.towers.cells import ShuffledCells
 from illava_lab.hooks.towers.packed import PackedCells
 from illava_lab.hooks.towers.rows import Rows
 from illava_lab.hooks.towers.tower import Tower
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe, unwrap
@@ -35,11 +36,11 @@ _MARK = "_illava_attached"
 
 def is_attached(model: nn.Module) -> bool:
     """Whether a strategy is attached to this model right now."""
-    mark: Attachment | None = vars(describe(model).base).get(_MARK)
-    return mark is not None and not mark.closed
+    mark: Changes | None = vars(describe(model).base).get(_MARK)
+    return mark is not None and not mark.attachment.closed
 
 
-@contextmanager
+@block
 def attach(
     model: nn.Module,
     strategy: str | Strategy | type[Strategy],
@@ -51,6 +52,10 @@ def attach(
     """Reduce visual tokens in everything that runs the model inside the `with` block, `forward` and `generate` alike.
 
     What decides about a reduction is the prompt: not what was drafted or generated behind it.
+
+    A model carries one strategy at a time. Another thread that enters such a block, or asks a `Lab` of this model,
+    waits until this one is left; in the same thread it is refused, in another asyncio task too. What runs the model by
+    hand, `model(...)` or `model.generate(...)`, is reduced while a block is open, whichever thread or task it is in.
 
     Args:
         model: an unmodified transformers model of a supported family, in eval mode; its inner model and a PEFT wrapper
@@ -68,8 +73,9 @@ def attach(
         The Trace, which shows the last prefill.
 
     Raises:
-        LabError: before anything is changed, if model, strategy, schedule and positions do not fit each other. On
-            leaving, also by an exception from inside, the model is exactly what it was.
+        LabError: before anything is changed, if model, strategy, schedule and positions do not fit each other, or a
+            strategy is attached already. On leaving, also by an exception from inside or an interrupt at whatever
+            moment, the model is exactly what it was.
     """
     strategy, schedule = make_strategy(strategy), Plan() if schedule is None else schedule
     if not isinstance(schedule, Plan):
@@ -85,18 +91,22 @@ def attach(
         raise LabError(f"graphs must be True or False, got {graphs!r}")
     captured = graphs_of(anatomy) if graphs else None
     attachment = Attachment(anatomy, strategy, schedule, positions, Trace(anatomy.cls_tokens), captured)
-    # The mark lies on the module that every wrapper runs. Setting it is one step: of two threads one is refused.
-    if vars(anatomy.base).setdefault(_MARK, attachment) is not attachment:
-        raise LabError("this model already has a strategy attached; describe both stages in one schedule")
-    changes = Changes(attachment)
-    try:
-        try:
+    with one_at_a_time(anatomy.base):
+        changes = Changes(attachment)
+        with undone(lambda: _restore(changes, attachment)):
+            _mark(changes, attachment)
             _install(changes, attachment, model)
             yield attachment.trace
-        finally:
-            _restore(changes, attachment)
-    finally:  # once more, in case that an interrupt came in between: what is restored already stays so
-        _restore(changes, attachment)
+
+
+def _mark(changes: Changes, attachment: Attachment) -> None:
+    """Say on the module that every wrapper runs that a strategy is attached."""
+    found: Changes | None = vars(attachment.anatomy.base).get(_MARK)
+    if found is not None and found.attachment.closed:  # several interrupts kept it from being taken back
+        _restore(found, found.attachment)
+    elif found is not None:
+        raise LabError("this model already has a strategy attached; describe both stages in one schedule")
+    vars(attachment.anatomy.base)[_MARK] = changes
 
 
 def _install(changes: Changes, attachment: Attachment, model: nn.Module) -> None:
@@ -121,5 +131,5 @@ def _connector(attachment: Attachment, medium: Medium) -> Connector:
 def _restore(changes: Changes, attachment: Attachment) -> None:
     attachment.closed = True
     changes.undo()
-    if vars(attachment.anatomy.base).get(_MARK) is attachment:
+    if vars(attachment.anatomy.base).get(_MARK) is changes:
         vars(attachment.anatomy.base).pop(_MARK)

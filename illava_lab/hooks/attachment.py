@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from illava_lab.blocks import block
 from illava_lab.errors import LabError
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import Anatomy
@@ -35,7 +35,7 @@ class Running(threading.local):
     call: Any = None
     encoding: Any = None
 
-    @contextmanager
+    @block
     def during(self, name: str, value: Any) -> Iterator[None]:
         """Inside the block the attribute `name` is `value`; afterwards, however it ends, what it was."""
         before = getattr(self, name)

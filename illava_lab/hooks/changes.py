@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from torch import nn
 
+from illava_lab.blocks import block, undone
 from illava_lab.hooks.attachment import Attachment
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -80,9 +81,22 @@ class Changes:
             else:
                 object.__setattr__(owner, name, before)
         for module in self._modules:
-            for hooks in (getattr(module, name) for name in _HOOKS):
-                for key, hook in list(hooks.items()):
-                    if isinstance(hook, Hook) and hook.attachment is self.attachment:
-                        for flags in (getattr(module, name) for name in _FLAGS):
-                            flags.pop(key, None)
-                        hooks.pop(key, None)
+            take_hooks(module, lambda hook: isinstance(hook, Hook) and hook.attachment is self.attachment)
+
+
+def take_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Take the hooks that are ours from a module; as often as one likes."""
+    for hooks in (getattr(module, name) for name in _HOOKS):
+        for key, hook in list(hooks.items()):
+            if ours(hook):
+                for flags in (getattr(module, name) for name in _FLAGS):
+                    flags.pop(key, None)
+                hooks.pop(key, None)
+
+
+@block
+def before_forward(module: nn.Module, call: Callable[[nn.Module, tuple], Any]) -> Iterator[None]:
+    """While the block is open, `call(module, args)` comes before the other hooks of a module."""
+    with undone(lambda: take_hooks(module, lambda hook: hook is call)):
+        module.register_forward_pre_hook(call, prepend=True)
+        yield

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,17 +41,6 @@ class TappedConfig:
         if name in ("_tapped_config", "_attn_implementation", "_tap"):  # while being copied, before it is set
             raise AttributeError(name)
         return getattr(self._tapped_config, name)
-
-
-@contextmanager
-def tap(attention: Any, observe: Observe, mask: Mask | None = None) -> Iterator[None]:
-    """While open, one attention module is tapped; other layers do not notice."""
-    config = attention.config
-    attention.config = TappedConfig(config, observe, mask)
-    try:
-        yield
-    finally:
-        attention.config = config
 
 
 class _Peeking(threading.local):

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.measuring import measure
 from illava_lab.measuring.bench_case import BARE, QUESTION, Case, Settings, answer_columns, batch_of
 from illava_lab.measuring.machine import environment
-from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, reason, several, wanted
+from illava_lab.measuring.rows import OneOrSeveral, Row, baseline, check_batch, check_out, several, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import DEFAULT_KEEP

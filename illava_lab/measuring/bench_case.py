@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
 from illava_lab.hooks.graphs.store import Graphs, graphs_of
 from illava_lab.measuring import by_hand, measure
 from illava_lab.measuring.clock import Span, busy
@@ -24,7 +25,6 @@ from illava_lab.session.asked import as_list
 from illava_lab.session.lab import Lab
 from illava_lab.session.prompt import Inputs
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached
 
 BARE = "bare"
 QUESTION = "What is shown in this picture?"
@@ -170,7 +170,7 @@ class Case:
     def _cost(self, single: Inputs) -> dict[str, float]:
         """What needs no clock: tokens, and FLOPs as torch counts them and by the closed form."""
         model, configuration = self.lab.model, (self.row.strategy, self.row.planned)
-        with attached(model, *configuration) as trace:
+        with attach(model, *configuration) as trace:
             counted = measure.counted_flops(model, single)
             tokens = measure.mean_tokens(model, self.row.planned, trace.layout())
         formula = prefill_flops(model, *configuration, text_tokens=self.length, trace=trace)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import Anatomy, describe
@@ -18,7 +19,6 @@ from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.prompt_shape import PromptShape, prompt_shape
 from illava_lab.session.prompt import Inputs, text_tokens
 from illava_lab.session.prompt import prefill as run_model
-from illava_lab.session.turns import attached
 from illava_lab.trace.trace import Trace
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -66,7 +66,7 @@ def prefill(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Plan
     """
     anatomy = describe(model)
     medium = _medium(model, anatomy, inputs, schedule)
-    with attached(model, strategy, schedule) as trace:
+    with attach(model, strategy, schedule) as trace:
         run_model(model, inputs)
         layout, entered = _alike(trace, len(inputs["input_ids"]))
         shape = prompt_shape(anatomy, schedule, text_tokens(model, inputs), None, trace)

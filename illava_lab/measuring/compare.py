@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
+from illava_lab.hooks.attach import attach
 from illava_lab.measuring import distributed, measure
 from illava_lab.measuring.difference import keep_answers
 from illava_lab.measuring.predict import by_category, correct, predict
@@ -24,7 +25,6 @@ from illava_lab.measuring.rows import (
     baseline,
     check_batch,
     check_out,
-    reason,
     wanted,
 )
 from illava_lab.measuring.runlog import RunLog, model_settings
@@ -37,7 +37,6 @@ from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count, check_flag, check_question
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.room import check_prompt, positions_of
-from illava_lab.session.turns import attached
 
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
 AFTER_CATEGORIES = (
@@ -188,7 +187,7 @@ def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tupl
     starts = distributed.share(range(0, len(task), batch_size))
     try:
         values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
-        with attached(lab.model, row.strategy, schedule):
+        with attach(lab.model, row.strategy, schedule):
             own = predict(lab, task, batch_size, bar.update, starts)
     except Exception as error:
         failure = error

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from illava_lab.hooks.attach import attach
 from illava_lab.measuring.live_bytes import LiveBytes
 from illava_lab.method.host_made import forget_host_made
 from illava_lab.method.strategy import Strategy
@@ -18,7 +19,6 @@ from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.prompt import Inputs, prefill
-from illava_lab.session.turns import attached
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedul
     Args:
         inputs: of one prompt, as `Lab.inputs` makes them.
     """
-    with attached(model, strategy, schedule) as trace:
+    with attach(model, strategy, schedule) as trace:
         cache_bytes, peak_bytes = memory(model, inputs)
         return Cost(**mean_tokens(model, schedule, trace.layout()), prefill_flops=counted_flops(model, inputs),
                     cache_bytes=cache_bytes, peak_bytes=peak_bytes)  # fmt: skip

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
-from illava_lab.errors import LabError
-from illava_lab.hooks.attach import is_attached
-from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, reason, wanted
+from illava_lab.blocks import inference_mode
+from illava_lab.errors import LabError, reason
+from illava_lab.hooks.attach import attach, is_attached
+from illava_lab.hooks.turns import one_at_a_time
+from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.models.families import describe
 from illava_lab.models.video import ImageOrVideo
@@ -26,7 +28,6 @@ from illava_lab.session.asked import at_least_one, check_count, check_flag
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import layouts, text_tokens
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached, one_at_a_time
 
 COLUMNS = (
     "number", "question", "strategy", "keep", "flops", "preset", "schedule",
@@ -143,7 +144,7 @@ def _compared(
     lab: Lab, inputs: dict[str, Tensor], row: Row, answer: Tensor, logits: Tensor, longest: int
 ) -> dict[str, Any]:
     """How far a reduced model goes from the unreduced model's `answer` (S,) with its `logits` (S, V)."""
-    with attached(lab.model, row.strategy, row.planned):
+    with attach(lab.model, row.strategy, row.planned):
         own, own_logits = _follow(lab, inputs, longest, answer)
     kl, agreement = divergence(logits, own_logits)
     parted = first_difference(answer, own)
@@ -233,14 +234,14 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
     return own, torch.cat([logits, led.to(logits)])
 
 
-@torch.inference_mode()
 def _led(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """(K, V) logits after each of the tokens (1, K), the last ones of `mask`, in one pass on a cache."""
     # Qwen-VL makes positions for the whole mask, not for the new tokens; these are what `generate` gives.
     moved = getattr(model.model, "rope_deltas", None)
     ahead = torch.arange(ids.shape[1], device=ids.device) - ids.shape[1]
     positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) + ahead + moved}
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits[0]
+    with inference_mode():
+        return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits[0]
 
 
 def _text(lab: Lab, tokens: Tensor) -> str:

@@ -58,9 +58,12 @@ def correct(answers: Sequence[str], task: Task) -> np.ndarray:
     """(questions,) bool: exact match, but for case and for space at the ends.
 
     Raises:
-        LabError: not as many answers as the task has questions.
+        LabError: no texts, or not as many as the task has questions; or no task.
     """
-    if isinstance(answers, str) or len(answers) != len(task):
+    if not isinstance(task, Task):
+        raise LabError(f"task must be a Task, such as il.load_task gives, got {type(task).__name__}")
+    texts = isinstance(answers, Sequence) and all(isinstance(answer, str) for answer in answers)
+    if isinstance(answers, str) or not texts or len(answers) != len(task):
         raise LabError(f"answers must be a list of {len(task)}, one for each question of the task, got {answers!r:.80}")
     right = task.samples["answer"]
     return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])

@@ -6,7 +6,7 @@ measures them all.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from illava_lab.blocks import block, undone
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import is_attached
-from illava_lab.hooks.tap import tap
+from illava_lab.hooks.changes import take_hooks
+from illava_lab.hooks.tap import TappedConfig
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
 from illava_lab.session.asked import at_least_one
 from illava_lab.session.lab import Lab
 from illava_lab.session.room import check_prompt, positions_of
-from illava_lab.session.turns import one_at_a_time
 from illava_lab.sites.attention import AttentionSite
 
 
@@ -82,14 +84,15 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
         attention["llm"].append(row[0, visual[0]].cpu())
         first_token.append(row[0, 0].cpu())
 
-    with ExitStack() as undo, torch.no_grad():
-        undo.enter_context(one_at_a_time(lab.model))
+    encoder, llm = list(anatomy.encoder_layers)[: anatomy.encoder_depth], list(anatomy.llm_layers)
+    with one_at_a_time(lab.model), torch.no_grad():
         if is_attached(lab.model):
             raise LabError("redundancy is measured on the bare model; leave the attach block first")
-        encoder = list(anatomy.encoder_layers)[: anatomy.encoder_depth]
-        _watch(undo, encoder, anatomy.layer_parts.attention, patches_of_encoder, attention_of_encoder)
-        _watch(undo, list(anatomy.llm_layers), "self_attn", patches_of_llm, attention_of_llm)
-        lab.model(**inputs)
+        with (
+            _watched(encoder, anatomy.layer_parts.attention, patches_of_encoder, attention_of_encoder),
+            _watched(llm, "self_attn", patches_of_llm, attention_of_llm),
+        ):
+            lab.model(**inputs)
     return Recording(
         anatomy.grid,
         {stage: torch.stack(rows) for stage, rows in hidden.items()},
@@ -98,7 +101,8 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
     )
 
 
-def _watch(undo: ExitStack, layers: list[nn.Module], attention: str, states: Any, attend: Any) -> None:
+@block
+def _watched(layers: list[nn.Module], attention: str, states: Any, attend: Any) -> Iterator[None]:
     """Hand what enters each layer, and what leaves the last one, to `states`; queries and keys to `attend`."""
 
     def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -107,10 +111,20 @@ def _watch(undo: ExitStack, layers: list[nn.Module], attention: str, states: Any
     def leaving(module: nn.Module, args: tuple, out: Any) -> None:
         states(out[0] if isinstance(out, tuple) else out)
 
-    for layer in layers:
-        undo.callback(layer.register_forward_pre_hook(entering, with_kwargs=True).remove)
-        undo.enter_context(tap(getattr(layer, attention), attend))
-    undo.callback(layers[-1].register_forward_hook(leaving).remove)
+    attentions = [getattr(layer, attention) for layer in layers]
+    configs = [module.config for module in attentions]
+
+    def undo() -> None:
+        for layer, module, config in zip(layers, attentions, configs, strict=True):
+            take_hooks(layer, lambda hook: hook in (entering, leaving))
+            object.__setattr__(module, "config", config)
+
+    with undone(undo):
+        for layer, module, config in zip(layers, attentions, configs, strict=True):
+            layer.register_forward_pre_hook(entering, with_kwargs=True)
+            object.__setattr__(module, "config", TappedConfig(config, attend))
+        layers[-1].register_forward_hook(leaving)
+        yield
 
 
 # ---------------------------------------------------------------------------------------------- alike?

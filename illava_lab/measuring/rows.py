@@ -193,15 +193,6 @@ def check_batch(name: str, batch: int, single: Mapping[str, Tensor]) -> None:
         raise LabError(f"{name} must be at most {most:,}, for whose pictures there is memory, got {batch:,}")
 
 
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line that a terminal and a file can show."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # a stranger's, which cannot even be printed
-        text = ""
-    return str(LabError(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"))
-
-
 def several(name: str, given: Any) -> list[Any]:
     """One or several, as a list.
 
@@ -214,9 +205,16 @@ def several(name: str, given: Any) -> list[Any]:
     out = [given] if one else list(given)
     if not out:
         raise LabError(f"{name} must hold at least one, got an empty list")
-    if any(first == second for i, first in enumerate(out) for second in out[:i]):
+    if any(_equal(first, second) for i, first in enumerate(out) for second in out[:i]):
         raise LabError(f"{name} holds one twice: {out}")
     return out
+
+
+def _equal(first: Any, second: Any) -> bool:
+    try:
+        return bool(first == second)
+    except Exception:  # arrays, say, which are refused further on
+        return False
 
 
 def _is_scalar(given: Any) -> bool:

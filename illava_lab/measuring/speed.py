@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.utils.benchmark import timer
 
+from illava_lab.blocks import inference_mode
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.by_hand import Prefill as ByHand
 from illava_lab.measuring.clock import NOTHING, Span, timed
 from illava_lab.method.strategy import Strategy
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
 from illava_lab.session.prompt import Inputs, prefill
-from illava_lab.session.turns import attached as attached_to
-from illava_lab.session.turns import one_at_a_time
 from illava_lab.trace.trace import Trace
 
 Configuration = tuple[Strategy, Schedule] | None  # None is the bare model, with nothing attached
@@ -121,19 +122,18 @@ def attached(
     model: nn.Module, configuration: Configuration, graphs: bool = False
 ) -> AbstractContextManager[Trace | None]:
     """`attach`, or nothing where the bare model is meant; one thread after the other."""
-    return one_at_a_time(model) if configuration is None else attached_to(model, *configuration, graphs=graphs)
+    return one_at_a_time(model) if configuration is None else attach(model, *configuration, graphs=graphs)
 
 
-@torch.inference_mode()
 def _run(
     model: nn.Module, inputs: Inputs, configuration: Configuration | ByHand, new_tokens: int, graphs: bool
 ) -> tuple[Span, Span]:
     """One prefill, and one decoding step after it."""
     device = inputs["input_ids"].device
     if callable(configuration):
-        with one_at_a_time(model):
+        with inference_mode(), one_at_a_time(model):
             return timed(configuration, device)[1], NOTHING
-    with attached(model, configuration, graphs):
+    with inference_mode(), attached(model, configuration, graphs):
         _warm_up(model, inputs, configuration, graphs)
         output, span = timed(lambda: prefill(model, inputs), device)
         steps = decoding(model, inputs, output)
@@ -175,7 +175,6 @@ def _warm_up(model: nn.Module, inputs: Inputs, configuration: Configuration, gra
             _take(decoding(model, inputs, prefill(model, inputs)), WARM_UP)
 
 
-@torch.inference_mode()
 def answer_seconds(
     model: nn.Module, inputs: Inputs, configuration: Configuration, lengths: Sequence[int], graphs: bool = False
 ) -> list[float]:
@@ -186,7 +185,7 @@ def answer_seconds(
         lengths: of at least 1, in rising order.
     """
     out = []
-    with attached(model, configuration, graphs):
+    with inference_mode(), attached(model, configuration, graphs):
         _warm_up(model, inputs, configuration, graphs)
         start, there = timer(), 1
         steps = decoding(model, inputs, prefill(model, inputs))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.utils.benchmark import timer
 
+from illava_lab.blocks import undone
+from illava_lab.hooks.changes import take_hooks
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.session.asked import check_count
@@ -40,16 +41,23 @@ def stage_seconds(
         def read(*_: Any) -> None:
             seen[name] = seen.get(name, 0.0) + sign * timer()
 
+        clocks.append(read)
         return read
 
-    taken = []
-    with ExitStack() as undo:
+    def undo() -> None:
+        for part in parts.values():
+            take_hooks(part, lambda hook: hook in clocks)
+        if strategy is not None:
+            vars(strategy).pop("map", None)
+
+    taken: list[dict[str, float]] = []
+    clocks: list[Callable[..., None]] = []
+    with undone(undo):
         for name, part in parts.items():
             # Around the hooks of an attachment, whose work belongs to the part.
-            undo.callback(part.register_forward_pre_hook(clock(name, -1), prepend=True).remove)
-            undo.callback(part.register_forward_hook(clock(name, 1)).remove)
+            part.register_forward_pre_hook(clock(name, -1), prepend=True)
+            part.register_forward_hook(clock(name, 1))
         if strategy is not None:
-            undo.callback(vars(strategy).pop, "map")
             object.__setattr__(strategy, "map", _clocked(strategy.map, clock("choice", -1), clock("choice", 1)))
         for _ in range(rounds + 1):
             seen.clear()

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
@@ -22,7 +22,10 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
     where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
     tokens.room(keep)
     with exact(tokens.hidden.device.type):
-        answer = strategy.map(tokens, keep)
+        try:
+            answer = strategy.map(tokens, keep)
+        except SystemExit as error:  # which would end the program, and with status 0 as if all were well
+            raise LabError(f"{where} fails with {reason(error)}") from error
     if not isinstance(answer, TokenMap):
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
     if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:

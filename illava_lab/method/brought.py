@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from illava_lab.blocks import block
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ def brought(make: Callable[[], T]) -> T:
     return value
 
 
-@contextmanager
+@block
 def noting() -> Iterator[list[Any]]:
     """While open, what is brought is noted in the list that this gives."""
     before, _now.noted = _now.noted, []
@@ -49,7 +50,7 @@ def noting() -> Iterator[list[Any]]:
         _now.noted = before
 
 
-@contextmanager
+@block
 def handing_out(noted: list[Any]) -> Iterator[None]:
     """While open, nothing is brought: what was noted is handed out again, in its order."""
     before, _now.handed_out = _now.handed_out, iter(noted)

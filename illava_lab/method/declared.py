@@ -6,8 +6,14 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.method.strategy import Strategy
+
+
+def needs_settings(cls: type[Strategy]) -> bool:
+    """Whether a class has a setting without a default."""
+    missing = dataclasses.MISSING
+    return any(f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls))
 
 
 def declared(cls: type[Strategy], attribute: str, unknown: Any = None) -> Any:
@@ -22,10 +28,13 @@ def declared(cls: type[Strategy], attribute: str, unknown: Any = None) -> Any:
     value = getattr(cls, attribute)
     if not isinstance(value, (property, cached_property)):
         return value
-    missing = dataclasses.MISSING
-    if any(f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls)):
+    if needs_settings(cls):
         return unknown
     try:
         return getattr(cls(), attribute)
-    except Exception as error:
-        raise LabError(f"{cls.__name__}.{attribute} cannot be read with the default settings: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's class may fail in any way, even sys.exit
+        raise LabError(
+            f"{cls.__name__}.{attribute} cannot be read with the default settings: {reason(error)}"
+        ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from illava_lab.blocks import inference_mode
 from illava_lab.method.brought import brought
 
 P = ParamSpec("P")
@@ -43,7 +44,9 @@ def host_made(make: Callable[P, tuple[Made, ...]]) -> Callable[Concatenate[Tenso
     def made_for(like: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if type(like) is not Tensor:  # a tensor without values, of a compiler: what is made for it serves no other
             return brought(lambda: on(like.device, *args))
-        with torch.inference_mode(False):  # what is made in that mode could not be used outside of it
+        if not torch.is_inference_mode_enabled():
+            return brought(lambda: kept(like.device, *args))
+        with inference_mode(False):  # what is made in that mode could not be used outside of it
             return brought(lambda: kept(like.device, *args))
 
     return made_for  # type: ignore[return-value]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.method.declared import declared
 from illava_lab.method.names import GROUP, OWN, in_order, unknown
 from illava_lab.method.strategy import Scorer, Strategy
@@ -45,7 +45,7 @@ def register(cls: S) -> S:
     """
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         raise LabError(f"register expects a subclass of Strategy or Scorer, got {cls!r}")
-    if not (isinstance(cls.name, str) and cls.name):
+    if not (type(cls.name) is str and cls.name.strip() and cls.name.isprintable()):
         raise LabError(f'{cls.__name__} needs a name, for example: name = "{cls.__name__.lower()}"')
     # What only an instance knows is taken for right here; `check_strategy` looks at instances.
     kind, stages = declared(cls, "kind", unknown="none"), declared(cls, "stages", unknown=STAGES)
@@ -94,9 +94,9 @@ def get_strategy(name: str) -> type[Strategy]:
         LabError: no such strategy; names the nearest ones, and the plug-ins that could not be loaded.
     """
     known = strategies()
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
-    broken = ", ".join(f"{plugin} ({reason})" for plugin, reason in _broken.items())
+    broken = ", ".join(f"{plugin} ({why})" for plugin, why in _broken.items())
     missing = f". Plug-ins that could not be loaded: {broken}" if broken else ""
     raise LabError(unknown("strategy", name, known, missing))
 
@@ -105,7 +105,8 @@ def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
     """A strategy from its name, its class or an instance.
 
     Raises:
-        LabError: no such strategy, a base class, a setting without a default, or something else than these three.
+        LabError: no such strategy, a base class, a setting without a default, one that fails when it is made, or
+            something else than these three.
     """
     made = get_strategy(strategy) if isinstance(strategy, str) else strategy
     if isinstance(made, type) and issubclass(made, Strategy):
@@ -116,6 +117,10 @@ def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
                 f"{strategy!r} cannot be made without settings ({error}); give every setting a default, or an instance"
             )
             raise LabError(text) from error
+        except (LabError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # as in `_attempt`
+            raise LabError(f"{strategy!r} cannot be made: {reason(error)}") from error
     if not isinstance(made, Strategy):
         raise LabError(f"strategy must be a name, a Strategy class or an instance, got {strategy!r}")
     if type(made) in (Strategy, Scorer):
@@ -158,7 +163,7 @@ def load_file(path: str | Path) -> list[type[Strategy]]:
             sys.modules[name] = imported
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise LabError(f"{str(path)!r} could not be loaded: {_reason(error)}") from error
+        raise LabError(f"{str(path)!r} could not be loaded: {reason(error)}") from error
 
 
 @cache
@@ -168,10 +173,8 @@ def _discover(own: bool) -> None:
     entries = [entry for entry in entries if (entry.value == OWN) is own]
     uses = Counter(entry.name for entry in entries)
     for entry in entries:
-        name = (
-            entry.name if uses[entry.name] == 1 else f"{entry.name} ({entry.dist.name if entry.dist else entry.value})"
-        )
-        _attempt(name, partial(_load, entry))
+        source = entry.dist.name if entry.dist else entry.value
+        _attempt(entry.name if uses[entry.name] == 1 else f"{entry.name} ({source})", partial(_load, entry))
 
 
 def _load(entry: EntryPoint) -> None:
@@ -192,10 +195,4 @@ def _attempt(name: str, load: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's module may fail in any way, even sys.exit; it is reported by name
-        _broken[name] = _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    """One line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+        _broken[name] = reason(error)

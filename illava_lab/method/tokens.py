@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -78,8 +79,9 @@ class Tokens:
     ) -> None:
         if stage not in STAGES:
             raise LabError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
-        if hidden.dim() != 3:
-            raise LabError(f"hidden must be (batch, tokens, channels), got shape {tuple(hidden.shape)}")
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+            got = f"shape {tuple(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise LabError(f"hidden must be a tensor of (batch, tokens, channels), got {got}")
         unknown = sorted(set(statistics) - set(STATISTICS))
         if unknown:
             raise LabError(f"unknown statistic {unknown[0]!r}; known are {', '.join(STATISTICS)}")
@@ -145,8 +147,10 @@ class Tokens:
         """How many of `keep` slots are left beside the protected tokens.
 
         Raises:
-            LabError: the protected tokens alone are more than `keep`.
+            LabError: the protected tokens alone are more than `keep`, or it is no whole number.
         """
+        if not isinstance(keep, Integral):
+            raise LabError(f"keep must be a number of tokens, got {keep!r}")
         if keep < self.protected_count:
             raise LabError(f"keep must be at least {self.protected_count}, the number of protected tokens, got {keep}")
         return keep - self.protected_count

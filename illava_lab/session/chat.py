@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from illava_lab.blocks import block, gradients_kept
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
@@ -23,7 +25,6 @@ from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, chec
 from illava_lab.session.lab import Lab, check_lab, read_shown
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached, one_at_a_time
 from illava_lab.session.words import plain
 from illava_lab.trace.trace import Trace
 
@@ -114,20 +115,29 @@ class Chat:
         check_question(question)
         if stream is not None and not callable(stream):
             raise LabError(f"stream must be a function that takes a piece of text, got {stream!r}")
-        with one_at_a_time(self):
-            if self._over:
-                raise LabError("this conversation ended with its `with` block; start another one")
-            if self._answering:
-                raise LabError("this conversation is in the middle of an answer; ask when that has ended")
-            self._answering = True
-            try:
-                return self._turn(question, max_new_tokens, stream, generation)
-            finally:
-                self._answering = False
+        before = said = None
+        try:
+            with one_at_a_time(self):
+                if self._over:
+                    raise LabError("this conversation ended with its `with` block; start another one")
+                if self._answering:
+                    raise LabError("this conversation is in the middle of an answer; ask when that has ended")
+                self._answering, before = True, self._said
+                try:
+                    answer, said = self._turn(question, max_new_tokens, stream, generation)
+                    self._said = said
+                finally:
+                    self._answering = False
+            return answer
+        except BaseException:
+            if said is not None and self._said is said:  # an interrupt behind the answer, which nobody saw
+                self._said = before
+            raise
 
     def _turn(
         self, question: str, max_new_tokens: int, stream: Callable[[str], object] | None, generation: dict[str, Any]
-    ) -> Answer:
+    ) -> tuple[Answer, _Said]:
+        """The answer, and what the conversation goes on from then."""
         model, tokenizer, before = self._lab.model, self._lab.processor.tokenizer, self._said
         if before is None:
             inputs = self._lab.inputs([self._images], [question])
@@ -144,20 +154,20 @@ class Chat:
             _set_axes(model, before.axes)
         pieces = _Pieces(tokenizer, stream)
         start = time.perf_counter()
-        out = model.generate(
-            **inputs,
-            **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
-            max_new_tokens=max_new_tokens,
-            streamer=pieces,
-            return_dict_in_generate=True,
-        )
+        with gradients_kept():
+            out = model.generate(
+                **inputs,
+                **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
+                max_new_tokens=max_new_tokens,
+                streamer=pieces,
+                return_dict_in_generate=True,
+            )
         new = out.sequences[0, asked:]
         first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
         text = tokenizer.decode(new, skip_special_tokens=True).strip()
         timing = Timing(first - start, last - first, len(new))
         answer = Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
-        self._said = _Said(out.sequences, out.past_key_values, _axes(model), saved)  # all at once, and last
-        return answer
+        return answer, _Said(out.sequences, out.past_key_values, _axes(model), saved)
 
     def _next(self, question: str, before: Tensor) -> Tensor:
         """(1, T) what follows the tokens `before` (1, S), which end with an answer, up to the place of the next one."""
@@ -192,7 +202,7 @@ def _set_axes(model: Any, axes: Any) -> None:
         model.model.rope_deltas = axes
 
 
-@contextmanager
+@block
 def chat(
     lab: Lab,
     image: ImageOrVideo | Sequence[ImageOrVideo],
@@ -222,7 +232,7 @@ def chat(
     images = read_shown(at_least_one("image", image))
     with one_at_a_time(lab.model):
         inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
-        with attached(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
+        with attach(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
             talk = Chat(lab, images, trace, chosen.label, str(budget))
             try:
                 yield talk

@@ -14,7 +14,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
+from illava_lab.blocks import gradients_kept
 from illava_lab.errors import LabError
+from illava_lab.hooks.attach import attach
+from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_shape, check_takes_videos
 from illava_lab.models.video import ImageOrVideo, Video
@@ -26,7 +29,6 @@ from illava_lab.session.asked import as_list, at_least_one, check_count, check_e
 from illava_lab.session.generation import ALWAYS, check_defaults
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, positions_of
-from illava_lab.session.turns import attached, one_at_a_time
 from illava_lab.session.words import plain
 
 
@@ -135,7 +137,8 @@ class Lab:
     def _generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **kwargs: Any) -> Tensor:
         self._check(inputs, max_new_tokens)
         kwargs = {**ALWAYS, "do_sample": False, "return_dict_in_generate": False, **kwargs}
-        return self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
+        with gradients_kept():
+            return self.model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
 
     def _check(self, inputs: dict[str, Tensor], max_new_tokens: int) -> None:
         check_defaults(self.model)
@@ -180,7 +183,7 @@ class Lab:
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         inputs, clock = self.inputs([at_least_one("image", image)], [question]), _Clock()
         self._check(inputs, max_new_tokens)
-        with attached(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
+        with attach(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
             start = time.perf_counter()
             generated = self._generate(inputs, max_new_tokens, streamer=clock)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt

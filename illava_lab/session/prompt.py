@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from illava_lab.blocks import inference_mode
+from illava_lab.hooks.attach import attach
+from illava_lab.hooks.changes import before_forward
 from illava_lab.method.registry import get_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.budget import Budget
 from illava_lab.schedules.schedule import Schedule
-from illava_lab.session.turns import attached
 
 Inputs = dict[str, Tensor]
 
 
-@torch.inference_mode()
 def prefill(model: nn.Module, inputs: Inputs) -> Any:
     """The forward pass that `generate` starts with: fills a cache, computes the logits of the last position only."""
-    return model(**inputs, use_cache=True, logits_to_keep=1)
+    with inference_mode():
+        return model(**inputs, use_cache=True, logits_to_keep=1)
 
 
 class _Encoded(Exception):
     """The prompt has come to the language model, and that is enough."""
 
 
-@torch.inference_mode()
 def layouts(model: nn.Module, inputs: Inputs) -> list[Layout]:
     """What the first prompt shows: its images and videos in order. Runs the encoder, but not the language model."""
 
     def stop(*_: Any) -> None:
         raise _Encoded
 
-    with attached(model, get_strategy("none")(), Schedule()) as trace:
-        handle = describe(model).language_model.register_forward_pre_hook(stop)
-        try:
-            prefill(model, inputs)
-        except _Encoded:
-            pass
-        finally:
-            handle.remove()
+    stopped = before_forward(describe(model).language_model, stop)
+    with attach(model, get_strategy("none")(), Schedule()) as trace, suppress(_Encoded), stopped:
+        prefill(model, inputs)
     return [trace.layout(image) for image in range(trace.images_per_row[0])] if trace.images_per_row else []
 
 

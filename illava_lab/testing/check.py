@@ -101,6 +101,8 @@ def check_strategy(strategy: AnyStrategy, *, raises: bool = True, only: str | No
 
 def check_strategies(strategies: Iterable[AnyStrategy], *, raises: bool = True, only: str | None = None) -> Report:
     """`check_strategy` for several, in one report."""
+    if not isinstance(raises, bool):
+        raise LabError(f"raises must be True or False, got {raises!r}")
     if only is not None:
         one_of("only", only, tuple(PROMISES))
     promises = [promise for name, promise in PROMISES.items() if only in (None, name)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from illava_lab.errors import reason, spelled
 from illava_lab.testing.cases import Case
 
 Outcome = Literal["passed", "broken", "not applicable"]
@@ -43,19 +44,26 @@ class Promise:
     def result(self, subject: Any) -> Result:
         """Passed, broken with the first case that breaks it, or not applicable; `subject` is a `subject.Subject`."""
         answer = (subject.label, self.name, self.says)
-        asked, reason = 0, "there is no such case in the stages of this strategy"
-        for case in self.cases(subject):
-            try:
-                wrong = self.check(subject, case)
-            except Elsewhere as elsewhere:
-                reason = str(elsewhere)
-                continue
-            except Broken as broken:
-                wrong = str(broken)
-            asked += 1
-            if wrong:
-                return Result(*answer, "broken", wrong, str(case) if isinstance(case, Case) else "")
-        return Result(*answer, "passed") if asked else Result(*answer, "not applicable", reason)
+        asked, why = 0, "there is no such case in the stages of this strategy"
+        case = None
+        try:
+            for case in self.cases(subject):
+                try:
+                    wrong = self.check(subject, case)
+                except Elsewhere as elsewhere:
+                    why = str(elsewhere)
+                    continue
+                except Broken as broken:
+                    wrong = str(broken)
+                asked += 1
+                if wrong:
+                    return Result(*answer, "broken", spelled(wrong), str(case) if isinstance(case, Case) else "")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's strategy may fail in any way, wherever it is looked at
+            told = f"looking at it fails with {reason(error)}"
+            return Result(*answer, "broken", told, str(case) if isinstance(case, Case) else "")
+        return Result(*answer, "passed") if asked else Result(*answer, "not applicable", spelled(why))
 
 
 PROMISES: dict[str, Promise] = {}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason, spelled
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import STAGES, Stage, Tokens
@@ -22,6 +22,10 @@ from illava_lab.testing.examples import NotHere
 from illava_lab.testing.faults import malformed, wrong_anchors, wrong_edges
 from illava_lab.testing.promise import PROMISES, Broken, Elsewhere
 from illava_lab.testing.tensors import squarest_grid
+
+
+class Escaped(Exception):
+    """What is no `Exception` came out of a strategy; says what."""
 
 
 class Subject:
@@ -34,7 +38,12 @@ class Subject:
     @property
     def label(self) -> str:
         """The name, and the settings that are not the defaults."""
-        return str(self.strategy.label or self.cls.__name__)
+        try:
+            return spelled(str(self.strategy.label or self.cls.__name__))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a setting, say, that cannot be printed: a promise reports it
+            return self.cls.__name__
 
     # ---- cases
     @cached_property
@@ -91,7 +100,12 @@ class Subject:
     def ask(self, tokens: Tokens, keep: int) -> Any:
         """What the strategy returns, with the global random numbers always in the same state."""
         with random_state(0):
-            return self.strategy.map(tokens, keep)
+            try:
+                return self.strategy.map(tokens, keep)
+            except (Exception, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # such as sys.exit: no reason for the check to end, and with status 0
+                raise Escaped(reason(error)) from error
 
     def map(self, case: Case, tokens: Tokens | None = None, here: bool = False) -> TokenMap:
         """A map that can be read: tensors that fit together, indices in range.
@@ -158,10 +172,9 @@ def drawn() -> tuple[Any, ...]:
 
 
 def crash(error: Exception) -> str:
-    text = " ".join(str(error).split())
     if isinstance(error, LabError):
-        return f"map refuses what it must handle: {text}"
-    return f"map fails with {type(error).__name__}: {text[:200]}"
+        return f"map refuses what it must handle: {reason(error)}"
+    return f"map fails with {error if isinstance(error, Escaped) else reason(error)[:200]}"
 
 
 def once(subject: Subject) -> list[None]:

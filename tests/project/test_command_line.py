@@ -154,6 +154,37 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(picture: Path, tmp_path: Pa
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nillava-lab: interrupted\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("way", ["module", "script"])
+@pytest.mark.parametrize("module", ["lazy_loader", "illava_lab.__main__", "argparse", "illava_lab.arguments"])
+def test_ctrl_c_before_anything_is_loaded_is_one_line(tmp_path: Path, module: str, way: str) -> None:
+    """From the first module of the lab on; what comes before is Python's own start."""
+    planted = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r} and "illava_lab" in sys.modules:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, Interrupt())
+"""
+    (tmp_path / "sitecustomize.py").write_text(planted)
+    script = tmp_path / "illava-lab"
+    script.write_text("import sys\nfrom illava_lab.__main__ import main\nsys.exit(main())\n")
+    words = ["-m", "illava_lab"] if way == "module" else [script]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(il.__file__).parents[1])])}
+    command = [sys.executable, *map(str, words), "check", "illava"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nillava-lab: interrupted\n")
+
+
+def test_others_who_import_the_lab_keep_their_ctrl_c() -> None:
+    code = "import signal, illava_lab; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.slow
 def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
     sample = load_task("test").samples.iloc[0]
