@@ -48,6 +48,7 @@ class Layout:
     boxes: Tensor
     parts: int = 1
     _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict)
+    _tiled: dict[int, Layout] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -99,6 +100,15 @@ class Layout:
         for part in (self.source, self.weight, self.boxes):
             content.update(part.contiguous().cpu().numpy().tobytes())
         return self.patches, self.grid, self.parts, content.digest()
+
+    def tiled(self, count: int) -> Layout:
+        """Of `count` tiles that lie one after another in the prompt; made once."""
+        if count not in self._tiled:
+            rows, height, width = self.patches
+            source = torch.cat([self.source + i * len(self.boxes) for i in range(count)])
+            weight, boxes = self.weight.repeat(count, 1), self.boxes.repeat(count, 1)
+            self._tiled[count] = Layout((count * rows, height, width), source, weight, None, boxes)
+        return self._tiled[count]
 
     def left(self, kept: float) -> int:
         """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""

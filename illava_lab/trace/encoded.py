@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,14 +131,7 @@ def join_tiles(tiles: list[EncodedImage]) -> EncodedImage:
 
     Boxes are those in the tiles: a model is not told where in the picture a tile was cut out.
     """
-    count, (rows, height, width) = len(tiles), tiles[0].layout.patches
-    if count == 1:
-        return tiles[0]
-    layout = tiles[0].layout
-    # With numpy: this is the host's, also where tensors that are made have no values.
-    source = torch.from_numpy(np.concatenate([layout.source.numpy() + i * len(layout.boxes) for i in range(count)]))
-    weight, boxes = (torch.from_numpy(np.tile(x.numpy(), (count, 1))) for x in (layout.weight, layout.boxes))
-    return join(tiles, Layout((count * rows, height, width), source, weight, None, boxes))
+    return tiles[0] if len(tiles) == 1 else join(tiles, tiles[0].layout.tiled(len(tiles)))
 
 
 def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:
