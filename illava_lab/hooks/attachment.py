@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from illava_lab.errors import LabError
 from illava_lab.method.blocks import block
@@ -14,9 +14,6 @@ from illava_lab.models.families import Anatomy
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace
-
-if TYPE_CHECKING:  # it needs attachments itself
-    from illava_lab.hooks.graphs.store import Graphs
 
 Positions = Literal["original", "packed"]
 LAYOUTS = 256  # a conversation shows a few sizes of pictures, a data set many
@@ -60,7 +57,7 @@ class Attachment:
     schedule: Plan
     positions: Positions
     trace: Trace
-    graphs: Graphs | None = None
+    graphs: Any = None  # a `Graphs`, which is of a room that knows attachments
     running: Running = field(default_factory=Running)
     closed: bool = False
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)

@@ -43,7 +43,7 @@ def host_made(make: Callable[P, tuple[Made, ...]]) -> Callable[Concatenate[Tenso
     @wraps(make)
     def made_for(like: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if type(like) is not Tensor:  # a tensor without values, of a compiler: what is made for it serves no other
-            return on(like.device, *args)
+            return brought(lambda: on(like.device, *args))
         if not torch.is_inference_mode_enabled():
             return brought(lambda: kept(like.device, *args))
         with inference_mode(False):  # what is made in that mode could not be used outside of it

@@ -17,6 +17,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Layout:
     boxes: Tensor
     parts: int = 1
     _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict)
+    _tiled: dict[int, Layout] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -54,9 +56,13 @@ class Layout:
         return self.source.shape[0]
 
     @cached_property
+    def _empty(self) -> np.ndarray:  # on the host, also where tensors that are made have no values
+        return np.asarray(self.weight.numpy().sum(1) == 0)
+
+    @cached_property
     def marker(self) -> Tensor:
         """(S,) bool: placeholders that stand for no patch (newlines)."""
-        return self.weight.sum(1) == 0
+        return torch.from_numpy(self._empty)
 
     @cached_property
     def place(self) -> Tensor:
@@ -66,7 +72,7 @@ class Layout:
     @cached_property
     def tokens(self) -> int:
         """Visual tokens before any reduction: placeholders without markers."""
-        return int((~self.marker).sum())
+        return int((~self._empty).sum())
 
     @property
     def has_markers(self) -> bool:
@@ -94,6 +100,15 @@ class Layout:
         for part in (self.source, self.weight, self.boxes):
             content.update(part.contiguous().cpu().numpy().tobytes())
         return self.patches, self.grid, self.parts, content.digest()
+
+    def tiled(self, count: int) -> Layout:
+        """Of `count` tiles that lie one after another in the prompt; made once."""
+        if count not in self._tiled:
+            rows, height, width = self.patches
+            source = torch.cat([self.source + i * len(self.boxes) for i in range(count)])
+            weight, boxes = self.weight.repeat(count, 1), self.boxes.repeat(count, 1)
+            self._tiled[count] = Layout((count * rows, height, width), source, weight, None, boxes)
+        return self._tiled[count]
 
     def left(self, kept: float) -> int:
         """Visual tokens that are expected when a fraction of the patches survived; see `survive`."""

@@ -131,13 +131,7 @@ def join_tiles(tiles: list[EncodedImage]) -> EncodedImage:
 
     Boxes are those in the tiles: a model is not told where in the picture a tile was cut out.
     """
-    count, (rows, height, width) = len(tiles), tiles[0].layout.patches
-    if count == 1:
-        return tiles[0]
-    layout = tiles[0].layout
-    source = torch.cat([layout.source + i * len(layout.boxes) for i in range(count)])
-    weight, boxes = layout.weight.repeat(count, 1), layout.boxes.repeat(count, 1)
-    return join(tiles, Layout((count * rows, height, width), source, weight, None, boxes))
+    return tiles[0] if len(tiles) == 1 else join(tiles, tiles[0].layout.tiled(len(tiles)))
 
 
 def survive(layout: Layout, alive: Tensor, kept: float) -> Tensor:

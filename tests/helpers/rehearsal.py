@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from illava_lab.hooks.graphs import store
 from illava_lab.hooks.graphs.recorder import Recording
@@ -81,3 +83,36 @@ def rehearsing(recorder: Any = None) -> Iterator[Any]:
     finally:
         del store.RECORDERS["cpu"]
         store._stores.clear()
+
+
+class Proved(Exception):
+    """What was to be captured ran without a value."""
+
+
+class WithoutValues:
+    """Runs what is to be captured on tensors without values: who asks for one is named.
+
+    Attributes:
+        proved: how often that went well; failures: what asked for a value, with the line of ours that did.
+    """
+
+    def __init__(self) -> None:
+        self.proved = 0
+        self.failures: list[str] = []
+
+    def pool(self) -> None:
+        return None
+
+    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
+        with noting() as brought:
+            run()
+        try:
+            with handing_out(brought), FakeTensorMode(allow_non_fake_inputs=True):
+                run()
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "site-packages" not in frame.filename]
+            self.failures.append(f"{ours[-1].filename}:{ours[-1].lineno}: {ours[-1].line} ({type(error).__name__})")
+            raise
+        self.proved += 1
+        raise Proved

@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from illava_lab.hooks.llm.cache import Segment
-from illava_lab.method.few_sums import Sums
-from illava_lab.method.token_map import TokenMap
-from illava_lab.trace.step import Step
-
-_PARTS = (Step, TokenMap, Sums, Segment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +19,7 @@ class Packed:
     """Something that holds tensors, and their values one after another, for each dtype.
 
     Attributes:
-        value: made of tensors, numbers, lists, tuples, steps, maps and segments.
+        value: made of tensors, numbers, lists, tuples and dataclasses of these.
         tensors: those in it, for each dtype; flat: the values of these.
     """
 
@@ -69,7 +62,7 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any
         return change(value)
     if isinstance(value, (list, tuple)):
         return type(value)(_with(part, change, done) for part in value)
-    if isinstance(value, _PARTS):
+    if is_dataclass(value) and not isinstance(value, type):
         out = copy.copy(value)
         out.__dict__.update({name: _with(part, change, done) for name, part in vars(value).items()})
         return out

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
-from illava_lab.hooks.graphs.decode import captured_decode
-from illava_lab.hooks.graphs.prefill import captured_prefill
 from illava_lab.hooks.llm.cache import CacheState, bind, state_of
 from illava_lab.hooks.llm.call import Call
+from illava_lab.hooks.llm.captured_decode import captured_decode
+from illava_lab.hooks.llm.captured_prefill import captured_prefill
 from illava_lab.hooks.llm.decode import Decode
 from illava_lab.hooks.llm.prefill import Prefill
 from illava_lab.hooks.tap import TappedConfig

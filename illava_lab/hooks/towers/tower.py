@@ -18,8 +18,8 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
 from illava_lab.hooks.encoding import Encoding, TowerCall
-from illava_lab.hooks.graphs.tower import captured_tower
 from illava_lab.hooks.tap import TappedConfig
+from illava_lab.hooks.towers.captured import captured_tower
 
 
 class Form(TowerCall, Protocol):
