@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from illava_lab.models.families import Anatomy
 GRAPHS = 24  # at most so many of a model
 MEMORY_SHARE = 0.2  # of the device's memory, for all of them and the buffers of caches
 SEEN = 256
+TIMES = 3  # so often is one captured that had to go, unless the model has changed
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Graphs:
         self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._refused: dict[Hashable, str] = {}
+        self._times: Counter[Hashable] = Counter()  # how often each was captured
         self.notes: set[Hashable] = set()  # what was learned about strategies
         self._fingerprint: Any = None
         self._grown, self._pool = 0, self.recorder.pool()
@@ -94,6 +96,7 @@ class Graphs:
         if now != self._fingerprint:
             self._forget_graphs()
             self._refused.clear()
+            self._times.clear()
             self._fingerprint = now
 
     def _captured(
@@ -132,6 +135,10 @@ class Graphs:
         if recording.size > self.most:
             self._forget_graphs()
             self._refuse(key, f"it needs {recording.size / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed")
+            return None
+        self._times[key] += 1
+        if self._times[key] > TIMES:
+            self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
             return None
         self._grown += recording.size
         captured = self._kept[key] = Captured(own, recording, about)

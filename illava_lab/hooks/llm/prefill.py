@@ -74,7 +74,9 @@ class Prefill:
         """Drop what the encoder removed, and padding with it; the arguments of the language model."""
         gone = [image.encoded.layout.tokens - image.encoded.tokens for image in self.images]
         if not any(gone):
-            return kwargs
+            # Nobody need look at a mask that hides nothing; without a cache it says that a row is one prompt.
+            whole = self.prompt.valid.all() and kwargs.get("past_key_values") is not None
+            return {**kwargs, "attention_mask": None} if whole else kwargs
         sequence, left = self.sequence, torch.cat([image.left_on(hidden.device) for image in self.images])
         present = sequence.present.view(-1).index_put((sequence.flat(self.images),), left.to(torch.int8))
         order = sequence.shorten(present.view(len(hidden), -1), [image.row for image in self.images], gone)

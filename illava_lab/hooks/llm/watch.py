@@ -36,14 +36,23 @@ class Watch:
         if COUNTS_PLACEHOLDERS:
             changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
 
-    def _placeholders(self, original: Callable, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    def _placeholders(
+        self, original: Callable, input_ids: Tensor | None, inputs_embeds: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         """Placeholders are counted on the host, where they are known: to ask the device is to wait for the tower."""
         call = self.attachment.running.call
         prompt = None if call is None else call.prompt
         known = None if prompt is None else prompt.ids
-        if known is not None and input_ids is not None and known.shape == tuple(input_ids.shape):
-            input_ids = torch.from_numpy(known)
-        return original(input_ids, *args, **kwargs)
+        if known is None or input_ids is None or known.shape != tuple(input_ids.shape):
+            return original(input_ids, inputs_embeds, *args, **kwargs)
+        sized = torch.empty((), dtype=inputs_embeds.dtype).expand(
+            inputs_embeds.shape
+        )  # on the host, of no size
+        masks = original(torch.from_numpy(known), sized, *args, **kwargs)
+        device = inputs_embeds.device
+        if isinstance(masks, tuple):
+            return tuple(mask.to(device, non_blocking=True) for mask in masks)
+        return masks.to(device, non_blocking=True)
 
     def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """What decides about a reduction is the prompt, and not what was drafted or generated behind it."""
