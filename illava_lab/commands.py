@@ -250,8 +250,7 @@ def _load(options: Namespace) -> Lab:
         quantize=options.quantize,
         revision=options.revision,
     )
-    kind = lab.model.device.type
-    if getattr(options, "graphs", False) and kind != "cuda":
+    if getattr(options, "graphs", False) and (kind := lab.model.device.type) != "cuda":
         _note(f"--graphs changes nothing on a {kind} device, only on cuda")
     return lab
 
