@@ -119,6 +119,7 @@ def _parser() -> _Parser:
     ask.add_argument("question", metavar="QUESTION")
     _add_one_method(ask)
     _add_frames(ask)
+    _add_graphs(ask)
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
 
@@ -137,6 +138,7 @@ def _parser() -> _Parser:
         "--batch-size", type=typed.count, default=8, metavar="N", help="questions at once (default: 8)"
     )
     compare.add_argument("--no-timing", action="store_true", help="leave out the measurement of time")
+    _add_graphs(compare)
     _add_out(compare)
     _add_model(compare)
 
@@ -165,7 +167,7 @@ def _parser() -> _Parser:
     bench.add_argument(
         "--largest-batch", type=typed.count, metavar="N", help="look for the largest batch that fits on CUDA, up to N"
     )
-    bench.add_argument("--graphs", action="store_true", help="with captured CUDA graphs")
+    _add_graphs(bench)
     bench.add_argument(
         "--rounds", type=typed.count, default=5, metavar="N", help="how often each row is timed (default: 5)"
     )
@@ -241,6 +243,10 @@ def _add_methods(parser: _Parser, strategies: list[str], keep: str) -> None:
         help="budgets: layer to fraction or number of tokens kept, such as "
         """'{"encoder": {"3": 0.8}, "llm": {"2": 0.5}}', or a list of those in [ ]""",
     )  # fmt: skip
+
+
+def _add_graphs(parser: _Parser) -> None:
+    parser.add_argument("--graphs", action="store_true", help="with captured graphs, where there is a CUDA device")
 
 
 def _add_frames(parser: _Parser) -> None:

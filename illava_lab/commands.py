@@ -38,6 +38,7 @@ def ask(options: Namespace) -> int:
         flops=options.flops,
         preset=options.preset,
         schedule=None if options.schedule is None else Schedule(**options.schedule),
+        graphs=options.graphs,
     )
     print(answer.text)
     if answer.strategy != "none":
@@ -84,6 +85,7 @@ def compare(options: Namespace) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
         timing=not options.no_timing,
+        graphs=options.graphs,
         out=options.out,
         progress=first and sys.stderr.isatty(),
     )
@@ -240,7 +242,7 @@ def _load(options: Namespace) -> Lab:
     from illava_lab.session.load import load
 
     _quiet()
-    return load(
+    lab = load(
         options.model,
         device=options.device,
         dtype=options.dtype,
@@ -248,6 +250,10 @@ def _load(options: Namespace) -> Lab:
         quantize=options.quantize,
         revision=options.revision,
     )
+    kind = lab.model.device.type
+    if getattr(options, "graphs", False) and kind != "cuda":
+        _note(f"--graphs changes nothing on a {kind} device, only on cuda")
+    return lab
 
 
 def _quiet() -> None:

@@ -62,6 +62,7 @@ def compare(
     seed: int = 0,
     batch_size: int = 8,
     timing: bool = True,
+    graphs: bool = False,
     out: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -82,6 +83,7 @@ def compare(
         seed: of the bootstrap, and of strategies that have a `seed` and are not given as instances.
         batch_size: questions per batch, for the answers and for the timings.
         timing: False leaves the columns of time empty (NaN).
+        graphs: on CUDA, with captured graphs; see `il.attach`.
         out: folder for `table.csv` and `run.jsonl` (every finished row with its answers). The same call goes on where
             an earlier one was stopped; a row is measured again only if it failed or the code that computed it changed,
             which a line on stderr and `il.summary` say. Code is what is loaded: the strategy with what it refers to,
@@ -104,7 +106,7 @@ def compare(
     seed, batch_size = int(seed), check_count("batch_size", batch_size)
     limit = None if limit is None else check_count("limit", limit)
     check_out(out)
-    for name, value in (("timing", timing), ("progress", progress)):
+    for name, value in (("timing", timing), ("graphs", graphs), ("progress", progress)):
         check_flag(name, value)
     task = (task if isinstance(task, Task) else load_task(task)).limited(limit)
     task.check_images()
@@ -117,6 +119,7 @@ def compare(
     log, done = None, {}
     if out is not None and distributed.is_first():
         given = {"task": task.name, "limit": limit, "seed": seed, "batch_size": batch_size, "timing": timing}
+        given |= {"graphs": graphs}
         settings = model_settings(lab) | given | {"questions": task.digest()}
         log = RunLog(Path(out), settings, "a comparison", {row.label: row for row in plan})
         done = {row.label: entry for row in plan if (entry := log.finished(row.label, row))}
@@ -124,7 +127,7 @@ def compare(
     todo = [row for row in plan if row.label not in done]
 
     timed = timing and todo and distributed.is_first()
-    speeds = _speeds(lab, task, plan, todo, batch_size, progress) if timed else {}
+    speeds = _speeds(lab, task, plan, todo, batch_size, graphs, progress) if timed else {}
     finished = {label: entry["row"] for label, entry in done.items()}
     rights = {label: np.array(entry["right"]) for label, entry in done.items()}
     runs = sum(isinstance(row.schedule, Schedule) for row in todo)
@@ -133,7 +136,7 @@ def compare(
             bar.set_postfix_str(row.label)
             right, answers = None, None
             try:
-                values, answers = _measure(lab, task, row, batch_size, bar)
+                values, answers = _measure(lab, task, row, batch_size, graphs, bar)
                 right = rights[row.label] = correct(answers, task)
                 values |= _ratios(speeds, row) | _accuracy(right, rights[plan[0].label], task, seed) | {"status": "ok"}
             except Exception as error:  # a stranger's strategy may fail in any way; the others go on
@@ -168,18 +171,20 @@ def _prompt(lab: Lab, task: Task) -> tuple[int, list[Layout]]:
 
 
 def _speeds(
-    lab: Lab, task: Task, plan: list[Row], todo: list[Row], batch_size: int, progress: bool
+    lab: Lab, task: Task, plan: list[Row], todo: list[Row], batch_size: int, graphs: bool, progress: bool
 ) -> dict[str, measure.Speed | Exception]:
     """Times of the rows to do, side by side with the baseline, on the first question repeated to a batch."""
     timed = [row for row in plan if row.name == BASELINE or (row in todo and isinstance(row.schedule, Schedule))]
     inputs, rounds = _first(lab, task, batch_size), 5
     with _bar(len(timed) * (rounds + 1), "timing", "run", progress) as bar:
         configurations = [(row.strategy, row.planned) for row in timed]
-        speeds = measure.speeds(lab.model, inputs, configurations, rounds=rounds, done=bar.update)
+        speeds = measure.speeds(lab.model, inputs, configurations, rounds=rounds, graphs=graphs, done=bar.update)
     return {row.label: speed for row, speed in zip(timed, speeds, strict=True)}
 
 
-def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tuple[dict[str, Any], list[str]]:
+def _measure(
+    lab: Lab, task: Task, row: Row, batch_size: int, graphs: bool, bar: tqdm
+) -> tuple[dict[str, Any], list[str]]:
     """What the first question costs, and the answers to all, each process having answered its share."""
     schedule = row.planned
     failure, values, own = None, {}, []
@@ -187,7 +192,7 @@ def _measure(lab: Lab, task: Task, row: Row, batch_size: int, bar: tqdm) -> tupl
     starts = distributed.share(range(0, len(task), batch_size))
     try:
         values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
-        with attach(lab.model, row.strategy, schedule):
+        with attach(lab.model, row.strategy, schedule, graphs=graphs):
             own = predict(lab, task, batch_size, bar.update, starts)
     except Exception as error:
         failure = error

@@ -20,7 +20,7 @@ from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.asked import at_least_one, check_count, check_question
+from illava_lab.session.asked import at_least_one, check_count, check_flag, check_question
 from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
 from illava_lab.session.lab import Lab, check_lab, read_shown
 from illava_lab.session.prompt import schedule_for
@@ -213,6 +213,7 @@ def chat(
     flops: float | None = None,
     preset: str | None = None,
     schedule: Plan | None = None,
+    graphs: bool = False,
 ) -> Iterator[Chat]:
     """A conversation about an image, or several, with visual tokens reduced.
 
@@ -223,17 +224,19 @@ def chat(
     ...     talk.say("And beside it?").text
 
     Args:
-        strategy, keep, flops, preset, schedule: as for `Lab.ask`; FLOPs are those of a short first question.
+        strategy, keep, flops, preset, schedule, graphs: as for `Lab.ask`; FLOPs are those of a short first question.
 
     Raises:
         LabError: as `Lab.ask`.
     """
     check_lab(lab)
     chosen, budget = choose(strategy, keep, flops, preset, schedule)
+    check_flag("graphs", graphs)
     images = read_shown(at_least_one("image", image))
     with one_at_a_time(lab.model):
         inputs = {} if budget.flops is None else lab.inputs([images], ["?"])
-        with attach(lab.model, chosen, schedule_for(lab.model, chosen, budget, inputs)) as trace:
+        schedule = schedule_for(lab.model, chosen, budget, inputs)
+        with attach(lab.model, chosen, schedule, graphs=graphs) as trace:
             talk = Chat(lab, images, trace, chosen.label, str(budget))
             try:
                 yield talk

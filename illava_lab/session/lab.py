@@ -25,7 +25,7 @@ from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
-from illava_lab.session.asked import as_list, at_least_one, check_count, check_entries, check_question
+from illava_lab.session.asked import as_list, at_least_one, check_count, check_entries, check_flag, check_question
 from illava_lab.session.generation import ALWAYS, check_defaults
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, check_tokens, positions_of
@@ -160,6 +160,7 @@ class Lab:
         preset: str | None = None,
         schedule: Plan | None = None,
         max_new_tokens: int = 64,
+        graphs: bool = False,
     ) -> Answer:
         """Answer one question about an image, a video, or several of them, with visual tokens reduced.
 
@@ -174,6 +175,7 @@ class Lab:
             preset: instead of both, a paper's setting by name, with its strategy; `il.presets` lists them.
             schedule: instead of all of these, exact layers and amounts.
             max_new_tokens: where the answer is cut off.
+            graphs: on CUDA, with captured graphs; see `il.attach`.
 
         Raises:
             LabError: an image that cannot be read, an empty question, an unknown strategy or preset, a budget that is
@@ -182,9 +184,11 @@ class Lab:
         """
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        check_flag("graphs", graphs)
         inputs, clock = self.inputs([at_least_one("image", image)], [question]), _Clock()
         self._check(inputs, max_new_tokens)
-        with attach(self.model, chosen, schedule_for(self.model, chosen, budget, inputs)) as trace:
+        schedule = schedule_for(self.model, chosen, budget, inputs)
+        with attach(self.model, chosen, schedule, graphs=graphs) as trace:
             start = time.perf_counter()
             generated = self._generate(inputs, max_new_tokens, streamer=clock)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt

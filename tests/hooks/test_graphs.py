@@ -12,6 +12,7 @@ from helpers.rehearsal import WithoutValues, rehearsing
 
 import illava_lab as il
 from illava_lab.hooks.graphs import store
+from illava_lab.measuring.tasks import load_task
 
 REDUCTIONS = {
     "none": il.Schedule(),
@@ -147,6 +148,40 @@ def test_what_a_graph_cannot_know_is_computed_plainly():
         for _ in range(3):
             assert torch.equal(generate(model, inputs), wanted)
         assert recorder.replayed > replayed
+
+
+def test_buffers_are_not_used_again_while_somebody_looks_at_them():
+    model, schedule = shared_llava("clip-llama"), REDUCTIONS["fastv"]
+    prompts = [make_inputs([Prompt(1, 8, seed=seed)], "clip-llama") for seed in range(3)]
+    held = []
+    with rehearsing(), il.attach(model, "fastv", schedule, graphs=True):
+        for inputs in (*prompts, *prompts):
+            out = generate(model, inputs, return_dict_in_generate=True)
+            views = [layer.keys for layer in out.past_key_values.layers]
+            held.append((views, [x.clone() for x in views]))
+            del out  # the cache goes, its keys stay
+        (graphs,) = store._stores.values()
+        assert sum(map(len, graphs.slots.values())) > 1
+    assert all(torch.equal(a, b) for views, copies in held for a, b in zip(views, copies, strict=True))
+
+
+def test_a_lab_answers_and_talks_with_graphs():
+    lab = il.load()
+    picture, questions = load_task("test"), ["What color is the circle?", "How many shapes are there?"]
+    image = picture.image(picture.samples["image_id"].iloc[0])
+    wanted = [lab.ask(image, question, "illava", keep=0.5).text for question in questions]
+    with il.chat(lab, image, "illava", keep=0.5) as talk:
+        said = [talk.say(question).text for question in questions]
+    table = il.compare(lab, "fastv", keep=0.5, limit=4, timing=False, progress=False)
+    with rehearsing(), il.chat(lab, image, "illava", keep=0.5, graphs=True) as talk:
+        assert [talk.say(question).text for question in questions] == said
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "graphs=True: it changes nothing")
+        assert [lab.ask(image, question, "illava", keep=0.5, graphs=True).text for question in questions] == wanted
+        same = il.compare(lab, "fastv", keep=0.5, limit=4, timing=False, graphs=True, progress=False)
+    assert same.equals(table)
+    with pytest.raises(il.LabError, match="graphs must be True or False, got 1"):
+        lab.ask(image, questions[0], graphs=1)
 
 
 def test_few_graphs_are_kept(monkeypatch):

@@ -46,11 +46,21 @@ class Slot:
     values: list[Tensor]
     valid: list[Tensor]
     cache: Any = None
+    views: int = 0  # how often storages are referred to, where nobody else does
     held: list[int] = field(default_factory=list)  # tokens of the prompts in each layer
+
+    def __post_init__(self) -> None:
+        self.views = self._referred()
+
+    def _referred(self) -> int:
+        """How often all of these buffers are referred to, views included."""
+        count = torch._C._storage_Use_Count
+        return sum(count(x.untyped_storage()._cdata) for x in (*self.keys, *self.values))
 
     @property
     def free(self) -> bool:
-        return self.cache is None or self.cache() is None
+        """Whether the cache is gone, and with it all views of these buffers, which a fork of it may still have."""
+        return self.cache is None or (self.cache() is None and self._referred() == self.views)
 
     def holds(self, cache: Any) -> bool:
         """Whether all keys and values of a cache are views of these buffers, with equally many tokens generated."""

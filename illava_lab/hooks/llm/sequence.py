@@ -11,7 +11,14 @@ from torch import Tensor
 
 from illava_lab.hooks.llm.prompt import PlacedImage, Prompt
 from illava_lab.method.brought import upload
+from illava_lab.method.host_made import host_made
 from illava_lab.method.rows import row_index
+
+
+@host_made
+def _flags() -> tuple[Tensor, Tensor]:
+    """Gone, and there."""
+    return torch.zeros((), dtype=torch.int8), torch.ones((), dtype=torch.int8)
 
 
 class Sequence:
@@ -41,15 +48,13 @@ class Sequence:
         self._present = upload(prompt.taken.astype(np.int8), device) if self._padded else None
         self._slots: Tensor | None = None
         self.row = row_index(hidden)
-        self._gone = torch.zeros((), dtype=torch.int8, device=device)
-        self._there = torch.ones((), dtype=torch.int8, device=device)
         self.valid = None if prompt.valid.all() else upload(prompt.valid, device)
 
     def to(self, device: torch.device) -> None:
         """Go on where the layers go on."""
         if device != self.device:
             self.device = device
-            for name in ("row", "_gone", "_there", "_present", "_slots", "valid"):
+            for name in ("row", "_present", "_slots", "valid", "filler"):
                 value = getattr(self, name)
                 setattr(self, name, None if value is None else value.to(device))
 
@@ -67,11 +72,11 @@ class Sequence:
 
     def without(self, present: Tensor, row: Tensor, at: Tensor) -> Tensor:
         """`present` without some tokens."""
-        return present.index_put((row, at), self._gone)
+        return present.index_put((row, at), _flags(present)[0])
 
     def with_(self, present: Tensor, row: Tensor, at: Tensor) -> Tensor:
         """`present` with some tokens."""
-        return present.index_put((row, at), self._there)
+        return present.index_put((row, at), _flags(present)[1])
 
     def shorten(self, present: Tensor, rows: list[int], gone: list[int]) -> Tensor:
         """Go on with fewer tokens, and with no more padding than the longest prompt leaves.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,10 +46,9 @@ class Watch:
         known = None if prompt is None else prompt.ids
         if known is None or input_ids is None or known.shape != tuple(input_ids.shape):
             return original(input_ids, inputs_embeds, *args, **kwargs)
-        sized = torch.empty((), dtype=inputs_embeds.dtype).expand(
-            inputs_embeds.shape
-        )  # on the host, of no size
-        masks = original(torch.from_numpy(known), sized, *args, **kwargs)
+        shape = tuple(inputs_embeds.shape)  # of which one number is held, on the host
+        states = torch.from_numpy(np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), shape, (0,) * len(shape)))
+        masks = original(torch.from_numpy(known), states, *args, **kwargs)
         device = inputs_embeds.device
         if isinstance(masks, tuple):
             return tuple(mask.to(device, non_blocking=True) for mask in masks)
