@@ -1,9 +1,14 @@
 """Write results/gpu/summary.txt, which the page on speed shows: `python results/make_gpu.py`.
 
 It is made from the tables in results/gpu. `benchmarks/gpu.py` writes these: NAME.csv and NAME.json, with "-graphs"
-behind the name for captured graphs. Those in results/gpu/before were taken on 2026-11-27 by a script that called
-`bench(...)` on an earlier commit, before the core was rewritten; nothing in them was changed but the names of the
-files. results/gpu/before/host_and_device.txt has lines of what else was printed that day.
+behind the name for captured graphs. Those of 2026-11-27 were taken by a script (the "third.py" of their `command`) that
+called the `_measure` of benchmarks/gpu.py with fewer presets and rounds, as there were only minutes of the GPU.
+`python benchmarks/gpu.py --rows 'llava-1.5-7b-*' --graphs` and the like repeat them.
+results/gpu/host_and_device.txt has lines that another script printed that day, of a commit some minutes older.
+
+Those in results/gpu/before were taken on the same day by a script that called `bench(...)` on an earlier commit, before
+the core was rewritten; nothing in them was changed but the names of the files.
+results/gpu/before/host_and_device.txt has lines of what else was printed then.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ TITLES = {
     "qwen2-vl-7b": "Qwen2-VL-7B, one large picture",
 }
 GRAPHS = "-graphs"
+SCRIPT = "gpu.py"
 
 
 def summary(folder: Path) -> str:
@@ -48,19 +54,33 @@ def summary(folder: Path) -> str:
     for heading, place, names in parts:
         tables = [table(place, name) for title in TITLES for name in names if name.removesuffix(GRAPHS) == title]
         if tables:
-            out.append(f"{heading}\n{'=' * len(heading)}\n\n" + "\n\n".join(tables))
+            out.append("\n\n".join([f"{heading}\n{'=' * len(heading)}{_by_another(place, names)}", *tables]))
     return "\n\n\n".join(out) + "\n"
+
+
+def _by_another(folder: Path, names: list[str]) -> str:
+    """A line under the heading where not all tables were written by `benchmarks/gpu.py` itself."""
+    if folder.name == "before" or all(_about(folder, name)["command"].startswith(SCRIPT) for name in names):
+        return ""
+    return (
+        f"\nby a script that called the functions of benchmarks/{SCRIPT} in fewer rounds, as time on the GPU was short"
+    )
+
+
+def _about(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["about"]
 
 
 def table(folder: Path, name: str) -> str:
     """One of them, with the machine."""
-    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["about"]
+    about = _about(folder, name)
     rows = pd.read_csv(folder / f"{name}.csv").reindex(columns=WANTED)
     good = rows[rows["status"] == "ok"]
     machine = ", ".join(about[key] for key in ("device", "dtype", "date"))
     versions = f"torch {about['torch']}, transformers {about['transformers']}, medians of {about['rounds']} rounds"
+    versions += f", im/s after {about['new_tokens']} steps"
     lines = [f"{TITLES[name.removesuffix(GRAPHS)]}: {good['tokens_llm'].iloc[0]:.0f} visual tokens", machine, versions]
-    lines += aligned([*_lines(good, about["new_tokens"])])
+    lines += aligned([*_lines(good)])
     if good["over_hand"].notna().any() or good["prefill_host_ms"].notna().any():
         lines += ["", *aligned([*_apart(good)])]
     return "\n".join(lines)
@@ -70,24 +90,24 @@ ANSWERS = ("images_per_second_1", "images_per_second_16", "images_per_second_128
 APART = ("prefill_host_ms", "prefill_device_ms", "busy_ms", "decode_host_ms", "decode_device_ms")
 WANTED = [
     "strategy", "keep", "flops", "preset", "schedule", "tokens_llm", "prefill_flops", "prefill_ms", "prefill_ratio",
-    "efficiency", "over_hand", "decode_ms", "decode_ratio", *APART, "images_per_second", *ANSWERS, "largest_batch",
-    "peak_bytes", "cache_bytes", "status",
+    "prefill_ratio_low", "prefill_ratio_high", "efficiency", "over_hand", "decode_ms", "decode_ratio", *APART,
+    "images_per_second", *ANSWERS, "largest_batch", "peak_bytes", "cache_bytes", "status",
 ]  # fmt: skip
 
 
-def _lines(good: pd.DataFrame, steps: int) -> Iterator[tuple[str, ...]]:
+def _lines(good: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """Times of the batch, as multiples of the bare model's too; images per second over a prefill and the steps."""
     bare = good.iloc[0]
     yield (
-        "strategy", "budget", "FLOPs", "prefill ms", "x bare", "limit %", "step ms", "x bare", f"im/s, {steps} steps",
-        "peak MB", "x bare", "cache MB",
+        "strategy", "budget", "FLOPs", "prefill ms", "x bare", "limit %", "step ms", "x bare", "im/s", "peak MB",
+        "x bare", "cache MB",
     )  # fmt: skip
     for row in good.itertuples():
         yield (
             *_named(row),
             f"{row.prefill_flops / bare.prefill_flops:.2f}",
             f"{row.prefill_ms:.1f}",
-            _number(row.prefill_ratio, 2),
+            _number(row.prefill_ratio, 2) + f" ±{(row.prefill_ratio_high - row.prefill_ratio_low) / 2:.2f}",
             _number(100 * row.efficiency, 0),
             f"{row.decode_ms:.1f}",
             _number(row.decode_ratio, 2),
@@ -99,12 +119,18 @@ def _lines(good: pd.DataFrame, steps: int) -> Iterator[tuple[str, ...]]:
 
 
 def _apart(good: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    """Prefill over the loop by hand, the time of host and device, whole answers, and the largest batch."""
+    """Prefill over the loop by hand, the time of host and device, whole answers, and the largest batch, if measured."""
     ends = [f"im/s, {name.rpartition('_')[2]} new" for name in ANSWERS]
-    yield ("strategy", "budget", "x hand", "host ms", "device ms", "busy ms", "step host", "device", *ends, "largest")
+    heads = ("x hand", "host ms", "device ms", "busy ms", "step host", "device", *ends, "largest")
+    digits = (2, 1, 1, 1, 1, 1, 2, 2, 2, 0)
+    columns = [
+        (name, head, places)
+        for name, head, places in zip(("over_hand", *APART, *ANSWERS, "largest_batch"), heads, digits, strict=True)
+        if good[name].notna().any()
+    ]
+    yield ("strategy", "budget", *(head for _, head, _ in columns))
     for row in good.itertuples():
-        times = [_number(getattr(row, name), 1) for name in (*APART, *ANSWERS)]
-        yield (*_named(row), _number(row.over_hand, 2), *times, _number(row.largest_batch, 0))
+        yield (*_named(row), *(_number(getattr(row, name), places) for name, _, places in columns))
 
 
 def _named(row: Any) -> tuple[str, str]:
