@@ -10,8 +10,10 @@ is one.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -29,6 +31,7 @@ from fuzz_bench import SECONDS, Bench
 from fuzz_cases import KINDS, Verdict, try_case
 
 PROCESSES = 2
+TELL = 5  # minutes, after which it says how far it is
 FORK = multiprocessing.get_context("fork")  # a child has the labs at once
 
 
@@ -40,6 +43,7 @@ def work(bench: Bench, end: Connection) -> None:
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
+    faulthandler.register(signal.SIGUSR1, file=stack(bench.folder, os.getpid()).open("w"))
     while True:
         kind, seed = end.recv()
         try:
@@ -49,6 +53,11 @@ def work(bench: Bench, end: Connection) -> None:
         end.send(verdict)
 
 
+def stack(folder: Path, process: int) -> Path:
+    """Where a process writes down what it is doing, when it is asked."""
+    return folder / f"stack{process}"
+
+
 class Child:
     """A process, and the case that it is at."""
 
@@ -56,6 +65,7 @@ class Child:
         self.end, theirs = FORK.Pipe()
         self.process = FORK.Process(target=work, args=(bench, theirs), daemon=True)
         self.process.start()
+        self.folder = bench.folder
         theirs.close()
         self.case: tuple[str, int] | None = None
         self.since = 0.0
@@ -79,6 +89,14 @@ class Child:
         busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         return time.monotonic() - self.since > SECONDS * busy
 
+    def doing(self) -> str:
+        """The innermost frames of a process that takes too long."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGUSR1)
+        time.sleep(1)
+        lines = stack(self.folder, self.process.pid).read_text().splitlines()
+        return " < ".join(line.split("File ")[-1].replace('"', "") for line in lines[1:12])
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
@@ -101,6 +119,7 @@ def fuzz(kinds: list[str], seed: int, minutes: float, count: int | None) -> int:
     """
     counted: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     waiting, until, started = cases(kinds, seed, count), time.monotonic() + 60 * minutes, time.monotonic()
+    tell = started + 60 * TELL
     with TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         children: list[Child] = []
@@ -125,6 +144,10 @@ def fuzz(kinds: list[str], seed: int, minutes: float, count: int | None) -> int:
                         more = case is not None
                         if case is not None:
                             child.give(case)
+                if time.monotonic() > tell:
+                    tell += 60 * TELL
+                    done = sum(ends.total() for ends in counted.values())
+                    print(f"... {(time.monotonic() - started) / 60:.0f} minutes, {done:,} cases", flush=True)
                 at_work = [child for child in children if child.case]
                 if not at_work:
                     break
@@ -133,9 +156,10 @@ def fuzz(kinds: list[str], seed: int, minutes: float, count: int | None) -> int:
                     if child.end in ready:
                         settle(child, child.verdict())
                     elif child.late:
+                        told = f"takes more than {time.monotonic() - child.since:.0f} s, at {child.doing()}"
                         child.kill()
-                        settle(child, Verdict("fault", f"takes more than {time.monotonic() - child.since:.0f} s"))
-        except KeyboardInterrupt:
+                        settle(child, Verdict("fault", told))
+        except (KeyboardInterrupt, SystemExit):
             print("stopped", flush=True)
         finally:
             for child in children:
@@ -156,6 +180,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=list(KINDS), action="append", help="only these (default: all)")
     parser.add_argument("--cases", type=int, help="of each kind (default: as many as there is time for)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     return min(1, fuzz(options.kind or list(KINDS), options.seed, options.minutes, options.cases))
 
 
