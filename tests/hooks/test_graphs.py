@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -163,6 +164,32 @@ def test_buffers_are_not_used_again_while_somebody_looks_at_them():
         (graphs,) = store._stores.values()
         assert sum(map(len, graphs.slots.values())) > 1
     assert all(torch.equal(a, b) for views, copies in held for a, b in zip(views, copies, strict=True))
+
+
+def test_a_cropped_cache_does_not_write_over_its_fork():
+    model, schedule = shared_llava("clip-llama"), REDUCTIONS["fastv"]
+    inputs = make_inputs([Prompt(1, 8, seed=3)], "clip-llama")
+
+    def step(cache, token: int, seen: int) -> torch.Tensor:
+        mask = torch.ones((1, inputs["input_ids"].shape[1] + seen), dtype=torch.long)
+        return model(input_ids=torch.tensor([[token]]), attention_mask=mask, past_key_values=cache).logits
+
+    def run() -> torch.Tensor:
+        cache = model(**inputs, use_cache=True).past_key_values
+        for seen in range(1, 5):
+            step(cache, 20 + seen, seen)
+        fork = copy.deepcopy(cache, {id(x): x for layer in cache.layers for x in (layer.keys, layer.values)})
+        cache.crop(-3)
+        for seen in range(2, 5):
+            step(cache, 40 + seen, seen)
+        return step(fork, 30, 5)
+
+    with torch.no_grad(), il.attach(model, "fastv", schedule):
+        wanted = run()
+    with rehearsing() as recorder, torch.no_grad(), il.attach(model, "fastv", schedule, graphs=True):
+        for _ in range(3):
+            assert torch.allclose(run(), wanted, atol=1e-5)
+        assert recorder.replayed > 10
 
 
 def test_a_lab_answers_and_talks_with_graphs():

@@ -50,6 +50,7 @@ class ModelState:
         return (
             tuple(map(Tensor.data_ptr, self._now())),
             self._others(),
+            self.kernels,
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cuda.flash_sdp_enabled(),
             torch.backends.cuda.mem_efficient_sdp_enabled(),

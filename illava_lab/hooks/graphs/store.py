@@ -140,7 +140,7 @@ class Graphs:
         if self._times[key] > TIMES:
             self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
             return None
-        self._grown += recording.size
+        self._grown += recording.size + sum(x.numel() * x.element_size() for x in own)
         captured = self._kept[key] = Captured(own, recording, about)
         self.make_room()
         return captured  # also where all graphs had to go: it still runs once

@@ -7,6 +7,8 @@ with any other; whoever makes it longer another way makes copies, which move in 
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,6 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.graphs.keys import Same
 from illava_lab.hooks.graphs.store import Graphs
 from illava_lab.hooks.llm.cache import CacheState, Segment, state_of
 from illava_lab.hooks.llm.call import Call
@@ -47,6 +48,8 @@ class Slot:
     valid: list[Tensor]
     cache: Any = None
     views: int = 0  # how often storages are referred to, where nobody else does
+    top: int = 0  # most tokens behind the prompts that were ever shown to the cache
+    number: int = field(default_factory=itertools.count().__next__)
     held: list[int] = field(default_factory=list)  # tokens of the prompts in each layer
 
     def __post_init__(self) -> None:
@@ -56,6 +59,12 @@ class Slot:
         """How often all of these buffers are referred to, views included."""
         count = torch._C._storage_Use_Count
         return sum(count(x.untyped_storage()._cdata) for x in (*self.keys, *self.values))
+
+    def _shared(self, cache: Any) -> bool:
+        """Whether somebody beside this cache sees what is in these buffers: a fork of it, or a view."""
+        held = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+        forked = any(sys.getrefcount(x) > 3 for x in held)  # by the layer, by the list, and as an argument
+        return forked or self._referred() > self.views + len(held)
 
     @property
     def free(self) -> bool:
@@ -67,6 +76,8 @@ class Slot:
         if self.cache is None or self.cache() is not cache:
             return False
         more = {layer.keys.shape[2] - held for layer, held in zip(cache.layers, self.held, strict=True)}
+        if min(more) < self.top and self._shared(cache):
+            return False  # it was cropped, and what would be written over is somebody else's, too
         return len(more) == 1 and all(
             layer.keys.data_ptr() == key.data_ptr() and layer.values.data_ptr() == value.data_ptr()
             for layer, key, value in zip(cache.layers, self.keys, self.values, strict=True)
@@ -74,7 +85,7 @@ class Slot:
 
     def take_in(self, cache: Any, state: CacheState) -> None:
         """Move a cache into these buffers."""
-        self.cache, self.held = None, _held(state, len(self.keys))
+        self.cache, self.held, self.top = None, _held(state, len(self.keys)), 0
         for layer, key, value in zip(cache.layers, self.keys, self.values, strict=True):
             length = layer.keys.shape[2]
             key[:, :, :length].copy_(layer.keys)
@@ -88,6 +99,7 @@ class Slot:
 
     def show(self, cache: Any, more: int) -> None:
         """The cache has the prompts, and so many tokens behind them."""
+        self.top = max(self.top, more)
         for layer, key, value, held in zip(cache.layers, self.keys, self.values, self.held, strict=True):
             layer.keys, layer.values = key[:, :, : held + more], value[:, :, : held + more]
 
@@ -152,6 +164,8 @@ def captured_decode(
     """
     graphs, decode, cache = attachment.graphs, call.llm, kwargs.get("past_key_values")
     if graphs is None or args or not _ordinary(decode, kwargs) or torch.is_grad_enabled():
+        return None
+    if graphs.state.kernels[-1] != "sdpa":  # flash attention takes no mask over buffers
         return None
     state = state_of(cache)
     assert state is not None
@@ -262,5 +276,5 @@ def _captured(
         slot.show(cache, count + 1)
         return kind(last_hidden_state=last.clone(), past_key_values=cache)
 
-    key = ("decode", Same(slot), tuple(first), tuple(shift is None for shift in shifts), attachment.positions)
+    key = ("decode", slot.number, tuple(first), tuple(shift is None for shift in shifts), attachment.positions)
     return attachment.graphs.replay(key, inputs, record, take, about=slot)

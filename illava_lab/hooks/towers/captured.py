@@ -64,7 +64,8 @@ def captured_tower(
         form.steps, form.survivors = steps, Survivors(place.shape[1], place.device, lambda: place, lambda: size)
         return kind(**parts), form
 
-    return graphs.replay(_key(attachment, others, args[1:], by_name), [pixels], record, take)
+    key = _key(attachment, others, args[1:], by_name), tuple(read)
+    return graphs.replay(key, [pixels], record, take)
 
 
 def _feature_layers(attachment: Attachment) -> list[int]:
