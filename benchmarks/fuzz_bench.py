@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -59,6 +60,7 @@ class Bench:
         self.bare = structure(self.model)
         self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.tried = 0
+        self.kernels = kernels()
         self.seconds: dict[str, float] = {}  # how long what is to be interrupted takes
         self.last: KeyboardInterrupt | None = None
 
@@ -87,6 +89,12 @@ class Bench:
         off = not torch.is_grad_enabled() or torch.is_inference_mode_enabled()
         torch.set_grad_enabled(True)
         check(not off, "gradients stay switched off")
+        modes = _get_current_dispatch_mode_stack()
+        for mode in reversed(modes):
+            mode.__exit__(None, None, None)
+        check(not modes, f"modes of torch stay on: {modes}")
+        check(kernels() == self.kernels, "kernels of attention stay switched off")
+        check(not hooks_everywhere(), "hooks of all modules stay")
         self.tried += 1
         strategy = STRATEGIES[self.tried % len(STRATEGIES)]
         check(self.answer(strategy) == self.answers[strategy], f"{strategy} answers otherwise than before")
@@ -98,6 +106,17 @@ class Bench:
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
         return path
+
+
+def kernels() -> list[bool]:
+    """Which kernels of attention torch may choose."""
+    return [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")]
+
+
+def hooks_everywhere() -> int:
+    """Hooks that torch has for every module there is."""
+    module = torch.nn.modules.module
+    return len(module._global_forward_hooks) + len(module._global_forward_pre_hooks)
 
 
 def tokens(talk: il.Chat) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring.live_bytes import LiveBytes
+from illava_lab.method.blocks import block, undone
 from illava_lab.method.host_made import forget_host_made
+from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
@@ -53,13 +56,29 @@ def cost(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Schedul
                     cache_bytes=cache_bytes, peak_bytes=peak_bytes)  # fmt: skip
 
 
+SDP = ("flash", "mem_efficient", "math", "cudnn")
+
+
+@block
+def _plain_attention() -> Iterator[None]:
+    """Attention by torch's plain kernel; afterwards, also after an interrupt, the kernels that there were."""
+    on = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in SDP}
+
+    def undo() -> None:
+        for name, was in on.items():
+            getattr(torch.backends.cuda, f"enable_{name}_sdp")(was)
+
+    with undone(undo), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def counted_flops(model: nn.Module, inputs: Inputs) -> int:
     """Floating-point operations of one prefill, under the attached strategy if there is one.
 
     Attention is counted in full, masked places too, by torch's plain kernel: its counter knows no formula for the
     fused one of the CPU and would take that for free.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with _plain_attention(), within(FlopCounterMode(display=False)) as counter:
         prefill(model, inputs)
     return counter.get_total_flops()
 
@@ -72,7 +91,7 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
     device = next(model.parameters()).device
     forget_host_made()
     if device.type != "cuda":
-        with LiveBytes() as live:
+        with within(LiveBytes()) as live:
             return _cache_bytes(prefill(model, inputs)), live.peak
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from illava_lab.method.modes import within
+
 
 class CountOperations(TorchDispatchMode):
     """While open, every operation that reaches the dispatcher is counted by its name, views included.
@@ -29,6 +31,6 @@ class CountOperations(TorchDispatchMode):
 
 def operations(run: Callable[[], Any]) -> Counter[str]:
     """The operations that `run` dispatches, by name. Call it under `torch.no_grad()`: inference mode hides some."""
-    with CountOperations() as counted:
+    with within(CountOperations()) as counted:
         run()
     return counted.count

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
 from illava_lab.models.families import Anatomy, Cells
@@ -39,7 +40,7 @@ def reduction_flops(model: nn.Module, prompt: PromptShape, strategy: Strategy, s
     """FLOPs of scoring and merging at one layer, counted on random tokens."""
     total = 0.0
     for asked in (_in_encoder if stage == "encoder" else _in_llm)(model, prompt, layer):
-        with FlopCounterMode(display=False) as counter:
+        with within(FlopCounterMode(display=False)) as counter:
             strategy.map(asked.tokens, asked.keep).apply(asked.states)
         total += asked.times * counter.get_total_flops()
     return total

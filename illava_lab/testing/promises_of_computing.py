@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from illava_lab.method.modes import within
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
 from illava_lab.testing.cases import Case
@@ -133,7 +134,7 @@ def memory_as_declared(subject: Subject, case: Case) -> str | None:
     largest = []
     for each in (small, case):
         tokens = each.tokens()
-        with _Largest(tokens) as mode:
+        with within(_Largest(tokens)) as mode:
             subject.map(each, tokens)
         largest.append(mode.bytes)
     power, growth = (1 if subject.strategy.memory == "linear" else 2), largest[1] / max(largest[0], 1)

@@ -10,6 +10,7 @@ import torch
 from helpers.attached import structure
 from helpers.interrupts import interrupted
 from helpers.labs import noise, small_lab
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import illava_lab as il
 from illava_lab.hooks.attach import is_attached
@@ -56,6 +57,7 @@ def test_everything_is_as_before(verb: Callable[[], object]) -> None:
         strike = interrupted(at, verb)
         assert strike.struck, at
         assert structure(LAB.model) == bare and not is_attached(LAB.model), at
+        assert not _get_current_dispatch_mode_stack(), at
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), at
     assert verb() == right
     assert all(torch.equal(*pair) for pair in zip(LAB.model.state_dict().values(), weights, strict=True))
