@@ -148,15 +148,16 @@ def interrupts(bench: Bench, seed: int) -> str:
 def _strike(bench: Bench, draw: random.Random, name: str, run: Callable[[], object]) -> str:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     after = draw.uniform(2e-6, 1.1 * bench.seconds[name])
+    done: list[object] = []
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, after)
-            run()
+            done.append(run())
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt as interrupt:
         bench.last = interrupt  # its traceback lives on, as in a notebook
-        return "interrupted"
+        return "ended before" if done else "interrupted"
     return "ended before"
 
 
