@@ -62,7 +62,8 @@ def correct(answers: Sequence[str], task: Task) -> np.ndarray:
     """
     if not isinstance(task, Task):
         raise LabError(f"task must be a Task, such as il.load_task gives, got {type(task).__name__}")
-    texts = isinstance(answers, Sequence) and all(isinstance(answer, str) for answer in answers)
+    listed = isinstance(answers, (Sequence, pd.Series, np.ndarray))
+    texts = listed and all(isinstance(answer, str) for answer in answers)
     if isinstance(answers, str) or not texts or len(answers) != len(task):
         raise LabError(f"answers must be a list of {len(task)}, one for each question of the task, got {answers!r:.80}")
     right = task.samples["answer"]

@@ -15,6 +15,7 @@ PACKAGE = Path(illava_lab.__file__).parent
 STRATEGIES = sorted(path for path in (PACKAGE.parent / "strategies").glob("*.py") if path.name != "__init__.py")
 ASK_FOR_THE_TYPE = {
     "models/families.py",  # the one table of what a model is
+    "models/values.py",  # which numbers a family's configuration must have; asked before any weights
     "models/processors.py",  # which stand-in a family's processor needs; asked of a configuration, before any weights
 }
 

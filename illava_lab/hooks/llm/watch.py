@@ -32,7 +32,9 @@ class Watch:
     def install(self, changes: Changes) -> None:
         """Hook the model and the module that joins images and text."""
         changes.method(self.anatomy.base, "forward", self._forward)
-        if (self.reduces or self.attachment.graphs is not None) and hasattr(self.model, "generate"):
+        if not self.reduces and self.attachment.graphs is None:
+            return
+        if hasattr(self.model, "generate"):
             changes.method(self.model, "generate", self._generate)
         if COUNTS_PLACEHOLDERS:
             changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
