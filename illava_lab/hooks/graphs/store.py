@@ -117,6 +117,9 @@ class Graphs:
             if len(self._seen) > SEEN:
                 self._seen.popitem(last=False)
             return None
+        if self._times[key] >= TIMES:
+            self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
+            return None
         try:
             with torch.inference_mode(False), torch.no_grad():
                 own = [x.clone() for x in inputs]  # that may be written to in every mode
@@ -137,9 +140,6 @@ class Graphs:
             self._refuse(key, f"it needs {recording.size / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed")
             return None
         self._times[key] += 1
-        if self._times[key] > TIMES:
-            self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
-            return None
         self._grown += recording.size + sum(x.numel() * x.element_size() for x in own)
         captured = self._kept[key] = Captured(own, recording, about)
         self.make_room()

@@ -9,6 +9,9 @@ from illava_lab.hooks.llm.prompt import Prompt
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage
 
+_TAKEN = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"}
+_IGNORED = {"cache_position", "logits_to_keep", "return_dict"}  # what others read
+
 
 @dataclass(eq=False)
 class Call:
@@ -23,3 +26,8 @@ class Call:
     encoded: dict[Medium, list[EncodedImage]]
     prompt: Prompt | None = None
     llm: Any = None
+
+
+def only_usual(arguments: dict[str, Any]) -> bool:
+    """Whether the language model is called with nothing but what `generate` gives it."""
+    return {name for name, value in arguments.items() if value is not None and value is not False} <= _TAKEN | _IGNORED

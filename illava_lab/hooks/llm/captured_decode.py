@@ -11,12 +11,9 @@ from transformers.cache_utils import DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.llm.cache import CacheState, state_of
-from illava_lab.hooks.llm.call import Call
+from illava_lab.hooks.llm.call import Call, only_usual
 from illava_lab.hooks.llm.decode import Decode
 from illava_lab.hooks.llm.slots import ROOM, Slot, slot_for
-
-_TAKEN = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"}
-_IGNORED = {"cache_position", "logits_to_keep", "return_dict"}  # what others read
 
 
 class _Written:
@@ -93,9 +90,8 @@ def captured_decode(
 
 def _ordinary(decode: Decode, kwargs: dict[str, Any]) -> bool:
     cache = kwargs["past_key_values"]
-    given = {name for name, value in kwargs.items() if value is not None and value is not False}
     return (
-        given <= _TAKEN | _IGNORED
+        only_usual(kwargs)
         and kwargs["inputs_embeds"].shape[1] == 1
         and 0 <= decode.generated < ROOM
         and all(type(layer) is DynamicLayer for layer in cache.layers)

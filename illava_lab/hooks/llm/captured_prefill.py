@@ -22,7 +22,7 @@ from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.graphs.fresh import Packed, pack, unpack
 from illava_lab.hooks.graphs.keys import strategy_key
 from illava_lab.hooks.llm.cache import CacheState
-from illava_lab.hooks.llm.call import Call
+from illava_lab.hooks.llm.call import Call, only_usual
 from illava_lab.hooks.llm.prefill import Prefill
 from illava_lab.hooks.llm.prompt import Prompt, placed_images
 from illava_lab.hooks.llm.site import UnknownText
@@ -33,8 +33,6 @@ from illava_lab.trace.step import Step
 from illava_lab.trace.trace import Prefilled
 
 STEP = 16  # tokens; lengths are filled up to a multiple
-_TAKEN = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"}
-_IGNORED = {"cache_position", "logits_to_keep", "return_dict"}  # what others read
 
 
 class _Kept(DynamicLayer):
@@ -95,9 +93,8 @@ def _grows(cache: Any) -> bool:
 
 def _ordinary(prompt: Prompt, call: Call, kwargs: dict[str, Any]) -> bool:
     """Whether this is a prefill as `generate` makes it."""
-    given = {name for name, value in kwargs.items() if value is not None and value is not False}
     return (
-        given <= _TAKEN | _IGNORED
+        only_usual(kwargs)
         and kwargs.get("use_cache") is True
         and prompt.length == prompt.valid.shape[1]
         and prompt.text_at_end > 0
