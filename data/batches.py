@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from architecture import GRID, build_tokenizer
 from concepts import ANCHORS, CONCEPTS, patch_labels
+from contrast import ROOM, caption
 from scenes import CATEGORIES, Scene, ask, draw, make_scene
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -17,13 +18,15 @@ PROMPT = build_tokenizer().encode("USER:")  # before the picture, with <s>
 PREFIX = len(PROMPT)
 CONCEPT_IDS = [build_tokenizer().convert_tokens_to_ids(list(words)) for words in CONCEPTS]
 SLOTS = 40  # oracle visual tokens per scene
-TEXT = {"mind": 200, "joint": 128}  # room for packed questions
+TEXT = {"mind": 200, "joint": 144}  # room for packed questions
+TURNS = 4  # of the longest conversation
+LATER = "later turns"  # beside the categories: all questions that are not the first of their conversation
 # Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
 RECIPE = {
-    "eyes": (500, 2e-3, 0.0, {"dense": 1.0}),
-    "mind": (1000, 2e-3, 0.4, {"answer": 1.0}),
-    "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
-    "joint": (800, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0}),
+    "eyes": (800, 2e-3, 0.0, {"dense": 1.0, "contrast": 0.5}),
+    "mind": (1200, 2e-3, 0.4, {"answer": 1.0}),
+    "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0, "contrast": 0.3}),
+    "joint": (1000, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "contrast": 0.2, "answer": 1.0}),
 }
 Batch = dict[str, Tensor]
 
@@ -49,6 +52,7 @@ class Scenes(IterableDataset):
         row = {"labels": patch_labels(scene)}
         if self.phase != "mind":
             row["pixels"] = np.asarray(draw(scene))
+            row["caption"] = padded(self.tokenizer.encode(caption(scene, rng), add_special_tokens=False), ROOM)
         if not seeing:
             row |= self.pack(scene, rng, TEXT[self.phase])
         if self.phase == "mind":
@@ -56,32 +60,40 @@ class Scenes(IterableDataset):
         return row
 
     def pack(self, scene: Scene, rng: np.random.Generator, room: int) -> dict[str, np.ndarray]:
-        """Questions side by side. `block` keeps them from seeing each other, `position` starts each right
-        behind the picture: the model sees exactly what it will see with one question."""
-        ids, block, position, target, category = (np.zeros(room, np.int64) for _ in range(5))
-        target[:] = -100
-        used, number = 0, 0
+        """Conversations side by side, half of them of one question. `block` keeps them from seeing each other,
+        `position` starts each right behind the picture: the model sees exactly what it will see with one of them."""
+        out = {name: np.zeros(room, np.int64) for name in ("ids", "block", "position", "asked", "category", "later")}
+        out["target"] = np.full(room, -100)
         order = list(rng.permutation(len(CATEGORIES)))
         order += list(rng.integers(len(CATEGORIES), size=room // 12))
+        used, number, begun, left = 0, 0, 0, 0
         for index in order:
             question = ask(scene, rng, CATEGORIES[index])
             if question is None:
                 continue
-            prompt = self.tokenizer.encode(question.text + " ASSISTANT:", add_special_tokens=False)
+            first = left == 0
+            if first:
+                begun, left = used, int(rng.integers(2, TURNS + 1)) if rng.random() < 0.5 else 1
+            text = question.text + " ASSISTANT:" if first else "USER: " + question.text + " ASSISTANT:"
+            prompt = self.tokenizer.encode(text, add_special_tokens=False)
             if rng.random() < 0.05:  # an unknown word does no harm
                 prompt.insert(int(rng.integers(len(prompt) - 2)), self.tokenizer.unk_token_id)
-            answer = self.tokenizer.encode(question.answer, add_special_tokens=False)
+            answer = [*self.tokenizer.encode(question.answer, add_special_tokens=False), self.tokenizer.eos_token_id]
             span = slice(used, used + len(prompt) + len(answer))
             if span.stop > room:
                 break
-            number += 1
-            ids[span] = prompt + answer
-            block[span] = number
-            position[span] = PREFIX + PATCHES + np.arange(len(prompt) + len(answer))
-            target[span.stop - len(answer) - 1 : span.stop] = [*answer, self.tokenizer.eos_token_id]
-            category[span] = index
+            number, left = number + 1, left - 1
+            out["ids"][span] = prompt + answer
+            out["block"][span] = begun + 1
+            out["position"][span] = PREFIX + PATCHES + np.arange(span.start, span.stop) - begun
+            out["target"][span.stop - len(answer) - 1 : span.stop - 1] = answer
+            out["asked"][span], out["category"][span], out["later"][span] = number, index, not first
             used = span.stop
-        return {"ids": ids, "block": block, "position": position, "target": target, "category": category}
+        return out
+
+
+def padded(ids: list[int], room: int) -> np.ndarray:
+    return np.array([*ids, *[0] * (room - len(ids))])
 
 
 def sample_slots(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from architecture import build_model, build_processor, known
-from batches import CONCEPT_IDS, PATCHES, PREFIX, PROMPT, RECIPE, Batch, Scenes
+from batches import CONCEPT_IDS, LATER, PATCHES, PREFIX, PROMPT, RECIPE, Batch, Scenes
 from concepts import ANCHORS, CONCEPTS, GROUPS, KINDS
+from contrast import TextTower, contrast_loss, likeness
 from losses import align_loss, dense_loss, oracle, rate_at
 from scenes import CATEGORIES, DIGITS, SHAPES, WORDS
 from torch import Tensor, nn
@@ -41,25 +42,29 @@ class Learner(nn.Module):
     def __init__(self, seed: int):
         super().__init__()
         self.model = build_model(seed)
-        self.head = nn.Linear(self.model.config.text_config.hidden_size, len(CONCEPTS))
+        config = self.model.config
+        self.head = nn.Linear(config.text_config.hidden_size, len(CONCEPTS))
+        self.text = TextTower(config.text_config.vocab_size, config.vision_config.hidden_size)
 
-    def see(self, pixels: Tensor) -> Tensor:
-        """Projected visual tokens; the same path as LlavaModel.get_image_features."""
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected visual tokens, by the same path as LlavaModel.get_image_features; and the pooled CLS."""
         pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         core = self.model.model
         hidden = core.vision_tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
-        return core.multi_modal_projector(hidden[:, 1:])
+        return core.multi_modal_projector(hidden[:, 1:]), core.vision_tower.post_layernorm(hidden[:, 0])
 
     def say(self, visual: Tensor, places: Tensor, batch: Batch) -> Tensor:
         """Hidden states of the text behind these visual tokens (at these places of the picture)."""
         core, ids = self.model.model, batch["ids"]
         rows = ids.shape[0]
-        start = torch.tensor(PROMPT).expand(rows, PREFIX)
+        start = torch.tensor(PROMPT, device=ids.device).expand(rows, PREFIX)
         embedded = torch.cat([core.get_input_embeddings()(start), visual, core.get_input_embeddings()(ids)], 1)
-        position = torch.cat([torch.arange(PREFIX).expand(rows, PREFIX), PREFIX + places, batch["position"]], 1)
+        position = torch.cat(
+            [torch.arange(PREFIX, device=ids.device).expand(rows, PREFIX), PREFIX + places, batch["position"]], 1
+        )
         block = F.pad(batch["block"], (PREFIX + visual.shape[1], 0))  # 0: what all questions may see
         length = block.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         seen = seen & ((block[:, None, :] == block[:, :, None]) | (block[:, None, :] == 0))
         hidden = core.language_model(
             inputs_embeds=embedded, attention_mask=seen[:, None], position_ids=position, use_cache=False
@@ -76,7 +81,7 @@ def refit(learner: Learner, batches: list[Batch]) -> None:
     inside, wanted, logits = [], [], []
     keep = projector.linear_2.register_forward_pre_hook(lambda _, args: inside.append(args[0].flatten(0, 1)))
     for batch in batches:
-        logits.append(learner.head(learner.see(batch["pixels"])).flatten(0, 1))
+        logits.append(learner.head(learner.see(batch["pixels"])[0]).flatten(0, 1))
         wanted.append(oracle(batch["labels"], table).flatten(0, 1))
     keep.remove()
     fit(projector.linear_2, torch.cat(inside), torch.cat(wanted))
@@ -86,7 +91,9 @@ def refit(learner: Learner, batches: list[Batch]) -> None:
 def fit(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
     x = F.pad(x, (0, 1), value=1.0).double()
     square = x.T @ x
-    solution = torch.linalg.solve(square + 1e-4 * square.diagonal().mean() * torch.eye(len(square)), x.T @ y.double())
+    solution = torch.linalg.solve(
+        square + 1e-4 * square.diagonal().mean() * torch.eye(len(square)).to(square), x.T @ y.double()
+    )
     layer.weight.copy_(solution[:-1].T)
     layer.bias.copy_(solution[-1])
 
@@ -94,22 +101,26 @@ def fit(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
 def noisy_oracle(batch: Batch, table: Tensor) -> Tensor:
     """Oracle tokens as imperfect eyes would give them: some patches missed, all of them blurred."""
     labels = torch.gather(batch["labels"], 1, batch["slots"][..., None].expand(-1, -1, len(GROUPS)))
-    missed = (torch.rand(labels.shape[:2]) < 0.2) & (labels[..., 3] == 0)
+    missed = (torch.rand(labels.shape[:2]).to(labels.device) < 0.2) & (labels[..., 3] == 0)
     labels = labels.masked_fill(missed[..., None], 0)
     visual = oracle(labels, table)
-    return visual + torch.randn_like(visual) * visual.detach().std() * 0.3 * torch.rand(visual.shape[0], 1, 1)
+    blur = (torch.randn(visual.shape) * 0.3 * torch.rand(visual.shape[0], 1, 1)).to(visual)
+    return visual + blur * visual.detach().std()
 
 
 def answer_loss(learner: Learner, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss, and for every packed question whether all of its answer's tokens come first by greedy choice."""
+    """Loss, and for every packed question: category, whether it came later in its conversation, and whether all of its
+    answer's tokens come first by greedy choice."""
     where = batch["target"] >= 0
     logits, target = learner.model.lm_head(hidden[where]).float(), batch["target"][where]
     right = logits.argmax(-1) == target
-    question = (torch.arange(len(where))[:, None] * 100 + batch["block"])[where]
+    question = (torch.arange(len(where), device=where.device)[:, None] * 100 + batch["asked"])[where]
     _, index = question.unique(return_inverse=True)
-    wrong = torch.zeros(int(index.max()) + 1).index_add(0, index, (~right).float())
-    category = torch.zeros(len(wrong), dtype=torch.long).index_copy(0, index, batch["category"][where])
-    return F.cross_entropy(logits, target), torch.stack([category, (wrong == 0).long()], 1)
+    count = int(index.max()) + 1
+    wrong = torch.zeros(count, device=where.device).index_add(0, index, (~right).float())
+    about = torch.stack([batch["category"][where], batch["later"][where]], 1)
+    about = torch.zeros(count, 2, dtype=torch.long, device=where.device).index_copy(0, index, about)
+    return F.cross_entropy(logits, target), torch.cat([about, (wrong == 0).long()[:, None]], 1)
 
 
 def optimizers(learner: Learner, phase: str) -> list[torch.optim.Optimizer]:
@@ -125,11 +136,11 @@ def optimizers(learner: Learner, phase: str) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def report(batch: Batch, logits: Tensor | None, answers: Tensor | None) -> dict[str, list[float]]:
-    """Right (1) or wrong (0), one by one: what the anchors see, and the answers by category."""
+def report(batch: Batch, logits: Tensor | None, found: Tensor | None, answers: Tensor | None) -> dict[str, list[float]]:
+    """Right (1) or wrong (0), one by one: what the anchors see, the captions found, and the answers by category."""
     scores: dict[str, list[float]] = defaultdict(list)
     if logits is not None:
-        labels, busy = batch["labels"], batch["labels"][..., 0] > 0
+        logits, labels, busy = logits.cpu(), batch["labels"], batch["labels"][..., 0] > 0
         parts = logits.split([len(group) for group in GROUPS.values()], dim=-1)
         anchor = labels[..., 3] == 1
         right = parts[0].argmax(-1) == labels[..., 0]
@@ -140,9 +151,13 @@ def report(batch: Batch, logits: Tensor | None, answers: Tensor | None) -> dict[
         scores["see ground"] = right[~busy].float().tolist()
         scores["see color"] = (parts[1].argmax(-1) == labels[..., 1])[anchor].float().tolist()
         scores["see anchor"] = (parts[3].argmax(-1) == labels[..., 3])[:, ANCHORS].flatten().float().tolist()
+    if found is not None:
+        scores["captions"] = (found.argmax(-1).cpu() == torch.arange(len(found))).float().tolist()
     if answers is not None:
-        for category, right in answers.tolist():
+        for category, later, right in answers.tolist():
             scores[CATEGORIES[category]].append(right)
+            if later:
+                scores[LATER].append(right)
     return scores
 
 
@@ -154,14 +169,15 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args, self.phase = args, args.phase
         self.steps, self.rate, self.decay, self.weights = RECIPE[self.phase]
-        self.learner = Learner(args.seed)
+        self.learner = Learner(args.seed).to(args.device)
         core = self.learner.model.model
-        eyes = [core.vision_tower, core.multi_modal_projector, self.learner.head]
+        eyes = [core.vision_tower, core.multi_modal_projector, self.learner.head, self.learner.text]
         mind = [core.language_model, self.learner.model.lm_head]
         self.learner.requires_grad_(False)
         for part in {"eyes": eyes, "align": eyes, "mind": mind, "joint": eyes + mind}[self.phase]:
             part.requires_grad_(True)
         self.opts = optimizers(self.learner, self.phase)
+        args.state.mkdir(parents=True, exist_ok=True)
         self.step = self.resume()
         self.see, self.say = self.learner.see, self.learner.say
         if args.compile:
@@ -174,7 +190,7 @@ class Trainer:
     def resume(self) -> int:
         """Go on where this phase stopped, or start from the weights of the phases before it."""
         if self.file.exists():
-            state = torch.load(self.file)
+            state = torch.load(self.file, map_location=self.args.device)
             self.learner.load_state_dict(state["learner"])
             for opt, saved in zip(self.opts, state["opts"], strict=True):
                 opt.load_state_dict(saved)
@@ -189,34 +205,36 @@ class Trainer:
         return 0
 
     def learned(self, phase: str) -> dict[str, Tensor]:
-        return torch.load(self.args.state / f"{phase}.pt")["learner"]
+        return torch.load(self.args.state / f"{phase}.pt", map_location=self.args.device)["learner"]
 
     def save(self) -> None:
         """Through a second file: a run stopped while it writes loses nothing."""
         opts = [opt.state_dict() for opt in self.opts]
         state = {"learner": self.learner.state_dict(), "opts": opts, "step": self.step}
-        self.args.state.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """The phase's losses, the dense logits and the answers' correctness."""
-        parts, logits, answers = {}, None, None
-        with torch.autocast("cpu", torch.bfloat16):
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
+        """The phase's losses, the dense logits, which caption is found, and the answers' correctness."""
+        parts, logits, found, answers = {}, None, None, None
+        batch = {name: values.to(self.args.device) for name, values in batch.items()}
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.args.device != "cpu"):  # CPUs are slower with it
             table = concept_table(self.learner.model)
             if self.phase == "mind":
                 visual, places = noisy_oracle(batch, table), batch["slots"]
             else:
-                visual = self.see(batch["pixels"])
-                places = torch.arange(PATCHES).expand(len(visual), PATCHES)
+                visual, pooled = self.see(batch["pixels"])
+                places = torch.arange(PATCHES, device=visual.device).expand(len(visual), PATCHES)
                 logits = self.learner.head(visual)
                 parts["dense"] = dense_loss(logits, batch["labels"])
+                found = likeness(pooled, self.learner.text(batch["caption"]), self.learner.text.scale)
+                parts["contrast"] = contrast_loss(found)
             if "align" in self.weights:
                 parts["align"] = align_loss(visual, batch["labels"], table)
             if "answer" in self.weights:
                 hidden = self.say(visual, places, batch)
                 parts["answer"], answers = answer_loss(self.learner, hidden, batch)
-        return parts, logits, answers
+        return parts, logits, found, answers
 
     @torch.no_grad()
     def check(self) -> None:
@@ -231,7 +249,8 @@ class Trainer:
         print(time.strftime("%H:%M:%S"), f"{self.phase} {self.step}/{self.steps}", line, flush=True)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        parts, _, _ = self.losses(batch)
+        torch.manual_seed(self.args.seed * 1_000_003 + self.step)  # a resumed run draws what the whole run draws
+        parts = self.losses(batch)[0]
         sum(self.weights[name] * loss for name, loss in parts.items()).backward()
         nn.utils.clip_grad_norm_((p for p in self.learner.parameters() if p.grad is not None), 1.0)
         rate = self.rate * rate_at(self.step, self.steps, self.decay)
@@ -241,7 +260,10 @@ class Trainer:
             opt.step()
             opt.zero_grad()
         self.step += 1
-        return {name: float(loss) for name, loss in parts.items()}
+        losses = {name: float(loss.detach()) for name, loss in parts.items()}
+        with self.file.with_suffix(".jsonl").open("a", encoding="utf-8") as log:
+            print(json.dumps({"step": self.step, **losses}), file=log)
+        return losses
 
     def run(self) -> None:
         scenes = Scenes(self.phase, "train", self.args.seed, self.step, self.steps, self.args.batch)
@@ -278,6 +300,7 @@ def main() -> None:
     parser.add_argument("--check-batches", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     save_pretrained(args) if args.phase == "save" else Trainer(args).run()
