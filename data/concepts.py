@@ -7,7 +7,7 @@ the "oracle" visual tokens on which the language model learns to answer before i
 from __future__ import annotations
 
 import numpy as np
-from architecture import GRID, PATCH
+from clip_llama import GRID, PATCH
 from scenes import COLORS, COLUMNS, DIGITS, ROWS, SHAPES, WORDS, Scene
 
 KINDS = ("background", *SHAPES, *DIGITS, *WORDS)
@@ -18,8 +18,6 @@ GROUPS: dict[str, list[tuple[str, ...]]] = {
     "place": [(), *((row, column) for row in ROWS for column in COLUMNS)],
     "anchor": [(), ("object",)],
 }
-CONCEPTS = [words for group in GROUPS.values() for words in group]
-STARTS = dict(zip(GROUPS, np.cumsum([0, *(len(g) for g in GROUPS.values())]), strict=False))
 # The patch at the middle of each cell lies on the cell's object and stands for it: counting objects is
 # counting anchors, whatever the objects' sizes.
 MIDDLES = [int((index + 0.5) * GRID / 3) for index in range(3)]

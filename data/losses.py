@@ -1,28 +1,39 @@
-"""What the training of the embedded model minimises before there are answers, and how fast it goes."""
+"""What the training of the embedded models minimises before there are answers, and how fast it goes."""
 
 from __future__ import annotations
 
-from concepts import GROUPS, STARTS
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def oracle(labels: Tensor, table: Tensor) -> Tensor:
-    """(..., C) sums of concept embeddings `table` for the labels (..., groups)."""
-    return sum(table[labels[..., i] + int(start)] for i, start in enumerate(STARTS.values()))
+def oracle(labels: Tensor, tables: list[Tensor]) -> Tensor:
+    """(..., C) sums of concept embeddings for the labels (..., groups): a table (concepts, C) for each group."""
+    return sum(table[labels[..., i]] for i, table in enumerate(tables))
 
 
-def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    parts = logits.float().split([len(group) for group in GROUPS.values()], dim=-1)
-    return sum(F.cross_entropy(part.flatten(0, 1), labels[..., i].flatten()) for i, part in enumerate(parts))
+def dense_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """`logits`: (..., concepts) for each group of `labels` (..., groups)."""
+    return sum(F.cross_entropy(part.flatten(0, 1), labels[..., i].flatten()) for i, part in enumerate(logits))
 
 
-def align_loss(visual: Tensor, labels: Tensor, table: Tensor) -> Tensor:
+def align_loss(visual: Tensor, labels: Tensor, tables: list[Tensor]) -> Tensor:
     """Squared distance to the oracle tokens, on objects as much as on background, in units of their spread."""
-    wanted = oracle(labels, table).detach()
+    wanted = oracle(labels, tables).detach()
     error = (visual.float() - wanted).square().mean(-1) / wanted.var()
     busy = labels[..., 0] > 0
     return error[busy].mean() + 0.3 * error[~busy].mean()
+
+
+@torch.no_grad()
+def fit(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
+    """Set a linear layer to the least-squares map from x (N, in) to y (N, out)."""
+    x = F.pad(x, (0, 1), value=1.0).double()
+    square = x.T @ x
+    ridge = 1e-4 * square.diagonal().mean() * torch.eye(len(square)).to(square)
+    solution = torch.linalg.solve(square + ridge, x.T @ y.double())
+    layer.weight.copy_(solution[:-1].T)
+    layer.bias.copy_(solution[-1])
 
 
 def rate_at(step: int, steps: int, decay: float) -> float:

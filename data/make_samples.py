@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scenes import WORDINGS, Question, Scene, draw, make_item, possible
+from questions import WORDINGS, Question, possible
+from scenes import Ground, Scene, draw, make_item
 
 SPLIT = "test"  # whose photographs and digits training never draws
 FOLDER = Path(__file__).with_name("samples")
@@ -60,7 +61,7 @@ def scene(sample: Sample) -> Scene:
     """What a sample shows, and where."""
     rng = np.random.default_rng(sample.seed)
     items = [make_item(rng, SPLIT, cell, kind, color) for kind, color, cell in sample.items]
-    return Scene(tuple(items), sample.photo, sample.crop, flip=False, tone=(0.6, 130.0))
+    return Scene(tuple(items), Ground(sample.photo, sample.crop, flip=False, tone=(0.6, 130.0)))
 
 
 def questions(sample: Sample) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Scenes with known contents, their pictures and their questions.
+"""Scenes with known contents, and their pictures.
 
 A scene is a 3x3 layout of coloured shapes, handwritten digits and printed words on a crop of a real
 photograph. We place every object, so every answer is right by construction. Digits and photographs
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import skimage
@@ -58,24 +59,24 @@ class Item:
         return self.kind if self.kind in ("digit", "word") else f"{self.value} {self.kind}"
 
 
-@dataclass(frozen=True)
-class Scene:
-    items: tuple[Item, ...]
+class Ground(NamedTuple):
+    """What is behind the objects: a part of a photograph, `side` pixels wide and high."""
+
     photo: str
     crop: tuple[float, float, float, float]
     flip: bool
-    tone: tuple[float, float]  # contrast kept and middle gray of the background
+    tone: tuple[float, float]  # contrast kept and middle gray
+    side: int = SIZE
+
+
+@dataclass(frozen=True)
+class Scene:
+    items: tuple[Item, ...]
+    ground: Ground
 
     @property
     def shapes(self) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.kind in SHAPES)
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str
-    answer: str
-    category: str
 
 
 @cache
@@ -98,6 +99,13 @@ def digit_indices(split: str) -> np.ndarray:
 
 
 @cache
+def digits_like(split: str, value: str) -> np.ndarray:
+    """Which digits of the split show this one."""
+    indices = digit_indices(split)
+    return indices[digit_samples()[1][indices] == int(value)]
+
+
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
@@ -106,28 +114,61 @@ def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def place_box(rng: np.random.Generator, cell: int, width: int, height: int) -> tuple[int, int, int, int]:
+class Canvas(NamedTuple):
+    """A square picture of `side` pixels in `across` x `across` cells."""
+
+    side: int
+    across: int
+
+
+NINE = Canvas(SIZE, 3)
+
+
+def place_box(
+    rng: np.random.Generator, cell: int, width: int, height: int, canvas: Canvas = NINE
+) -> tuple[int, int, int, int]:
     """A box of this size in the cell, off center by chance but always over the cell's center."""
-    corner = []
-    for index, extent in ((cell % 3, width), (cell // 3, height)):
-        middle = (index + 0.5) * SIZE / 3
-        play = max(0.0, min((SIZE / 3 - extent) / 2 - 1, extent / 2 - 3))
+    corner, room = [], canvas.side / canvas.across
+    for index, extent in ((cell % canvas.across, width), (cell // canvas.across, height)):
+        middle = (index + 0.5) * room
+        play = max(0.0, min((room - extent) / 2 - 1, extent / 2 - 3))
         corner.append(round(middle - extent / 2 + rng.uniform(-play, play)))
     return corner[0], corner[1], corner[0] + width, corner[1] + height
 
 
-def make_item(rng: np.random.Generator, split: str, cell: int, kind: str, color: str = "") -> Item:
+def make_item(
+    rng: np.random.Generator,
+    split: str,
+    cell: int,
+    kind: str,
+    color: str = "",
+    canvas: Canvas = NINE,
+    sides: tuple[int, int] = (18, 33),
+    value: str = "",
+) -> Item:
+    """One object, drawn by chance where it is not told: `sides` bounds a shape, `value` is a word or a digit."""
     if kind == "digit":
-        index, side = int(pick(rng, digit_indices(split))), int(rng.integers(22, 29))
-        value = str(digit_samples()[1][index])
-        return Item(kind, value, cell, place_box(rng, cell, side, side), (index,))
+        choices = digit_indices(split) if not value else digits_like(split, value)
+        index, side = int(pick(rng, choices)), int(rng.integers(22, 29))
+        return Item(kind, str(digit_samples()[1][index]), cell, place_box(rng, cell, side, side, canvas), (index,))
     if kind == "word":
-        value, size = pick(rng, WORDS), int(rng.integers(11, 13))
+        value = value or pick(rng, WORDS)
+        size = int(rng.integers(11, 13))
         left, _, right, _ = font(size).getbbox(value)
-        return Item(kind, value, cell, place_box(rng, cell, int(right - left) + 5, size + 4), (size,))
-    side = int(rng.integers(18, 33))
+        return Item(kind, value, cell, place_box(rng, cell, int(right - left) + 5, size + 4, canvas), (size,))
+    side = int(rng.integers(*sides))
     look = (float(rng.uniform(-12, 12)), *(float(x) for x in rng.uniform(-14, 14, 3)))
-    return Item(kind, color, cell, place_box(rng, cell, side, side), look)
+    return Item(kind, color, cell, place_box(rng, cell, side, side, canvas), look)
+
+
+def make_ground(rng: np.random.Generator, split: str, side: int = SIZE) -> Ground:
+    """A softened part of a photograph of the split."""
+    name = pick(rng, PHOTOS[split])
+    width, height = photograph(name).size
+    part = rng.uniform(min(SIZE, side), min(width, height))
+    left, top = rng.uniform(0, width - part), rng.uniform(0, height - part)
+    tone = (float(rng.uniform(0.35, 0.7)), float(rng.uniform(70, 170)))
+    return Ground(name, (left, top, left + part, top + part), bool(rng.random() < 0.5), tone, side)
 
 
 def make_scene(rng: np.random.Generator, split: str, crowded: bool = False) -> Scene:
@@ -154,12 +195,7 @@ def make_scene(rng: np.random.Generator, split: str, crowded: bool = False) -> S
                 pairs.append((kind, color))
         pairs += [(kind, "") for kind in ("digit", "word") if rng.random() < 0.85]
         items = [make_item(rng, split, cell, *pair) for cell, pair in zip(cells, pairs, strict=False)]
-    name = pick(rng, PHOTOS[split])
-    width, height = photograph(name).size
-    side = rng.uniform(SIZE, min(width, height))
-    left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
-    tone = (float(rng.uniform(0.35, 0.7)), float(rng.uniform(70, 170)))
-    return Scene(tuple(items), name, (left, top, left + side, top + side), bool(rng.random() < 0.5), tone)
+    return Scene(tuple(items), make_ground(rng, split))
 
 
 def polygon(kind: str, angle: float) -> np.ndarray:
@@ -218,76 +254,21 @@ def word_picture(item: Item) -> Image.Image:
     return picture
 
 
-def draw(scene: Scene) -> Image.Image:
-    image = photograph(scene.photo).resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=scene.crop)
-    if scene.flip:
+def draw_ground(ground: Ground) -> Image.Image:
+    sides = (ground.side, ground.side)
+    image = photograph(ground.photo).resize(sides, Image.Resampling.BILINEAR, box=ground.crop)
+    if ground.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    contrast, gray = scene.tone
+    contrast, gray = ground.tone
     pixels = np.asarray(image, dtype=np.float32)
     soft = (pixels - pixels.mean()) * contrast + gray
-    image = Image.fromarray(np.clip(soft, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(soft, 0, 255).astype(np.uint8))
+
+
+def draw(scene: Scene, ground: Image.Image | None = None) -> Image.Image:
+    """The picture; `ground` is what `draw_ground` gives, where it is drawn already."""
+    image = draw_ground(scene.ground) if ground is None else ground.copy()
     for item in scene.items:
         picture = {"digit": digit_picture, "word": word_picture}.get(item.kind, shape_picture)(item)
         image.paste(picture, item.box[:2], picture)
     return image
-
-
-# --- questions ----------------------------------------------------------------------------------
-
-WORDINGS = {
-    "color": ("What color is the {0}?",) * 3 + ("What is the color of the {0}?", "Which color is the {0}?",
-                                               "What colour is the {0}?", "What is the colour of the {0}?"),
-    "shape": ("What shape is {0}?", "What shape is the {0} object?", "Which shape is {0}?"),
-    "place": ("Where is the {0}?", "Where is the {0} in the image?"),
-    "count": ("How many {0} are there?", "How many {0} are in the image?", "Count the {0}."),
-    "digit": ("What digit is shown?", "Which digit is shown?", "What is the digit?", "What number is shown?"),
-    "exists": ("Is there a {0}?", "Is there a {0} in the image?"),
-    "word": ("What word is written?", "What does the word say?", "What is the word?", "Read the word."),
-}  # fmt: skip
-
-
-def possible(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
-    """Everything that can be asked without ambiguity: (object of the question, answer) by category."""
-    shapes = scene.shapes
-    kinds, colors = [s.kind for s in shapes], [s.value for s in shapes]
-    present = {(s.kind, s.value) for s in shapes}
-    asks: dict[str, list[tuple[str, str]]] = {category: [] for category in CATEGORIES}
-    asks["color"] = [(s.kind, s.value) for s in shapes if kinds.count(s.kind) == 1]
-    asks["shape"] = [(s.value, s.kind) for s in shapes if colors.count(s.value) == 1]
-    asks["place"] = [(item.name, PLACES[item.cell]) for item in scene.items]
-    asks["count"] = [(PLURALS[k], str(kinds.count(k))) for k in SHAPES]
-    asks["count"] += [(f"{c} shapes", str(colors.count(c))) for c in COLORS] + [("shapes", str(len(shapes)))] * 3
-    asks["digit"] = [("", i.value) for i in scene.items if i.kind == "digit"]
-    asks["word"] = [("", i.value) for i in scene.items if i.kind == "word"]
-    # A "no" is hard: its color and its shape are both there, only not on one object.
-    absent = [f"{c} {k}" for k in sorted(set(kinds)) for c in sorted(set(colors)) if (k, c) not in present]
-    yes = rng.random() < 0.5
-    asks["exists"] = [(s.name, "yes") for s in shapes] if yes else [(name, "no") for name in absent]
-    for a in shapes:
-        for b in shapes:
-            across, down = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
-            if across:
-                text = f"Is the {a.name} left or right of the {b.name}?"
-                asks["relation"].append((text, "left" if across < 0 else "right"))
-            if down:
-                text = f"Is the {a.name} above or below the {b.name}?"
-                asks["relation"].append((text, "above" if down < 0 else "below"))
-    return asks
-
-
-def ask(scene: Scene, rng: np.random.Generator, category: str) -> Question | None:
-    """One question of this category, or None where the scene has none. Rare answers are asked for as
-    often as frequent ones, so that a model cannot live off "How many ...? 1"."""
-    options = possible(scene, rng)[category]
-    if not options:
-        return None
-    answer = pick(rng, sorted({a for _, a in options}))
-    subject, answer = pick(rng, [o for o in options if o[1] == answer])
-    text = subject if category == "relation" else pick(rng, WORDINGS[category]).format(subject)
-    return Question(text, answer, category)
-
-
-def questions(scene: Scene, rng: np.random.Generator, categories: tuple[str, ...] = CATEGORIES) -> list[Question]:
-    """One question of each of these categories that the scene allows."""
-    asked = (ask(scene, rng, category) for category in categories)
-    return [question for question in asked if question is not None]

@@ -17,7 +17,8 @@ from PIL import Image
 DATA = Path(__file__).parents[2] / "data"
 sys.path.insert(0, str(DATA))  # the scripts there are no package
 
-import make_test_set  # noqa: E402
+import make_tasks  # noqa: E402
+import questions  # noqa: E402
 import scenes  # noqa: E402
 
 SINGULAR = {plural: shape for shape, plural in scenes.PLURALS.items()}
@@ -65,7 +66,7 @@ def answer_by_reading(question: str, scene: scenes.Scene) -> str:
 def test_every_answer_can_be_derived_from_the_picture(seed, split):
     rng = np.random.default_rng(seed)
     scene = scenes.make_scene(rng, split)
-    for question in scenes.questions(scene, rng):
+    for question in questions.questions(scene, rng):
         assert answer_by_reading(question.text, scene) == question.answer, question
 
 
@@ -93,7 +94,7 @@ def test_nothing_of_the_test_split_is_drawn_for_training():
         assert not set(scenes.digit_indices(a)) & set(scenes.digit_indices(b))
     rng = np.random.default_rng(0)
     drawn = [scenes.make_scene(rng, "train", crowded=bool(i % 2)) for i in range(300)]
-    assert {scene.photo for scene in drawn} == set(scenes.PHOTOS["train"])
+    assert {scene.ground.photo for scene in drawn} == set(scenes.PHOTOS["train"])
     used = {int(item.look[0]) for scene in drawn for item in scene.items if item.kind == "digit"}
     assert used <= set(scenes.digit_indices("train"))
 
@@ -105,7 +106,7 @@ def committed(request) -> tuple[str, pd.DataFrame]:
 
 def test_the_committed_sets_are_what_the_script_makes(committed):
     split, table = committed
-    again = pd.DataFrame(make_test_set.rows(split, images=12, each=4))
+    again = pd.DataFrame(make_tasks.rows("test", split, count=12))
     ours = table.head(len(again))
     assert (
         (ours[["question", "answer", "category", "image_id"]] == again[["question", "answer", "category", "image_id"]])

@@ -14,7 +14,8 @@ from illava_lab.paths import data_dir
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))  # the scripts there are no package
 
-import architecture
+import clip_llama
+import words
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def test_the_sentence_names_the_word_and_every_group(tokenizer) -> None:
 
 def test_the_list_beside_the_weights_is_that_of_the_scenes_and_of_the_tokenizer(tokenizer) -> None:
     listed = json.loads((data_dir() / "model" / KNOWS).read_text(encoding="utf-8"))
-    assert listed == architecture.known()
+    assert listed == words.known()
     assert known_words(tokenizer) == listed, "a listed word is not in the vocabulary"
-    assert set(tokenizer.get_vocab()) == set(architecture.vocabulary())
+    assert set(tokenizer.get_vocab()) == set(clip_llama.words())
 
 
 def test_a_word_is_never_claimed_that_the_vocabulary_lacks(tokenizer, tmp_path: Path) -> None:

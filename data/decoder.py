@@ -1,0 +1,46 @@
+"""The decoder behind what is shown: packed questions, what they minimise, and which are right."""
+
+from __future__ import annotations
+
+import torch
+from packing import IGNORED
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = dict[str, Tensor]
+
+
+def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle: int = 0) -> tuple[Tensor, Tensor]:
+    """Hidden states of the packed text, and of what is shown behind `middle` layers.
+
+    Args:
+        decoder: a Llama or Qwen2 model.
+        shown: (rows, L, C) embeddings of the prompt up to the questions.
+        places: (rows, L) their positions; the text's begin behind the last.
+    """
+    hidden = torch.cat([shown, decoder.get_input_embeddings()(batch["ids"])], 1)
+    position = torch.cat([places, batch["position"] + batch["begin"]], 1)
+    block = F.pad(batch["block"], (shown.shape[1], 0))  # 0: what all questions may see
+    seen = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool, device=block.device).tril()
+    seen = seen & ((block[:, None, :] == block[:, :, None]) | (block[:, None, :] == 0))
+    rotary, inside = decoder.rotary_emb(hidden, position), hidden
+    for number, layer in enumerate(decoder.layers, 1):
+        hidden = layer(hidden, attention_mask=seen[:, None], position_ids=position, position_embeddings=rotary)
+        if number == middle:
+            inside = hidden
+    return decoder.norm(hidden)[:, shown.shape[1] :], inside[:, : shown.shape[1]]
+
+
+def answer_loss(head: nn.Module, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Loss, and for every packed question: category, whether it came later in its conversation, and whether all of its
+    answer's tokens come first by greedy choice."""
+    where = batch["target"] != IGNORED
+    logits, target = head(hidden[where]).float(), batch["target"][where]
+    right = logits.argmax(-1) == target
+    question = (torch.arange(len(where), device=where.device)[:, None] * 100 + batch["asked"])[where]
+    _, index = question.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    wrong = torch.zeros(count, device=where.device).index_add(0, index, (~right).float())
+    about = torch.stack([batch["category"][where], batch["later"][where]], 1)
+    about = torch.zeros(count, 2, dtype=torch.long, device=where.device).index_copy(0, index, about)
+    return F.cross_entropy(logits, target), torch.cat([about, (wrong == 0).long()[:, None]], 1)
