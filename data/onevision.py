@@ -34,6 +34,7 @@ from words import known
 PATCHES = GRID * GRID
 SIZES = list(GROUPS.values())
 ROOM = 150  # tokens of packed questions
+KEPT = 150  # positions of a picture in crops that the oracle shows
 MIDDLE = 3  # layers of the decoder behind which places and movements are told
 WAYS, PLACES = 1 + len(films.WAYS), sights.PLACES["frame"] + max(films.LENGTHS)
 WORD, DIGIT = KINDS.index(scenes.WORDS[0]), KINDS.index(scenes.DIGITS[0])
@@ -166,10 +167,9 @@ class Pupil(nn.Module):
         text = torch.where((source == NEWLINE)[:, None], core.image_newline, text).expand(rows, -1, -1)
         return torch.where((source >= 0)[:, None], tokens, text)
 
-    def say(self, shown: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states of the text, and of what is shown behind MIDDLE layers."""
-        places = torch.arange(shown.shape[1], device=shown.device).expand(len(shown), -1)
-        batch = {**batch, "begin": torch.tensor(shown.shape[1], device=shown.device)}
+    def say(self, shown: Tensor, places: Tensor, length: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states of the text, and of what is shown (at these places of `length`) behind MIDDLE layers."""
+        batch = {**batch, "begin": torch.tensor(length, device=shown.device)}
         return decoder.run(self.model.model.language_model, shown, places, batch, MIDDLE)
 
     def losses(self, phase: str, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
@@ -189,14 +189,19 @@ class Pupil(nn.Module):
         for index, batch in enumerate(batches if phase in ("mind", "joint") else []):
             kind, size = KIND_OF[NAMES[int(batch["kind"])]], batch["labels"].shape[:3]
             mine = noisy_oracle(batch, tables, kind) if phase == "mind" else of_batches[index].unflatten(0, size[:2])
-            hidden, middle = self.say(self.show(mine, kind.shown), batch)
+            shown = self.show(mine, kind.shown)
+            length, places = shown.shape[1], torch.arange(shown.shape[1], device=shown.device).expand(size[0], -1)
+            if phase == "mind" and length > 2 * KEPT:
+                places = kept(batch["labels"], kind.shown)
+                shown = shown.gather(1, places[..., None].expand(-1, -1, shown.shape[2]))
+            hidden, middle = self.say(shown, places, length, batch)
             loss, answers = answer_loss(self.model.lm_head, hidden, batch)
             parts["answer"].append(loss)
             for category, later, right in answers.tolist():
                 scores[f"{kind.name.split()[0]}: {kind.categories[category]}"].append(right)
                 if later:
                     scores["later turns"].append(right)
-            place = torch.from_numpy(kind.shown.place).to(middle.device).expand(size[0], -1)
+            place = torch.from_numpy(kind.shown.place).to(middle.device)[places]
             told = self.place(middle)
             parts["place"].append(F.cross_entropy(told.flatten(0, 1), place.flatten(), ignore_index=-1))
             scores["place"] += (told.argmax(-1) == place)[place >= 0].float().tolist()
@@ -241,6 +246,15 @@ def pooled(visual: Tensor, by: str = "mean") -> Tensor:
     """(rows, views, patches, C) -> a quarter of the patches: what LlavaOnevisionModel.apply_pooling does."""
     cells = visual.unflatten(2, (GRID // 2, 2, GRID // 2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return cells.mean(3) if by == "mean" else cells.amax(3)
+
+
+def kept(labels: Tensor, shown: Shown) -> Tensor:
+    """(rows, KEPT) which positions the oracle shows: all text, newlines and anchors, else mostly patches on objects."""
+    source = torch.from_numpy(shown.source).to(labels.device)
+    tokens = labels.flatten(1, 2)[:, source.clamp(min=0)]
+    chance = torch.where(tokens[..., KIND] > 0, 1.0, 0.15) * torch.rand(tokens.shape[:2]).to(labels.device)
+    chance[(tokens[..., ANCHOR] == 1) | (source < 0)] = 2.0
+    return chance.topk(KEPT, 1).indices.sort(1).values
 
 
 def noisy_oracle(batch: Batch, tables: list[Tensor], kind: Kind) -> Tensor:
