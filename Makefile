@@ -57,7 +57,7 @@ lint: $(VENV)/.installed-test
 	@$(VENV)/bin/lint-imports --no-cache || $(call failed,lint-imports; pyproject.toml has the layers)
 failed = { echo 'make lint stopped at $(1)'; exit 1; }
 
-PYTEST = $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile
+PYTEST = $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile --durations=30 --durations-min=5
 
 quick: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not browser and not network" $(ARGS)
