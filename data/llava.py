@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +18,10 @@ from losses import align_loss, dense_loss, fit, oracle
 from packing import pack
 from questions import ask
 from safetensors.torch import save_file
+from saving import halved, save
 from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, draw, make_scene
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from words import known
 
 PATCHES = GRID * GRID
 SIZES = [len(group) for group in GROUPS.values()]
@@ -157,11 +156,8 @@ class Pupil(nn.Module):
         fit(self.head, projector.linear_2(torch.cat(inside)), torch.cat(logits))
 
     def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        build_processor().save_pretrained(out)
-        (out / "knows.json").write_text(json.dumps(known(), indent=2) + "\n", encoding="utf-8")
-        text = {name: weight.half().contiguous() for name, weight in self.text.state_dict().items()}
-        save_file(text, out.parent / "captions.safetensors")
+        save(self.model, build_processor(), out)
+        save_file(halved(self.text), out.parent / "captions.safetensors")
 
 
 def noisy_oracle(batch: Batch, tables: list[Tensor]) -> Tensor:

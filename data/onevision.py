@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from concepts import KINDS
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
 from packing import pack
+from saving import save
 from sights import ANCHOR, GROUPS, KIND, NEWLINE, Shown
 from siglip_qwen import GRID, build_model, build_processor, tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
-from words import known
 
 PATCHES = GRID * GRID
 SIZES = list(GROUPS.values())
@@ -229,9 +228,7 @@ class Pupil(nn.Module):
         fit(self.head, projector.linear_2(torch.cat(inside)), torch.cat(logits))
 
     def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        build_processor().save_pretrained(out)
-        (out / "knows.json").write_text(json.dumps(known(), indent=2) + "\n", encoding="utf-8")
+        save(self.model, build_processor(), out)
 
 
 class Newline(nn.Module):
