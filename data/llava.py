@@ -15,7 +15,7 @@ from concepts import ANCHORS, GROUPS, KINDS, patch_labels
 from contrast import ROOM, TextTower, caption, contrast_loss, likeness
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import pack
+from packing import my_steps, pack
 from questions import ask
 from safetensors.torch import save_file
 from saving import halved, save
@@ -37,7 +37,7 @@ class Scenes(IterableDataset):
         self.tokenizer = tokenizer()
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for step in range(*self.steps):
+        for step in my_steps(*self.steps):
             rng = np.random.default_rng([self.seed, list(Pupil.RECIPE).index(self.phase), step])
             rows = [self.example(rng) for _ in range(self.rows)]
             yield [{key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}]

@@ -22,7 +22,7 @@ from concepts import GROUPS as CONCEPTS
 from concepts import KINDS
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import pack
+from packing import my_steps, pack
 from saving import save
 from sights import ANCHOR, GROUPS, KIND, NEWLINE, Shown
 from siglip_qwen import GRID, build_model, build_processor, tokenizer
@@ -88,7 +88,7 @@ class Sights(IterableDataset):
         self.tokenizer = tokenizer()
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for step in range(*self.steps):
+        for step in my_steps(*self.steps):
             rng = np.random.default_rng([self.seed, list(Pupil.RECIPE).index(self.phase), step])
             length = films.LENGTHS[step // 3 % 3]
             names = ("scene", "fine", f"several {2 + step % 3}", f"film {length}")
