@@ -81,7 +81,7 @@ NAMES = list(KIND_OF)
 class Sights(IterableDataset):
     """For each step a batch of every way of showing, by step number, so that a resumed run goes on where it stopped."""
 
-    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (8, 8, 8, 8), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
+    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
 
     def __init__(self, phase: str, split: str, seed: int, start: int, stop: int) -> None:
         self.phase, self.split, self.seed, self.steps = phase, split, seed, (start, stop)
@@ -117,7 +117,7 @@ class Pupil(nn.Module):
     # Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
     RECIPE: ClassVar = {
         "eyes": (1000, 2e-3, 0.0, {"dense": 1.0}),
-        "mind": (2500, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
+        "mind": (6000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
         "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
         "joint": (1500, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
     }
