@@ -41,7 +41,7 @@ def captured_tower(
         return None
     read = _feature_layers(attachment)
 
-    def record(inputs: list[Tensor]) -> Any:
+    def record(inputs: list[Tensor], _: Any) -> Any:
         if by_name:
             out, form = run(args, {**kwargs, "pixel_values": inputs[0]})
         else:
@@ -53,7 +53,7 @@ def captured_tower(
         left = form.survivors
         return type(out), parts, len(states or ()), pack((form.steps, left.place, left.size))
 
-    def take(outputs: Any) -> tuple[Any, Any]:
+    def take(outputs: Any, _: Any) -> tuple[Any, Any]:
         kind, written, depth, packed = outputs
         parts: dict[str, Any] = {name: x.clone() for name, x in written.items() if isinstance(x, Tensor)}
         if depth:  # of those that nobody reads, none is kept
