@@ -10,6 +10,11 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llava.modeling_llava import LlavaModel
 
+try:  # before 5.17, packed towers take nothing that was made ahead
+    from transformers import vision_utils
+except ImportError:
+    vision_utils = None
+
 # Where placeholders are counted in ids of any device. Before, what was counted was as large as the states.
 COUNTS_PLACEHOLDERS = "expand_as" not in inspect.getsource(LlavaModel.get_placeholder_mask)
 # Attention that hides what comes later by itself, where it gets no mask for as many keys as queries.

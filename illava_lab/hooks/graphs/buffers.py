@@ -145,7 +145,7 @@ class Buffers:
         return before is not None and before() is cache
 
     def vacate(self) -> bool:
-        """Move the cache that is there into memory of its own. False where somebody else sees it, and it has to stay."""
+        """Move the cache that is there into memory of its own. False where somebody sees it who cannot be moved."""
         places = {x.untyped_storage().data_ptr() for x in self._memory}
         for layer in [] if self._owner is None else self._owner.layers:
             for name in ("keys", "values"):

@@ -59,6 +59,11 @@ def unpack(packed: Packed) -> Any:
     return _with(packed.value, Place, lambda x: parts[x.dtype][x.number].view(x.shape), {})
 
 
+def copied(value: Any) -> Any:
+    """The same with copies of its tensors, in memory of their own."""
+    return _with(value, Tensor, Tensor.clone, {})
+
+
 def _with(value: Any, kind: type, change: Callable[[Any], Any], done: dict[int, Any]) -> Any:
     """The same, with something else in the place of what is of a kind."""
     if id(value) not in done:

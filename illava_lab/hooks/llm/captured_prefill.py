@@ -34,6 +34,7 @@ from illava_lab.trace.encoded import EncodedImage
 from illava_lab.trace.step import Step
 from illava_lab.trace.trace import Prefilled
 
+
 class _Sent(DynamicLayer):
     """A cache layer whose keys and values go into the buffers for caches. No copy of them is kept.
 
@@ -163,7 +164,7 @@ def _captured(
     def needs(out: _Out) -> Shape:
         # What fills a prompt up is left out where text is counted; a step finds the same buffers either way.
         wide = filled_by(prompt.length) - more
-        cached = [(heads, length + wide, *rest) for heads, length, *rest in out.cached]
+        cached = [(heads, length + wide, key, value) for heads, length, key, value in out.cached]
         return shape_of(cached, len(prompt.valid), out.first, room, out.dtype)
 
     def take(out: _Out, slot: Slot | None) -> tuple[Any, CacheState, Prefilled]:

@@ -192,7 +192,7 @@ class Prefill:
         return out
 
     def end(self, hidden: Tensor, count: int) -> Tensor:
-        """(B, count, C): of the last states (B, L, C) those of the last `count` tokens, which are text in all prompts."""
+        """(B, count, C): of states (B, L, C) those of the last `count` tokens, which are text in all prompts."""
         if self.sequence.filler is None:
             return hidden[:, -count:].clone()
         at = torch.arange(self.sequence.length - count, self.sequence.length, dtype=torch.long, device=hidden.device)

@@ -12,7 +12,7 @@ from illava_lab.hooks.graphs.store import Graphs
 from illava_lab.hooks.llm.cache import CacheState, Segment
 
 STEP = 16  # tokens; the room for the prompts is a multiple, and so are the lengths of prompts that are captured
-ROOM = 64  # tokens that fit behind the prompts at least; twice as many, or four times, where there are more
+ROOM = 32  # tokens that fit behind the prompts at least; twice as many, or four times, where there are more
 FORESEEN = 256  # an answer may become this long, but few become as long as they may
 
 
@@ -44,7 +44,9 @@ def shape_of(
         first: the layers at which tokens are left out.
     """
     lengths = tuple(-(-length // STEP) * STEP for _, length, _, _ in cached)
-    return Shape(batch, lengths, room, tuple((heads, *wide) for heads, _, *wide in cached), tuple(first), dtype)
+    return Shape(
+        batch, lengths, room, tuple((heads, key, value) for heads, _, key, value in cached), tuple(first), dtype
+    )
 
 
 def held_by(segments: Sequence[Segment], depth: int) -> list[int]:

@@ -10,6 +10,7 @@ How a tower lays out its patches is the business of a *form*, made anew for each
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
 from illava_lab.hooks.encoding import Encoding, TowerCall
+from illava_lab.hooks.graphs.parts import in_parts, width_of
 from illava_lab.hooks.tap import TappedConfig
 from illava_lab.hooks.towers.captured import captured_tower
 
@@ -58,6 +60,14 @@ class Form(TowerCall, Protocol):
         """What the tower returns: no holes, patches in raster order."""
         ...
 
+    def told(self) -> Any:
+        """What the tower left, for somebody who captures it: made of tensors and numbers."""
+        ...
+
+    def tell(self, told: Any) -> None:
+        """What `told` gave, to a form of the same call that has not run."""
+        ...
+
     def enter_projector(self, hidden: Tensor) -> Tensor:
         """What the projector sees: no holes."""
         ...
@@ -85,6 +95,9 @@ class Tower:
             LabError: proportional attention is asked of a kernel that takes no mask of numbers.
         """
         module, layers = self.anatomy.tower, self.anatomy.encoder_layers
+        if self.attachment.graphs is not None:
+            for mlp in (getattr(layer, self.anatomy.layer_parts.mlp) for layer in layers):
+                changes.method(mlp, "forward", partial(in_parts, width_of(mlp)))
         if not self.plan and self.attachment.schedule.image is None:
             if self.attachment.graphs is not None:
                 changes.method(module, "forward", self._tower)
