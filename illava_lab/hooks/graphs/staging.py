@@ -33,22 +33,25 @@ Input = Tensor | Padded
 
 
 class Staging:
-    """Memory for the inputs of one graph at a time. Graphs go on reading where they did when it becomes larger."""
+    """Memory for the inputs of one graph at a time. Graphs go on reading where they did when it becomes larger.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        wanted: bytes that will be needed, as far as is known.
+    """
+
+    def __init__(self, device: torch.device, wanted: int = 0) -> None:
+        self.device, self.wanted = device, wanted
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
-        self._wanted = 0
 
     def want(self, inputs: Sequence[Input]) -> None:
         """Some day these will be read: whoever needs memory next takes enough for them, too."""
-        self._wanted = max(self._wanted, sum(_size(x) for x in inputs))
+        self.wanted = max(self.wanted, sum(_size(x) for x in inputs))
 
     def views(self, inputs: Sequence[Input]) -> list[Tensor]:
         """Tensors of these shapes, one behind another."""
         self.want(inputs)
-        if len(self.memory) < self._wanted:
-            self.memory = torch.empty(self._wanted, dtype=torch.uint8, device=self.device)
+        if len(self.memory) < self.wanted:
+            self.memory = torch.empty(self.wanted, dtype=torch.uint8, device=self.device)
         out, at = [], 0
         for x in inputs:
             length = prod(x.shape) * x.dtype.itemsize

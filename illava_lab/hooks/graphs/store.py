@@ -119,7 +119,9 @@ class Graphs:
         """Forget graphs of a model that has changed since."""
         now = self.state.fingerprint()
         if now != self._fingerprint:
+            wanted = self._staging.wanted
             self._forget_graphs()
+            self._staging.wanted = wanted
             self._refused.clear()
             self._times.clear()
             self._fingerprint = now
