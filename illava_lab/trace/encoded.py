@@ -14,7 +14,7 @@ from illava_lab.method.rows import row_index
 from illava_lab.models.layout import Layout
 from illava_lab.trace.step import Step
 
-INTERPOLATED = 2**25  # bytes of interpolated states at once, which are wider than those that go on
+INTERPOLATED = 2**24  # bytes of interpolated states at once, which are wider than those that go on
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,6 +174,47 @@ def test_packed_towers_are_captured_for_sizes_that_come_again(family, name):
         assert len(towers) == (0 if (family, name) == ("qwen2.5-vl", "illava") else 2)
 
 
+class OnDevice(torch.Tensor):
+    """Stands in for a tensor of a device, for which the host would have to wait."""
+
+    def tolist(self):
+        raise AssertionError("the host waits for the device")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@torch.no_grad()
+def test_sizes_of_pictures_are_brought_to_the_host_once_before_the_tower_runs():
+    model, inputs = shared_llava("onevision"), make_inputs([Prompt(2, 8, seed=0)], "onevision")
+    with il.attach(model, "illava", SCHEDULE):
+        wanted = model(**inputs).logits
+        inputs["image_sizes"] = inputs["image_sizes"].as_subclass(OnDevice)
+        assert torch.equal(model(**inputs).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_cache_whose_prompt_was_cropped_goes_on_where_it_ends():
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(1, 8, seed=3)], "clip-llama")
+
+    def run() -> torch.Tensor:
+        cache, mask, out = cache_of(model, inputs), inputs["attention_mask"], []
+        for step, crop in enumerate((0, 0, 5, 0, 0)):  # two steps, and three tokens of the prompt go again
+            if crop:
+                cache.crop(-crop)
+                mask = mask[:, :-crop]
+            mask = torch.cat([mask, mask[:, :1]], 1)
+            out.append(model(input_ids=torch.tensor([[20 + step]]), attention_mask=mask, past_key_values=cache).logits)
+        return torch.cat(out)
+
+    with il.attach(model, "illava", SCHEDULE):
+        wanted = run()
+    with rehearsing() as recorder, il.attach(model, "illava", SCHEDULE, graphs=True):
+        for _ in range(3):
+            assert torch.allclose(run(), wanted, atol=1e-5)
+        assert recorder.replayed > 10
+
+
 def test_pictures_whose_padding_is_cut_off_are_captured_when_they_come_again():
     model, schedule = shared_llava("onevision"), il.Schedule({1: 0.5}, {2: 0.5})
     inputs = make_inputs([Prompt(1, 8, seed=0)], "onevision")

@@ -163,9 +163,10 @@ class Buffers:
 
     def _forked(self, cache: Any) -> bool:
         """Whether somebody beside this cache sees what is in it: a fork of it, or a view."""
+        alone = torch.empty(0)  # this name refers to it, as a layer does to its tensor, and nobody else
         held = [x for layer in cache.layers for x in (layer.keys, layer.values)]
-        forked = any(sys.getrefcount(x) > 3 for x in held)  # by the layer, by the list, and as an argument
-        return forked or self._referred() > self._views + len(held)
+        usual, *counts = [sys.getrefcount(x) for x in (alone, *held)]
+        return max(counts) > usual + 1 or self._referred() > self._views + len(held)  # one more: by the list
 
     # ---- moving in, where nobody is
     def slot(self, shape: Shape) -> Slot:
@@ -174,6 +175,8 @@ class Buffers:
             if not self._fits(shape):
                 self._slots.clear()
                 self._memory.clear()  # before there is more of it
+                self._views = 0
+                self._dropped()
                 self._memory += [torch.zeros(prod(x), dtype=shape.dtype, device=self.device) for x in shape.tensors]
             if shape not in self._slots:
                 self._slots[shape] = self._new(shape)

@@ -65,10 +65,10 @@ def slot_for(graphs: Graphs, cache: Any, state: CacheState, generated: int, long
         generated: tokens behind the prompts; longest: as many as there may be, where that is known.
     """
     buffers = graphs.buffers
-    slot = buffers.slot_of(cache)
-    if slot is not None and generated < slot.shape.room:
+    slot, held = buffers.slot_of(cache), held_by(state.segments, len(cache.layers))
+    if slot is not None and slot.held == held and generated < slot.shape.room:  # a prompt may have been cropped
         return slot
-    held, filler = held_by(state.segments, len(cache.layers)), filled_by(state.prompt_length)
+    filler = filled_by(state.prompt_length)
     cached = [
         (layer.keys.shape[1], length + filler, layer.keys.shape[3], layer.values.shape[3])
         for layer, length in zip(cache.layers, held, strict=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.compat import ASKS_FOR_LAYERS
 from illava_lab.hooks.encoding import Encoding, TowerCall
 from illava_lab.hooks.graphs.parts import in_parts, width_of
 from illava_lab.hooks.tap import TappedConfig
@@ -141,16 +142,32 @@ class Tower:
             form = encoding.tower = form_of(args, kwargs)
             with running.during("encoding", encoding):
                 args, kwargs = form.enter_tower(args, kwargs)
-                out = original(*args, **kwargs)
+                wanted = self._layers_read(kwargs)
+                out = original(*args, **kwargs | wanted)
                 if isinstance(out, tuple):
                     raise LabError(
                         "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
                     )
+                if wanted:
+                    out["hidden_states"] = (None, *out.hidden_states)  # what enters the first layer
                 return form.leave_tower(out), form
 
         done = captured_tower(self.attachment, run, form_of, args, kwargs)
         out, encoding.tower = run(args, kwargs) if done is None else done
         return out
+
+    def _layers_read(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Asks for the states that the projector is given instead of those of all layers, which would be held on to.
+
+        Nothing, where they are asked for one by one already, or where somebody calls the tower himself.
+        """
+        running, entries = self.attachment.running, len(self.anatomy.encoder_layers) + 1
+        inside = running.call is not None or running.prompt_length is not None
+        layer = getattr(self.anatomy.base.config, "vision_feature_layer", -1)
+        read = {one % entries for one in ([layer] if isinstance(layer, int) else layer)}
+        if kwargs.get("output_hidden_states") is not True or not (ASKS_FOR_LAYERS and inside) or 0 in read:
+            return {}
+        return {"output_hidden_states": [entry - 1 for entry in read]}
 
     # ---- inside a layer
     def _pass(self, original: Callable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
