@@ -60,8 +60,6 @@ def test_what_stays_allotted_is_one_cache_one_memory_for_inputs_and_little_else(
         lengths = [-(-(keys.shape[2] - 3 + filler) // STEP) * STEP for keys in tensors_of(cache)]
         rows = sum(length + ROOM for length in lengths)
         masks = batch * (lengths[0] + lengths[-1])  # which tokens are seen, once for each part of the layers
-        if lengths[2 * 2 - 1] != lengths[0] or "next" in kind:
-            pytest.fail("the first layers hold whole prompts")
         assert held.caches == batch * text.num_key_value_heads * width * 4 * rows + masks
         # The cache that was handed out is in there; graphs keep a state of the last token of each prompt.
         assert storages(tensors_of(cache)).keys() <= kept.keys()
