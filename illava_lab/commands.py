@@ -233,7 +233,7 @@ def _shown(options: Namespace) -> Any:
     from illava_lab.models.images import read_image
     from illava_lab.models.video import SUFFIXES, read_video
 
-    _quiet()
+    quiet()
     film = options.image.lower().endswith(SUFFIXES)
     return read_video(options.image, options.frames) if film else read_image(options.image)
 
@@ -241,7 +241,7 @@ def _shown(options: Namespace) -> Any:
 def _load(options: Namespace) -> Lab:
     from illava_lab.session.load import load
 
-    _quiet()
+    quiet()
     lab = load(
         options.model,
         device=options.device,
@@ -255,7 +255,7 @@ def _load(options: Namespace) -> Lab:
     return lab
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep off the screen what libraries say to developers."""
     import warnings
 
