@@ -6,6 +6,7 @@
 #   make test      every test
 #   make fuzz      odd files, words, arguments and interrupts for half an hour (MINUTES=5, SEED=1)
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
+#   make leaderboard  the lab's own rows of the leaderboard, from the tables in results/
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs
 #   make docs      the documentation site, in docs/_build/html
@@ -27,7 +28,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks docs lint quick test fuzz versions clean
+.PHONY: help lab compare results leaderboard notebooks docs lint quick test fuzz versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,9 @@ compare: $(VENV)/.installed
 
 results: $(VENV)/.installed
 	$(VENV_PYTHON) results/make_embedded.py $(RUN)
+
+leaderboard: $(VENV)/.installed
+	$(VENV_PYTHON) results/make_leaderboard.py
 
 notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py

@@ -1,8 +1,8 @@
-"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets | doctor. Words as in Python.
+"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets | doctor | submit.
 
-Here is what can be typed; `illava_lab.arguments` refuses what cannot be, `illava_lab.commands` does the work; newer
-commands are a file each in `illava_lab.cli`. Nothing loads torch before that, so help and mistakes are answered at
-once.
+The words are those of Python. Here is what can be typed; `illava_lab.arguments` refuses what cannot be,
+`illava_lab.commands` does the work; newer commands are a file each in `illava_lab.cli`. Nothing loads torch before
+that, so help and mistakes are answered at once.
 
 Exit status: 0 on success, 1 where `check` finds a broken promise or `doctor` a fault, 2 on bad usage with one line that
 names the mistake, 130 when interrupted with Ctrl-C.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from illava_lab import arguments as typed
-from illava_lab.cli import doctor, shared
+from illava_lab.cli import doctor, shared, submit
 from illava_lab.cli.shared import Parser
 from illava_lab.errors import LabError, reason, spelled
 from illava_lab.session import starting
@@ -187,6 +187,7 @@ def _parser() -> Parser:
         "fraction), and source.",
     )
     doctor.add_to(commands)
+    submit.add_to(commands)
     return parser
 
 

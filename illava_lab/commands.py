@@ -48,7 +48,7 @@ def ask(options: Namespace) -> int:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
     if answer.note:
-        _note(answer.note)
+        note(answer.note)
     return 0
 
 
@@ -151,10 +151,10 @@ def _every_strategy() -> tuple[list[Any], bool]:
         try:
             made.append(make_strategy(cls))
         except LabError as error:
-            _note(f"{name} is not checked: {error}")
+            note(f"{name} is not checked: {error}")
             failed = failed or not needs_settings(cls)
     for plugin, why in broken_plugins().items():
-        _note(f"the plug-in {plugin} could not be loaded: {why}")
+        note(f"the plug-in {plugin} could not be loaded: {why}")
     return made, failed
 
 
@@ -165,7 +165,7 @@ def strategies(options: Namespace) -> int:
     rows = [(name, _said(cls, "kind"), _said(cls, "stages"), _said(cls, "paper")) for name, cls in strategies().items()]
     _print_table(("name", "kind", "stages", "paper"), rows)
     for plugin, why in broken_plugins().items():
-        _note(f"the plug-in {plugin} could not be loaded: {why}")
+        note(f"the plug-in {plugin} could not be loaded: {why}")
     return 0
 
 
@@ -180,7 +180,7 @@ def _said(cls: type[Strategy], attribute: str) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's class may fail in any way
-        _note(f"{cls.__name__}: {reason(error)}")
+        note(f"{cls.__name__}: {reason(error)}")
         return "?"
 
 
@@ -251,7 +251,7 @@ def _load(options: Namespace) -> Lab:
         revision=options.revision,
     )
     if getattr(options, "graphs", False) and (kind := lab.model.device.type) != "cuda":
-        _note(f"--graphs changes nothing on a {kind} device, only on cuda")
+        note(f"--graphs changes nothing on a {kind} device, only on cuda")
     return lab
 
 
@@ -276,5 +276,5 @@ def _print_written(paths: Iterable[Any]) -> None:
     print("Written:", *(quoted(path) for path in paths))
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(f"illava-lab: note: {text}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """Measure the embedded model: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
 
-Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json
-(machine, versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the
-repository. results/embedded/tokens.png is the picture of the README.
+Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png, about.json
+(machine, versions, date, command, seed) and measured.json (what `make leaderboard` needs to know besides). A stopped
+run goes on from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the
+README.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import transformers
 
 import illava_lab as il
+from illava_lab.measuring import loglines
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.summary import summary_by_category
 from illava_lab.paths import data_dir
@@ -57,6 +59,10 @@ def measure(name: str, lab: il.Lab) -> None:
         "questions": len(task),
     }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    log = loglines.read(RESULTS / ".runs" / name / "run.jsonl")
+    assert log is not None
+    noted = {"settings": log.settings, "measured": log.entries[-1]["measured"]}
+    (out / "measured.json").write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
     print(text)
 
 
