@@ -23,9 +23,9 @@ FILTERS = {
 }
 # name in the page -> (heading, has it numbers that can be drawn across)
 COLUMNS = {
-    "model": ("model", False), "task": ("task", False), "method": ("method", False), "budget": ("budget", False),
-    "accuracy": ("accuracy %", False), "difference": ("to the bare model, points (95 %)", False),
-    "flops": ("FLOPs", True), "tokens": ("tokens", True), "time": ("prefill time", True), "cache": ("KV cache", True),
+    "method": ("method", False), "budget": ("budget", False), "accuracy": ("accuracy %", False),
+    "difference": ("to the bare model (95 %)", False), "flops": ("FLOPs", True), "tokens": ("tokens", True),
+    "time": ("prefill time", True), "cache": ("KV cache", True), "model": ("model", False), "task": ("task", False),
     "device": ("machine", False), "date": ("date", False), "by": ("measured by", False), "file": ("file", False),
 }  # fmt: skip
 
@@ -56,7 +56,7 @@ def board() -> str:
 <p class="count" role="status" hidden></p>
 <figure class="tradeoff" hidden>
 <label>across <select class="across">{across}</select></label>
-<svg viewBox="0 0 760 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"></svg>
+<svg viewBox="0 0 800 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"></svg>
 <figcaption>A point is a row: follow it to its line in the table. Lines join the budgets of one method.</figcaption>
 </figure>
 <div class="table-wrapper"><table class="docutils rows">
@@ -97,7 +97,8 @@ def _row(name: str, row: dict[str, Any]) -> str:
     cells: dict[str, tuple[Any, str]] = {
         key: (facts[key], facts[key]) for key in ("model", "task", "method", "device", "by")
     }
-    cells["budget"] = (f"{kind} {amount}", NOTHING if bare else f"{kind} {amount}")
+    budget = f"{'FLOPs' if kind == 'flops' else kind} {amount}"
+    cells["budget"] = (budget, NOTHING if bare else budget)
     cells["accuracy"] = (row["accuracy"], f"{100 * row['accuracy']:.1f}")
     cells["difference"] = (value, NOTHING if bare else f"{value:+.1f} ({low:+.1f} to {high:+.1f})")
     for key, name_in_row in {"flops": "flops_share", "tokens": "tokens_share", "cache": "cache_share"}.items():

@@ -7,7 +7,7 @@
   const heads = [...table.tHead.rows[0].cells], place = Object.fromEntries(heads.map((head, i) => [head.dataset.key, i]));
   const value = (row, key) => row.cells[place[key]].dataset.value ?? "";
   const methods = [...new Set(rows.map(row => row.dataset.method))].sort();
-  const color = method => `hsl(${(methods.indexOf(method) * 360) / methods.length + (methods.indexOf(method) % 2) * 12} 65% 45%)`;
+  const color = method => `hsl(${(methods.indexOf(method) * 137.5) % 360} 65% 42%)`; // neighbours far apart
   for (const part of [form, count, figure]) part.hidden = false;
 
   // ------------------------------------------------------------------------------------------ filters
@@ -48,7 +48,7 @@
   }
 
   // ------------------------------------------------------------------------------------------ the plot
-  const W = 760, H = 400, LEFT = 56, RIGHT = 150, TOP = 12, BOTTOM = 44;
+  const W = 800, H = 400, LEFT = 56, RIGHT = 190, TOP = 12, BOTTOM = 44;
   function add(parent, name, attributes, text) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, given] of Object.entries(attributes)) node.setAttribute(key, given);
