@@ -59,28 +59,33 @@ def _older(name: str, spec: Published) -> str:
 def _tokenizer(spec: Published) -> PreTrainedTokenizerBase:
     """Every letter and byte is a token, all other ids below the special ones stand for nothing."""
     first = min(index for index in spec.special.values() if index > 1000)
-    tokenizer = _letters(spec.tokenizer["tokenizer_class"], first)
+    tokenizer = _letters(spec, first)
     late = [token for token in sorted(spec.special, key=spec.special.__getitem__) if spec.special[token] >= first]
     tokenizer.add_tokens(late, special_tokens=True)
     assert tokenizer.convert_tokens_to_ids(late) == [spec.special[token] for token in late]
     return tokenizer
 
 
-def _letters(kind: str, size: int) -> PreTrainedTokenizerBase:
-    vocabulary = dict(_vocabulary(kind, size))
+def _letters(spec: Published, size: int) -> PreTrainedTokenizerBase:
+    kind = spec.tokenizer["tokenizer_class"]
+    early = tuple((token, index) for token, index in spec.special.items() if index < size)
+    vocabulary = dict(_vocabulary(kind, size, early))
     if kind == "LlamaTokenizer":
-        return LlamaTokenizer(vocab=vocabulary, merges=[])
+        named = {name: spec.tokenizer[name] for name in ("bos_token", "eos_token", "unk_token")}
+        return LlamaTokenizer(vocab=vocabulary, merges=[], **named)
     return Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token=None, eos_token=None, pad_token=None)
 
 
 @cache
-def _vocabulary(kind: str, size: int) -> tuple[tuple[str, int], ...]:
+def _vocabulary(kind: str, size: int, early: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
     if kind == "LlamaTokenizer":
-        words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
+        words = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
     else:
         words = sorted(ByteLevel.alphabet())
-    words += [f"token{number}" for number in range(size - len(words))]
-    return tuple((word, number) for number, word in enumerate(words))
+    words += [f"token{number}" for number in range(size)]
+    for token, index in sorted(early, key=lambda pair: pair[1]):
+        words.insert(index, token)
+    return tuple((word, number) for number, word in enumerate(words[:size]))
 
 
 def _tokenizer_config(spec: Published, template: str) -> dict[str, Any]:

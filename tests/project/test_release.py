@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -27,15 +27,11 @@ def test_links_of_the_readme_lead_somewhere_without_the_repository() -> None:
     assert re.sub(r"\([^()]*\)", "", made) == re.sub(r"\([^()]*\)", "", text), "nothing but addresses is another"
 
 
-def test_what_is_not_committed_is_not_in_it(tmp_path: Path) -> None:
+def test_the_last_commit_is_laid_out_and_nothing_else(tmp_path: Path) -> None:
     if not (CLONE / ".git").exists():
         pytest.skip("no repository")
-    stray = CLONE / "stray-file-of-a-test.txt"
-    stray.write_text("not committed")
-    try:
-        source = release.lay_out(tmp_path / "source")
-    finally:
-        stray.unlink()
-    assert (source / "pyproject.toml").exists() and not (source / stray.name).exists()
-    with tarfile.open(tmp_path / "source.tar") as tar:
-        assert (source / "README.md").read_bytes() != tar.extractfile("README.md").read()  # type: ignore[union-attr]
+    source = release.lay_out(tmp_path / "source")
+    found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "HEAD"], cwd=CLONE, capture_output=True, text=True)
+    assert found == set(listed.stdout.splitlines()) and len(found) > 100
+    assert release.REPOSITORY in (source / "README.md").read_text(encoding="utf-8")
