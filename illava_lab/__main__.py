@@ -21,6 +21,8 @@ from illava_lab import arguments as typed
 from illava_lab.cli import doctor, shared, submit
 from illava_lab.cli.shared import Parser
 from illava_lab.errors import LabError, reason, spelled
+from illava_lab.measuring.task_names import ONE_PICTURE, OTHERS
+from illava_lab.paths import EMBEDDED_MODELS
 from illava_lab.session import starting
 from illava_lab.session.starting import PROGRAM
 from illava_lab.session.threads import wait_passively
@@ -125,7 +127,10 @@ def _parser() -> Parser:
         "command goes on where it was stopped.",
     )
     shared.add_methods(compare, COMPARED, keep="0.7,0.5,0.3")
-    compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
+    compare.add_argument(
+        "--task", default="test", help=f"{', '.join((*ONE_PICTURE, *OTHERS))}, the last "
+        "four also with -validation behind the name, or a Parquet file (default: test)",
+    )  # fmt: skip
     compare.add_argument("--limit", type=typed.count, metavar="N", help="at most N questions (default: all)")
     shared.add_seed(compare, "of random strategies and of the intervals")
     compare.add_argument(
@@ -195,8 +200,8 @@ def _parser() -> Parser:
 def _add_model(parser: Parser) -> None:
     parser.add_argument(
         "--model", metavar="MODEL",
-        help="checkpoint folder, hub id, or random:NAME for a published size with random weights (default: the "
-        "embedded model)",
+        help=f"checkpoint folder, hub id, {', '.join(EMBEDDED_MODELS)}, or random:NAME for a published size with "
+        "random weights (default: the embedded model)",
     )  # fmt: skip
     shared.add_place(parser)
 

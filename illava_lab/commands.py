@@ -70,7 +70,7 @@ def compare(options: Namespace) -> int:
     from illava_lab.measuring.compare import compare
     from illava_lab.measuring.distributed import is_first
     from illava_lab.measuring.summary import summary, summary_by_category
-    from illava_lab.measuring.tasks import load_task
+    from illava_lab.measuring.task_files import load_task
     from illava_lab.views import plots
 
     first = is_first()  # of several processes
@@ -91,7 +91,7 @@ def compare(options: Namespace) -> int:
     )
     if not first:
         return 0
-    print(f"model {lab.source!r}, task {task.name!r}: {len(part)} questions about {len(part.images)} images")
+    print(f"model {lab.source!r}, task {task.name!r}: {part.size}")
     print(summary(table), f"Accuracy % by category of question\n{summary_by_category(table)}", sep="\n\n")
     if options.out:
         figure = plots.tradeoff(table)

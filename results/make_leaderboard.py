@@ -21,7 +21,7 @@ BY = "illava-lab"
 def rows() -> dict[str, dict[str, Any]]:
     """The lab's rows by the names of their files; where two tables have one, that with times counts."""
     out: dict[str, dict[str, Any]] = {}
-    for folder in sorted(path.parent for path in RESULTS.glob("*/measured.json")):
+    for folder in sorted(path.parent for path in RESULTS.rglob("measured.json")):
         noted = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
         table = pd.read_csv(folder / "table.csv")
         fine = table[table["status"] == "ok"].to_dict("records")

@@ -13,7 +13,7 @@ from helpers.rehearsal import WithoutValues, rehearsing
 
 import illava_lab as il
 from illava_lab.hooks.graphs import store
-from illava_lab.measuring.tasks import load_task
+from illava_lab.measuring.task_files import load_task
 
 REDUCTIONS = {
     "none": il.Schedule(),
