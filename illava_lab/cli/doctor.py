@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL",
-        help=f"checkpoint folder, hub id or random:NAME, as for {PROGRAM} ask (default: the embedded model)",
+        help=f"as --model of {PROGRAM} ask: folder, hub id, embedded:NAME or random:NAME (default: the embedded model)",
     )  # fmt: skip
     add_place(parser)
     parser.set_defaults(run=run)
