@@ -111,7 +111,7 @@ def test_the_set_up_installs_nothing_where_the_lab_is() -> None:
 
 
 @pytest.mark.parametrize("home", ["a wheel", "a clone", "the web"])
-def test_the_set_up_installs_from_what_is_near_and_keeps_torch_and_numpy(
+def test_the_set_up_installs_from_what_is_near_and_keeps_what_must_not_change(
     home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "a clone" / "my notebooks"
@@ -127,7 +127,7 @@ def test_the_set_up_installs_from_what_is_near_and_keeps_torch_and_numpy(
     done.raise_error()
     assert shell.user_ns["lab"].source == "embedded"
     (line,) = asked
-    keeps = [f"{name}=={version(name)}" for name in ("torch", "numpy")]
+    keeps = [f"{name}=={version(name)}" for name in ("torch", "numpy", "jupyter_server")]
     assert sorted(shlex.split(line)) == sorted(["install", "--quiet", source, *keeps])
 
 
