@@ -2,9 +2,10 @@
 
 results/embedded/ compares four methods at equal keep on the questions about single images; results/equal_flops/ has a
 folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them. Each folder
-holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json (machine,
-versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the repository.
-results/embedded/tokens.png is the picture of the README. `make results RUN=video` makes one of them.
+holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png, about.json (machine,
+versions, date, command, seed) and measured.json (what `make leaderboard` needs to know besides). A stopped run goes on
+from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the README.
+`make results RUN=video` makes one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import transformers
 
 import illava_lab as il
+from illava_lab.measuring import loglines
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.summary import summary_by_category
 from illava_lab.paths import data_dir
@@ -65,6 +67,10 @@ def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[st
         "questions": len(task),
     }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    log = loglines.read(RESULTS / ".runs" / out.relative_to(RESULTS) / "run.jsonl")
+    assert log is not None
+    noted = {"settings": log.settings, "measured": log.entries[-1]["measured"]}
+    (out / "measured.json").write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -239,7 +239,10 @@ def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
 HEAVY = ("torch", "transformers", "numpy", "pandas")
 QUICK = [
     ("--help",),
-    *((command, "--help") for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets")),
+    *(
+        (command, "--help")
+        for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets", "doctor")
+    ),
     ("presets",),
     ("compere",),
     ("compare", "--strategies", "ilava"),
