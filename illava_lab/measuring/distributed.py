@@ -34,6 +34,16 @@ def is_first() -> bool:
     return _state() is None or _state().is_main_process
 
 
+def device() -> torch.device | None:
+    """Where processes exchange tensors; None in a single one."""
+    return None if _state() is None else _state().device
+
+
+def number() -> int:
+    """Of this process, from 0."""
+    return 0 if _state() is None else int(_state().process_index)
+
+
 def share(items: Sequence[T]) -> list[T]:
     """The items that this process does: a contiguous part, which may be empty."""
     if _state() is None:

@@ -108,7 +108,12 @@ def correct(answers: Sequence[str], task: Task) -> np.ndarray:
     if isinstance(answers, str) or not texts or len(answers) != len(task):
         raise LabError(f"answers must be a list of {len(task)}, one for each question of the task, got {answers!r:.80}")
     right = task.samples["answer"]
-    return np.array([a.strip().lower() == b.strip().lower() for a, b in zip(answers, right, strict=True)])
+    return np.array([is_right(said, answer) for said, answer in zip(answers, right, strict=True)])
+
+
+def is_right(said: str, answer: str) -> bool:
+    """Whether an answer is the right one, but for case and for space at the ends."""
+    return said.strip().lower() == answer.strip().lower()
 
 
 def by_category(right: np.ndarray, task: Task) -> dict[str, float]:

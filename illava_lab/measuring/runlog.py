@@ -86,9 +86,13 @@ class RunLog:
 
     def finished(self, label: str, row: Row) -> dict[str, Any] | None:
         """The stored entry of a row, if it is complete and nothing about the row changed."""
-        if not self._is_ok(label) or self._entries[label]["digest"] != self._belonging.of(row):
+        if not self._is_ok(label) or self._entries[label]["digest"] != self.digest(row):
             return None
         return self._entries[label]
+
+    def digest(self, row: Row) -> str:
+        """A fingerprint of the code and the settings that a row belongs to."""
+        return self._belonging.of(row)
 
     def add(self, label: str, row: Row, values: dict[str, Any], **more: Any) -> None:
         """Append a finished row, safe on the disk before this returns.
@@ -96,7 +100,7 @@ class RunLog:
         Raises:
             LabError: it cannot be written; what was there before still is.
         """
-        entry: dict[str, Any] = {"label": label, "digest": self._belonging.of(row), "schedule": repr(row.schedule)}
+        entry: dict[str, Any] = {"label": label, "digest": self.digest(row), "schedule": repr(row.schedule)}
         # A sweep may go on for days, and its folder move: of each row it is known when and where it was measured.
         entry |= {"measured": {"date": date.today().isoformat(), "processor": machine(), "illava_lab": __version__}}
         try:

@@ -48,6 +48,15 @@ def load_task(name: str | PathLike = "test") -> Task:
         table = pd.read_parquet(path)
     except Exception as error:  # readers of damaged files raise whatever they stumble over
         raise LabError(f"task {quoted(name)}: not a Parquet file that can be read ({first_line(error)})") from None
+    return task_of(name, table)
+
+
+def task_of(name: str, table: pd.DataFrame) -> Task:
+    """The task that a table holds, laid out as `load_task` says.
+
+    Raises:
+        LabError: as `load_task`.
+    """
     try:
         return _task(name, table.reset_index(drop=True))
     except LabError as error:

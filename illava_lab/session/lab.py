@@ -73,9 +73,13 @@ class Lab:
         for question in questions:
             check_question(question)
         per_prompt = [read_shown(as_list(entry)) for entry in images]
+        texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
+        return self._prepared(texts, per_prompt)
+
+    def _prepared(self, texts: list[str], per_prompt: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+        """Model inputs of prompts that are written out, each with the pictures and videos that it shows, in order."""
         for own in per_prompt:
             self._check_shapes(own)
-        texts = [self._prompt(question, own) for question, own in zip(questions, per_prompt, strict=True)]
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
         videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
@@ -95,7 +99,7 @@ class Lab:
                 inputs[name] = inputs[name].to(self.model.dtype)
         return dict(inputs)
 
-    def _check_shapes(self, own: list[ImageOrVideo]) -> None:
+    def _check_shapes(self, own: Sequence[Any]) -> None:
         """Refuse what one prompt shows if the processor would blow it up."""
         for one in own:
             if isinstance(one, Video):
