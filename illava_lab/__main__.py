@@ -1,11 +1,12 @@
-"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets | doctor | submit.
+"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets | doctor |
+eval | submit.
 
 The words are those of Python. Here is what can be typed; `illava_lab.arguments` refuses what cannot be,
 `illava_lab.commands` does the work; newer commands are a file each in `illava_lab.cli`. Nothing loads torch before
 that, so help and mistakes are answered at once.
 
-Exit status: 0 on success, 1 where `check` finds a broken promise or `doctor` a fault, 2 on bad usage with one line that
-names the mistake, 130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise, `doctor` a fault or `eval` a task that fails, 2 on bad
+usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from illava_lab import arguments as typed
-from illava_lab.cli import doctor, shared, submit
+from illava_lab.cli import doctor, evaluation, shared, submit
 from illava_lab.cli.shared import Parser
 from illava_lab.errors import LabError, reason, spelled
 from illava_lab.measuring.task_names import ONE_PICTURE, OTHERS
-from illava_lab.paths import EMBEDDED_MODELS
 from illava_lab.session import starting
 from illava_lab.session.starting import PROGRAM
 from illava_lab.session.threads import wait_passively
@@ -117,7 +117,7 @@ def _parser() -> Parser:
     shared.add_frames(ask)
     shared.add_graphs(ask)
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
-    _add_model(ask)
+    shared.add_model(ask)
 
     compare = commands.add_parser(
         "compare",
@@ -139,7 +139,7 @@ def _parser() -> Parser:
     compare.add_argument("--no-timing", action="store_true", help="leave out the measurement of time")
     shared.add_graphs(compare)
     shared.add_out(compare)
-    _add_model(compare)
+    shared.add_model(compare)
 
     bench = commands.add_parser(
         "bench",
@@ -172,7 +172,7 @@ def _parser() -> Parser:
     )
     shared.add_seed(bench, "of random strategies")
     shared.add_out(bench)
-    _add_model(bench)
+    shared.add_model(bench)
 
     check = commands.add_parser(
         "check",
@@ -192,18 +192,9 @@ def _parser() -> Parser:
         "fraction), and source.",
     )
     doctor.add_to(commands)
+    evaluation.add_to(commands)
     submit.add_to(commands)
     return parser
-
-
-# ---------------------------------------------------------------------------------------------- details
-def _add_model(parser: Parser) -> None:
-    parser.add_argument(
-        "--model", metavar="MODEL",
-        help=f"checkpoint folder, hub id, {', '.join(EMBEDDED_MODELS)}, or random:NAME for a published size with "
-        "random weights (default: the embedded model)",
-    )  # fmt: skip
-    shared.add_place(parser)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def ask(options: Namespace) -> int:
 
     from illava_lab.schedules.schedule import Schedule
 
-    answer = _load(options).ask(
+    answer = load_lab(options).ask(
         image,
         options.question,
         options.strategy,
@@ -76,10 +76,10 @@ def compare(options: Namespace) -> int:
     first = is_first()  # of several processes
     task = load_task(options.task)
     part = task.limited(options.limit)
-    lab = _load(options)
+    lab = load_lab(options)
     table = compare(
         lab,
-        **_methods(options),
+        **methods(options),
         task=task,
         limit=options.limit,
         seed=options.seed,
@@ -108,10 +108,10 @@ def bench(options: Namespace) -> int:
     from illava_lab.measuring.bench import bench
     from illava_lab.measuring.bench_summary import summary
 
-    lab = _load(options)
+    lab = load_lab(options)
     table = bench(
         lab,
-        **_methods(options),
+        **methods(options),
         image=image,
         batch_sizes=options.batch_sizes,
         text_tokens=options.text_tokens,
@@ -212,8 +212,8 @@ def _numbers(layers: list[int]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- shared
-def _methods(options: Namespace) -> dict[str, Any]:
-    """The five arguments that compare and bench share: what reduces, and by how much."""
+def methods(options: Namespace) -> dict[str, Any]:
+    """The five arguments that compare, bench and eval share: what reduces, and by how much."""
     from illava_lab.method.registry import strategies
     from illava_lab.schedules.schedule import Schedule
 
@@ -238,7 +238,8 @@ def _shown(options: Namespace) -> Any:
     return read_video(options.image, options.frames) if film else read_image(options.image)
 
 
-def _load(options: Namespace) -> Lab:
+def load_lab(options: Namespace) -> Lab:
+    """The model of the command."""
     from illava_lab.session.load import load
 
     quiet()

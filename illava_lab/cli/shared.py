@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from illava_lab import arguments as typed
 from illava_lab.errors import spelled
+from illava_lab.paths import EMBEDDED_MODELS
 from illava_lab.session.starting import PROGRAM
 
 
@@ -85,6 +86,16 @@ def add_seed(parser: Parser, of: str) -> None:
 
 def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=typed.folder, metavar="FOLDER", help="where results go (default: only printed)")
+
+
+def add_model(parser: Parser) -> None:
+    """Which model, and where it runs."""
+    parser.add_argument(
+        "--model", metavar="MODEL",
+        help=f"checkpoint folder, hub id, {', '.join(EMBEDDED_MODELS)}, or random:NAME for a published size with "
+        "random weights (default: the embedded model)",
+    )  # fmt: skip
+    add_place(parser)
 
 
 def add_place(parser: Parser) -> None:

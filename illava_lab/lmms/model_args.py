@@ -100,6 +100,4 @@ class ModelArguments:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         source = None if self.pretrained in (None, "embedded") else str(self.pretrained)
         revision = None if self.revision is None else str(self.revision)
-        return load(
-            source, device, self.dtype, device_map=self.device_map, quantize=self.quantize, revision=revision
-        )
+        return load(source, device, self.dtype, device_map=self.device_map, quantize=self.quantize, revision=revision)

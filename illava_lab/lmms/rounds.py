@@ -39,7 +39,9 @@ def converse(
             for number, tokens in zip(going, new_tokens(said, inputs), strict=True):
                 answers[number].append(generation.cut(text_of(lab, tokens)))
             rows, following = _next(requests, going, answers, information, frames)
-            on = all(_goes_on(new, asked[row], answers[going[row]][-1]) for row, new in zip(rows, following, strict=True))
+            on = all(
+                _goes_on(new, asked[row], answers[going[row]][-1]) for row, new in zip(rows, following, strict=True)
+            )
             said = _only(said, rows, len(going)) if on else None
             going, asked = [going[row] for row in rows], following
     return answers
