@@ -5,8 +5,8 @@ The words are those of Python. Here is what can be typed; `illava_lab.arguments`
 `illava_lab.commands` does the work; newer commands are a file each in `illava_lab.cli`. Nothing loads torch before
 that, so help and mistakes are answered at once.
 
-Exit status: 0 on success, 1 where `check` finds a broken promise, `doctor` a fault or `eval` a task that fails, 2 on bad
-usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise, `doctor` a fault or `eval` a task that fails, 2 on
+bad usage with one line that names the mistake, 130 when interrupted with Ctrl-C.
 """
 
 from __future__ import annotations

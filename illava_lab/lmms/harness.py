@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from numbers import Number
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _scored(task: str, samples: list[Mapping[str, Any]], results: Mapping[str, A
     return Scored(
         task=task,
         metric=metric,
-        value=float(value) if isinstance(value, Number) else math.nan,
+        value=float(value) if isinstance(value, Real) else math.nan,
         scores=[one for one in scores if one is not None] if None not in scores else [],
         clusters=[
             str(item[cluster] if isinstance(item, Mapping) and cluster in item else sample["doc_id"])
@@ -227,4 +227,4 @@ def _scores(item: Any, key: str) -> list[float] | None:
     if isinstance(item, Mapping):
         item = item.get("right", item.get(key))
     found = item if isinstance(item, list) else [item]
-    return [float(one) for one in found] if all(isinstance(one, Number) for one in found) else None
+    return [float(one) for one in found] if all(isinstance(one, Real) for one in found) else None

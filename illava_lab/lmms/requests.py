@@ -123,4 +123,5 @@ class Answers:
         return [(key, answered.seconds) for key, answered in self._known.items()]
 
     def _cannot(self, error: OSError) -> LabError:
+        assert self.folder is not None
         return LabError(f"out: cannot write answers to {quoted(self.folder)} ({error.strerror or error})")
