@@ -44,14 +44,19 @@ def add_to(commands: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Print the table, and write it if there is a folder for it; 1 if a row failed."""
+    from illava_lab.lmms.installed import check_installed
+
+    check_installed()  # before torch is loaded
+
     from illava_lab.commands import load_lab, methods
     from illava_lab.lmms import harness
     from illava_lab.lmms.evaluate import evaluate
+    from illava_lab.lmms.installed import check_works
     from illava_lab.lmms.summary import summary
     from illava_lab.measuring.distributed import is_first
 
     first = is_first()  # of several processes
-    harness.check_installed()
+    check_works()
     harness.quiet()
     harness.find_tasks(options.tasks, options.limit)
     lab = load_lab(options)

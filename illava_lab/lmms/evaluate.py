@@ -16,6 +16,7 @@ import pandas as pd
 from illava_lab.errors import LabError, reason
 from illava_lab.lmms import harness
 from illava_lab.lmms.asker import Asker
+from illava_lab.lmms.installed import check_works
 from illava_lab.lmms.requests import Answers
 from illava_lab.measuring import distributed
 from illava_lab.measuring.cost import Cost
@@ -75,7 +76,7 @@ def evaluate(
         LabError: bad arguments, before any work; or lmms-eval is not there.
     """
     check_lab(lab)
-    version = harness.check_installed()
+    version = check_works()
     asked = wanted(strategy, keep, flops, preset, schedule, default=(DEFAULT_KEEP,), seed=seed)
     seed, batch_size, frames = int(seed), check_count("batch_size", batch_size), check_count("frames", frames)
     limit = None if limit is None else check_count("limit", limit)

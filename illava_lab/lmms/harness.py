@@ -23,7 +23,6 @@ from illava_lab.measuring.tasks import Task
 from illava_lab.session.lab import Lab
 from illava_lab.session.turn import LONGEST
 
-NEEDED = "illava-lab eval needs lmms-eval: pip install 'illava-lab[lmms]', then pip install --no-deps lmms-eval"
 PREFIX = "illava_lab_"
 
 
@@ -63,25 +62,6 @@ class Scored:
     scores: list[list[float]]
     clusters: list[str]
     answers: list[Any]
-
-
-def check_installed() -> str:
-    """The version of lmms-eval.
-
-    Raises:
-        LabError: it is not installed, or cannot be imported.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        found = version("lmms-eval")
-    except PackageNotFoundError:
-        raise LabError(NEEDED) from None
-    try:
-        import lmms_eval.evaluator  # noqa: F401
-    except ImportError as error:
-        raise LabError(f"lmms-eval {found} cannot be imported ({error}): pip install 'illava-lab[lmms]'") from None
-    return found
 
 
 def quiet() -> None:

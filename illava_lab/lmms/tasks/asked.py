@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
-
+from illava_lab.measuring.batches import batches
 from illava_lab.measuring.predict import is_right
 from illava_lab.measuring.task_files import task_of
 from illava_lab.measuring.task_names import EMBEDDED, path_of
@@ -28,16 +27,16 @@ def __getattr__(name: str) -> dict[str, Any]:
     return {"data_files": {"test": str(path_of(task))}}
 
 
-def documents(table: Dataset, limit: int | None = None) -> Dataset:
-    """The questions of a Parquet file, all or as many as `Task.limited` draws."""
-    task = task_of("of lmms-eval", table.to_pandas()).limited(limit)
-    return Dataset.from_list([_document(task, rows) for rows in _asked(task)])
+def documents(table: Any, limit: int | None = None) -> Any:
+    """The questions of a Parquet file (a Dataset), all or as many as `Task.limited` draws."""
+    from datasets import Dataset
+
+    return Dataset.from_list(docs_of(task_of("of lmms-eval", table.to_pandas()).limited(limit)))
 
 
-def _asked(task: Task) -> list[list[int]]:
-    from illava_lab.measuring.batches import batches
-
-    return [rows for batch in batches(task, 1) for rows in batch]
+def docs_of(task: Task) -> list[Doc]:
+    """The documents of a task, in the order in which `compare` asks them."""
+    return [_document(task, rows) for batch in batches(task, 1) for rows in batch]
 
 
 def _document(task: Task, rows: list[int]) -> Doc:

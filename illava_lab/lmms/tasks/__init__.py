@@ -1,0 +1,1 @@
+"""The lab's tasks for lmms-eval: a YAML file each."""
