@@ -35,8 +35,9 @@ def documents(table: Any, limit: int | None = None) -> Any:
 
 
 def docs_of(task: Task) -> list[Doc]:
-    """The documents of a task, in the order in which `compare` asks them."""
-    return [_document(task, rows) for batch in batches(task, 1) for rows in batch]
+    """The documents of a task, in the order of its rows."""
+    asked = [rows for batch in batches(task, 1) for rows in batch]
+    return [_document(task, rows) for rows in sorted(asked, key=min)]
 
 
 def _document(task: Task, rows: list[int]) -> Doc:
