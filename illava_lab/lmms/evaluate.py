@@ -97,9 +97,9 @@ def evaluate(
         if entry is None:
             digest = distributed.from_first(log.digest(row) if log else "")
             values, parts = _measure(lab, task, row, label, digest, settings, folder)
-            entry = {"row": values, "parts": parts}
+            entry = distributed.from_first({"row": values, "parts": parts})
             if log:
-                log.add(label, row, values, parts=parts)
+                log.add(label, row, entry["row"], parts=entry["parts"])
         entries[label] = entry
         if log:
             log.write_table(_table(rows, entries, seed))

@@ -12,6 +12,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from illava_lab.errors import LabError, reason
 from illava_lab.lmms import MODEL, TASKS
 from illava_lab.lmms.asker import Asker
@@ -51,9 +53,9 @@ class Scored:
     Attributes:
         task: its name; a group of tasks has several.
         metric, value: the first metric of the task, and the figure that lmms-eval reports.
-        scores: of each document its scores by this metric, one for each question; empty where it has none by itself.
-        clusters: of each document what it stands or falls with.
-        answers: of each document.
+        scores: of each document that counts in it its scores, one for each question; empty where none has any by itself.
+        clusters: of each of these what it stands or falls with.
+        answers: of every document.
     """
 
     task: str
@@ -183,10 +185,11 @@ def scored(results: Mapping[str, Any]) -> list[Scored]:
 
 def _scored(task: str, samples: list[Mapping[str, Any]], results: Mapping[str, Any]) -> Scored:
     configuration, figures = results["configs"][task], results["results"][task]
-    metric = configuration["metric_list"][0]["metric"]
+    metric = str((configuration.get("metric_list") or [{}])[0].get("metric"))
     value = next((figure for name, figure in figures.items() if name.split(",")[0] == metric), None)
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
-    items = [sample.get(metric) for sample in samples]
+    counted = [sample for sample in samples if metric in sample]  # MME's figures are each of other questions
+    items = [sample[metric] for sample in counted]
     scores = [_scores(item, configuration.get("score_key") or "score") for item in items]
     cluster = configuration.get("cluster_key")
     return Scored(
@@ -196,9 +199,9 @@ def _scored(task: str, samples: list[Mapping[str, Any]], results: Mapping[str, A
         scores=[one for one in scores if one is not None] if None not in scores else [],
         clusters=[
             str(item[cluster] if isinstance(item, Mapping) and cluster in item else sample["doc_id"])
-            for item, sample in zip(items, samples, strict=True)
+            for item, sample in zip(items, counted, strict=True)
         ],
-        answers=[sample["filtered_resps"][0] for sample in samples],
+        answers=[_text(sample["filtered_resps"][0]) for sample in samples],
     )
 
 
@@ -207,4 +210,10 @@ def _scores(item: Any, key: str) -> list[float] | None:
     if isinstance(item, Mapping):
         item = item.get("right", item.get(key))
     found = item if isinstance(item, list) else [item]
-    return [float(one) for one in found] if all(isinstance(one, Real) for one in found) else None
+    numbers = all(isinstance(one, (Real, np.bool_)) for one in found)
+    return [float(one) for one in found] if numbers else None
+
+
+def _text(answer: Any) -> Any:
+    """An answer as it can be stored: a text, or those of several rounds."""
+    return [str(one) for one in answer] if isinstance(answer, (list, tuple)) else str(answer)
