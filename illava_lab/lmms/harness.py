@@ -53,7 +53,7 @@ class Scored:
     Attributes:
         task: its name; a group of tasks has several.
         metric, value: the first metric of the task, and the figure that lmms-eval reports.
-        scores: of each document that counts in it its scores, one for each question; empty where none has any by itself.
+        scores: of each document that counts in it its scores, one for each question; empty where none has any.
         clusters: of each of these what it stands or falls with.
         answers: of every document.
     """
