@@ -241,7 +241,7 @@ QUICK = [
     ("--help",),
     *(
         (command, "--help")
-        for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets", "doctor")
+        for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets", "doctor", "eval")
     ),
     ("presets",),
     ("compere",),
