@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from argparse import Namespace
 from typing import Any
 
@@ -49,8 +47,6 @@ def run(options: Namespace) -> int:
     from illava_lab.lmms.installed import check_installed
 
     check_installed()  # before torch is loaded
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # which lmms-eval's bars know, too
 
     from illava_lab.commands import load_lab, methods
     from illava_lab.lmms import harness

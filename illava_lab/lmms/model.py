@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -95,7 +96,9 @@ class IllavaLab(lmms):
             return [nothing for _ in given]
 
     def _bar(self, count: int) -> tqdm:
-        bar = tqdm(total=count, desc=self.name, unit="doc", delay=2, disable=self.rank != 0, dynamic_ncols=True)
+        # What lmms-eval runs by itself leaves its progress in a log, as its own models do.
+        off = self.rank != 0 or (self._keeps_failure and not sys.stderr.isatty())
+        bar = tqdm(total=count, desc=self.name, unit="doc", delay=2, disable=off, dynamic_ncols=True)
         self.asker.done = bar.update
         return bar
 
