@@ -5,7 +5,7 @@ The widgets' front-end has the rule for places once more, in `widgets/web/color.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -102,21 +102,39 @@ METHODS: dict[str, Look] = {
     "vispruner": Look(PINK, "star"),
 }
 
-# What none of the lab's own methods has, for those of others.
+# What no method of the lab has, for those of others: unusual markers first.
 OTHERS = tuple(
     Look(color, marker)
-    for marker in ("pentagon", "hexagon", "cross")
-    for color in (BLUE, RED, GREEN, ORANGE, SKY)
+    for marker in reversed(MARKERS)
+    for color in (BLUE, RED, GREEN, PINK, ORANGE, SKY, GREY)
+    if Look(color, marker) not in METHODS.values()
 )
 
 
-def look(method: str) -> Look:
-    """How a method is drawn, by its name or label (``illava(score='lse')`` looks like ``illava``).
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """How each of the methods of one figure is drawn, by its name or label: no two alike, as long as there are looks.
 
-    A method that the table does not have gets a look by its name, the same in every figure and session.
+    A method of the table looks the same everywhere. With other settings (``illava(score='lse')``) it keeps its colour,
+    and has another marker where it stands beside itself. A method that is not in the table gets a look by its name.
     """
-    name = method.partition("(")[0]
-    return METHODS.get(name) or OTHERS[crc32(method.encode()) % len(OTHERS)]
+    names = list(dict.fromkeys(methods))
+    out = {name: METHODS[name] for name in names if name in METHODS}
+    for name in names:
+        if name in out:
+            continue
+        own, start = METHODS.get(name.partition("(")[0]), crc32(name.encode())
+        options = list(OTHERS)
+        if own:
+            options = [Look(own.color, marker) for marker in MARKERS]
+        options = options[start % len(options) :] + options[: start % len(options)]
+        options = [*([own] if own else ()), *options, *OTHERS]
+        out[name] = next((option for option in options if option not in out.values()), options[0])
+    return {name: out[name] for name in names}
+
+
+def look(method: str) -> Look:
+    """How a method is drawn by itself."""
+    return looks([method])[method]
 
 
 # Parts of a model.

@@ -68,7 +68,7 @@ def seen_views(
             seen = next(pixels, None)
             picture = _original(lab, one, row, count, grid) if seen is None else _picture(lab, seen)
             name = ", ".join(filter(None, (of, _part(film, row, count, boxes))))
-            views.append(View(name or "picture", picture, (grid[0], grid[1]), _window(boxes[row])))
+            views.append(View(name or "picture", picture, (grid[0], grid[1]), window_of(boxes[row])))
         if not film and inputs.get("pixel_values", torch.empty(0)).dim() == 5:
             for _ in range(inputs["pixel_values"].shape[1] - count):  # what pads pictures of fewer crops
                 next(pixels)
@@ -104,7 +104,7 @@ def _original(lab: Lab, one: Image.Image | Video, row: int, count: int, grid: Se
     return picture.convert("RGB").resize((grid[1] * cell, grid[0] * cell), Image.Resampling.BICUBIC)
 
 
-def _window(boxes: Tensor) -> tuple[float, float, float, float]:
+def window_of(boxes: Tensor) -> tuple[float, float, float, float]:
     """Where a grid of (height, width, 4) boxes lies, from those that are not cut off at the edge of the picture."""
     left, right = _extent(boxes[0, :, 0::2].double().numpy())
     top, bottom = _extent(boxes[:, 0, 1::2].double().numpy())
