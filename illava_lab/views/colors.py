@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 # gets darker, with the same chroma everywhere (Oklch). Steps of equal length are seen as about equally large, left and
 # right differ in blue and yellow and top and bottom in lightness, which readers with any kind of colour vision tell
 # apart, and no colour of the range lies outside sRGB.
-HUES = (260.0, 460.0)  # degrees, at the left and at the right edge
-LIGHTNESS = (0.80, 0.53)  # at the top and at the bottom
-CHROMA = 0.107
+HUES = (270.0, 450.0)  # degrees, at the left and at the right edge
+LIGHTNESS = (0.80, 0.50)  # at the top and at the bottom
+CHROMA = 0.1
 LARGEST = 24  # groups of one picture that are filled with colour; the others have an outline
 
 _TO_CONES = ((1.0, 0.3963377774, 0.2158037573), (1.0, -0.1055613458, -0.0638541728), (1.0, -0.0894841775, -1.2914855480))

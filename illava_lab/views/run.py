@@ -13,7 +13,7 @@ What `run_of` gives holds nothing but what JSON has. It is what `widgets.Machine
   left there), `flops` and `bare` (of the prefill, with and without reduction, in percent of the bare model's), `cache`
   (bytes), and `least`: the smallest fraction of the entering tokens that the method can keep there, 1 where it cannot
   reduce. Encoder layers reduce behind their attention, LLM layers before theirs.
-- `bare_cache`: bytes of one LLM layer without reduction.
+- `bare_tokens` and `bare_cache`: visual tokens, and bytes of cache, of an LLM layer without reduction.
 - `moves`: what changed at a place, `at` that entry of `layers`. The tokens that enter are numbered as the move before
   left them, first the patches; those that leave likewise. Weights are in thousandths, and lists marked (d) hold the first
   number and then differences. `gone` (d): tokens that end here; all others stay in their places and order. Where the
@@ -94,6 +94,7 @@ def run_of(
             for view in seen_views(lab, shown, layouts, inputs)
         ],
         "layers": layers,
+        "bare_tokens": sum(layout.tokens for layout in layouts),
         "bare_cache": bare.length(0) * _token_bytes(lab.model),
         "moves": [{"at": places[_entry(move)], **encoded(move)} for move in moves if move.changes],
         "answer": {

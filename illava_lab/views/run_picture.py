@@ -24,11 +24,11 @@ COLUMNS = 7
 def run_words(run: Run) -> str:
     """What the picture of a run shows, in a sentence."""
     last = len(run["layers"]["stage"]) - 2
-    left, patches = run["layers"]["tokens"][last], sum(height * width for height, width in _grids(run))
+    left, tokens = run["layers"]["tokens"][last], run["bare_tokens"]
     share = sum(run["layers"]["flops"])
     how = f"{run['label']}, {run['budget']}" if run["moves"] else "no reduction"
     return (
-        f"{run['question']} {how}: {left} of {patches} tokens in the last LLM layer, {share:.0f} % of the FLOPs. "
+        f"{run['question']} {how}: {left} of {tokens} tokens in the last LLM layer, {share:.0f} % of the FLOPs. "
         f"Answer: {run['answer']['text']}"
     )
 

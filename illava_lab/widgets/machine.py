@@ -17,7 +17,7 @@ from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
 from illava_lab.models.video import ImageOrVideo
-from illava_lab.schedules.plan import Plan
+from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import at_least_one, check_question
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.views.colors import look
@@ -28,6 +28,7 @@ from illava_lab.widgets.front import script, style
 from illava_lab.widgets.output import show_widget
 
 KEEPS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+BARE = "none"
 STRATEGIES = ("illava", "tome", "fastv", "random", "downsample")
 
 Shown: TypeAlias = "ImageOrVideo | Sequence[ImageOrVideo]"
@@ -62,9 +63,6 @@ class Machine:
         strategy, keep: what is shown first.
         strategies: which methods can be chosen; `strategy` is one of them in any case.
         keeps: which budgets can be chosen, as fractions of the visual tokens that the last LLM layer sees.
-
-    Attributes:
-        run: what is shown, as `run_of` gives it.
 
     Raises:
         LabError: as `Lab.ask`; no image or no question, a strategy or budget that is given twice, images and questions
@@ -109,20 +107,20 @@ class Machine:
     # ---------------------------------------------------------------------------------------------- what is shown
     @property
     def run(self) -> Run:
+        """What is shown, as `run_of` gives it."""
         return self._run(self._figure.shown)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is shown: picture (its name), question, strategy (its label), keep, and schedule where layers were moved
-        one by one (a `Plan`, else None)."""
+        one by one (a `Schedule`, else None)."""
         shown = self._figure.shown
-        plan = None if shown["schedule"] is None else self._plan(shown)
         return {
             "picture": list(self._pictures)[shown["picture"]],
             "question": shown["question"],
             "strategy": shown["method"],
             "keep": shown["keep"],
-            "schedule": plan,
+            "schedule": self._plan(shown),
         }
 
     def set(
@@ -167,11 +165,25 @@ class Machine:
     def store(self, wanted: Sequence[Settings]) -> dict[str, Any]:
         """The catalogue and the runs for these settings, for a page without a kernel; `illavaMachine.mount` takes it.
 
+        Many runs share what they hold: `parts` has the `layers` and the single moves of all of them, each once, and a
+        run has their numbers.
+
+        Args:
+            wanted: each with picture (its number), question, method (its label), keep, and schedule (None, or
+                {"image": None, "encoder": {layer: fraction}, "llm": {layer: fraction}}).
+
         Raises:
             LabError: one of them cannot be run.
         """
-        runs = [{**settings, "run": _without_views(self._run(settings))} for settings in wanted]
-        return {"catalog": self._figure.catalog, "start": self._figure.start, "runs": runs}
+        parts: dict[str, int] = {}
+        runs = []
+        for settings in wanted:
+            run = _without_views(self._run(settings))
+            run["layers"] = parts.setdefault(json.dumps(run["layers"]), len(parts))
+            run["moves"] = [parts.setdefault(json.dumps(move), len(parts)) for move in run["moves"]]
+            runs.append({**settings, "run": run})
+        shared = [json.loads(part) for part in parts]
+        return {"catalog": self._figure.catalog, "start": self._figure.start, "parts": shared, "runs": runs}
 
     # ---------------------------------------------------------------------------------------------- computing
     @staticmethod
@@ -199,37 +211,33 @@ class Machine:
         self._figure.answer = {"id": 0, "settings": settings, "run": _without_views(run), "told": True}
 
     def _bare(self, picture: int, question: str) -> Run:
-        return self._run(self._settings(picture, question, "none", 1.0))
+        return self._run(self._settings(picture, question, BARE, 1.0))
 
     def _run(self, settings: Settings) -> Run:
         """The run of these settings, computed once."""
-        reduces = settings["schedule"] is not None or (settings["keep"] < 1 and settings["method"] != "none")
-        key = json.dumps([settings["picture"], settings["question"], *(
-            [settings["method"], settings["keep"], settings["schedule"]] if reduces else ["none"]
-        )])  # fmt: skip
+        key = json.dumps([settings["picture"], settings["question"], settings["method"], settings["schedule"]])
+        key += f"{settings['keep']:g}" if settings["schedule"] is None else ""
         if key not in self._runs:
             image, question = list(self._pictures.values())[settings["picture"]], check_question(settings["question"])
+            method = BARE if settings["method"] == BARE else self._methods[settings["method"]]
+            plan = self._plan(settings)
+            budget = {"keep": settings["keep"]} if plan is None else {"schedule": plan}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # on words the model does not know: the figure says it
-                if not reduces:
-                    self._runs[key] = run_of(self._lab, image, question)
-                elif settings["schedule"] is None:
-                    method = self._methods[settings["method"]]
-                    self._runs[key] = run_of(self._lab, image, question, method, settings["keep"])
-                else:
-                    method, plan = self._methods[settings["method"]], self._plan(settings)
-                    self._runs[key] = run_of(self._lab, image, question, method, schedule=plan)
+                self._runs[key] = run_of(self._lab, image, question, method, **budget)
         return self._runs[key]
 
-    def _plan(self, settings: Settings) -> Plan:
-        """The schedule of handles that were moved: {"image": fraction, "encoder": {layer: fraction}, "llm": ...}."""
+    def _plan(self, settings: Settings) -> Schedule | None:
+        """The schedule of handles that were moved, {"image": fraction, "encoder": {layer: fraction}, "llm": ...}."""
         given, anatomy = settings["schedule"], describe(self._lab.model)
+        if given is None:
+            return None
         layers = ({int(layer): float(share) for layer, share in given[stage].items()} for stage in ("encoder", "llm"))
         image = given.get("image")
         if image is not None:
             wanted = max(1, round(image * anatomy.patches))
             image = self._methods[settings["method"]].reachable_keep(wanted, anatomy.grid)
-        return Plan(*layers, image)
+        return Schedule(*layers, image)
 
 
 def _without_views(run: Run) -> Run:

@@ -2,6 +2,8 @@
 
 import { element, percent } from "./words.js";
 
+const WORTH = 0.005; // a probability without reduction that is marked
+
 export class Answer {
   constructor() {
     this.text = element("div", { class: "im-text" });
@@ -25,6 +27,7 @@ export class Answer {
     const said = steps.length > 1 && steps.at(-1)[0][0].match(/^(<.*>|\[.*\])$/) ? steps.length - 1 : steps.length;
     this.step = Math.min(this.step, said - 1);
     this.text.textContent = `“${run.answer.text}”`;
+    this.text.classList.toggle("im-long", run.answer.text.length > 24);
     this.text.classList.toggle("im-other", Boolean(bare) && bare.answer.text !== run.answer.text);
     this.steps.replaceChildren(...(said > 1 ? steps.slice(0, said).map((words, at) => this.button(words, at)) : []));
     const now = steps[this.step] ?? [];
@@ -45,7 +48,7 @@ export class Answer {
     const bar = element("i", {});
     bar.style.width = `${100 * odds}%`;
     const parts = [bar];
-    if (before.has(word)) {
+    if (before.get(word) >= WORTH) {
       const mark = element("s", { title: `without reduction ${percent(before.get(word), 1)}` });
       mark.style.left = `${100 * before.get(word)}%`;
       parts.push(mark);

@@ -3,6 +3,7 @@
 import { drawMap } from "./map.js";
 import { STAGES, bytes, element, many, percent, placeName } from "./words.js";
 
+const HINTS = { encoder: "drag a handle to keep fewer tokens there", llm: "point at a square to see where it comes from" };
 const DEEP = 12; // layers of a stage; of more, those where nothing happens share a card
 
 /** Which places have a card: [first, last] of each. */
@@ -20,7 +21,7 @@ export function placesOf({ layers: { stage }, states }, every) {
   return places;
 }
 
-/** A card of one place, or of several where nothing happens. `act`: { keep(at, count), looking() -> Looking }. */
+/** A card of one place, or of several where nothing happens. `act`: { keep(at, count), kept(), looking() -> Looking }. */
 export class Card {
   constructor(run, [first, last], act) {
     Object.assign(this, { first, last, act });
@@ -52,6 +53,7 @@ export class Card {
     const keep = element("input", { type: "range", class: "im-keep", min: 1, max: run.patches, step: 1 });
     keep.setAttribute("aria-label", `Tokens kept at ${this.long}`);
     keep.oninput = () => this.act.keep(at, Number(keep.value));
+    keep.onchange = () => this.act.kept();
     return keep;
   }
 
@@ -128,7 +130,7 @@ export function layOut(run, every, act, answer) {
     element(
       "section",
       { class: "im-row", "data-stage": stage, "aria-label": STAGES[stage] },
-      element("h4", { text: STAGES[stage] }),
+      element("div", { class: "im-stage" }, STAGES[stage], element("span", { text: HINTS[stage] })),
       element("ol", { class: "im-places" }, ...own.map(({ node }) => node), ...more),
     );
   return { cards, rows: [row("encoder", cards.slice(0, behind)), row("llm", cards.slice(behind), answer)] };

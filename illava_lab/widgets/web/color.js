@@ -1,8 +1,8 @@
 // The colour of a place in a picture: the rule of `illava_lab/views/colors.py`, held together with it by a test.
 
-const HUES = [260, 460];
-const LIGHTNESS = [0.8, 0.53];
-const CHROMA = 0.107;
+const HUES = [270, 450];
+const LIGHTNESS = [0.8, 0.5];
+const CHROMA = 0.1;
 
 /** [red, green, blue] from 0 to 255 of a place; x and y run from 0 to 1, to the right and down. */
 export function placeColor(x, y) {

@@ -65,7 +65,8 @@ export class Controls {
     this.keep.setAttribute("aria-label", "keep: share of the tokens that the last LLM layer sees");
     this.keep.oninput = () => act.change({ keep: keeps[Number(this.keep.value)] });
     this.kept = element("output", {});
-    this.play = element("button", { type: "button", class: "im-play", text: "▶ Watch it flow", onclick: act.play });
+    this.play = element("button", { type: "button", class: "im-play", onclick: act.play });
+    this.playing(false);
     this.reset = element("button", { type: "button", text: "Reset", onclick: act.reset });
     this.node = element(
       "div",
@@ -76,6 +77,10 @@ export class Controls {
       element("div", { class: "im-line" }, element("span", { class: "im-tag", text: "keep" }), this.keep, this.kept),
       element("div", { class: "im-line" }, this.play, this.reset),
     );
+  }
+
+  playing(now) {
+    this.play.textContent = now ? "■ Stop" : "▶ Watch it flow";
   }
 
   makeQuestion(free) {

@@ -72,9 +72,14 @@ export class Looking {
     cards.forEach((one) => (one.map.tabIndex = one === card ? 0 : -1));
   }
 
+  /** The first token of the view that is shown. */
+  home(at) {
+    return nextToken(this.page.run, at, this.page.run.first[this.page.view], this.page.view, "Home");
+  }
+
   /** A map has got the focus. */
   enter(at, map) {
-    this.cursor = { at, patch: this.cursor?.patch ?? this.page.run.states[at].anchor[0] };
+    this.cursor = { at, patch: this.cursor?.patch ?? this.home(at) };
     this.roam();
     if (map.matches(":focus-visible")) this.over(at, this.cursor.patch);
   }
@@ -82,7 +87,7 @@ export class Looking {
   /** A key on the map of a place. */
   key(event, at) {
     const { run, view, cards } = this.page;
-    const patch = this.cursor?.patch ?? run.states[at].anchor[0];
+    const patch = this.cursor?.patch ?? this.home(at);
     if (event.key === "PageUp" || event.key === "PageDown") {
       const number = cards.findIndex(({ first }) => first === at) + (event.key === "PageUp" ? -1 : 1);
       if (cards[number]) this.move(cards[number].first, patch, cards[number].map);

@@ -1,5 +1,6 @@
 // The machine: a picture goes in, its tokens go from place to place, an answer comes out. One for notebooks and pages.
 
+import { placeColor } from "./color.js";
 import { Looking } from "./looking.js";
 import { play, still, unfold } from "./motion.js";
 import { Page } from "./page.js";
@@ -15,6 +16,7 @@ export class Machine {
     const act = {
       change: (part) => this.change(part),
       keep: (at, count) => this.keep(at, count),
+      kept: () => (this.from = null),
       play: () => this.play(),
       reset: () => this.want(this.start),
       looking: () => this.looking,
@@ -44,8 +46,9 @@ export class Machine {
     const card = cards.find(({ first }) => first === at);
     const fitted = Math.min(card.entered, Math.max(card.least, count));
     this.touched = true;
+    this.from ??= run; // where the drag began
     if (!this.source.free) {
-      this.want(this.source.nearest(this.wanted, run, at, fitted));
+      this.want(this.source.nearest(this.wanted, this.from, at, fitted));
       return card.fill(this.page.run); // the handle goes where the stored run has it
     }
     const counts = forecast(run, at, fitted);
@@ -59,7 +62,7 @@ export class Machine {
     this.page.root.dataset.wanted = keyOf(settings);
     const run = this.source.get(settings);
     if (run) return this.show(run, settings);
-    this.page.controls.set(settings, counts ? counts.at(-1) / this.page.run.patches : null);
+    this.page.controls.set(settings, counts ? counts.at(-1) / this.page.run.bare_tokens : null);
     if (counts) this.page.fill(null, counts);
     return this.pump();
   }
@@ -128,7 +131,7 @@ export class Machine {
   /** The run that is wanted. */
   show(run, settings) {
     this.settle();
-    this.page.controls.set(settings, totals(run).left / run.patches);
+    this.page.controls.set(settings, totals(run).left / run.bare_tokens);
     this.draw(run, settings);
     this.tell();
     this.prepare(settings);
@@ -165,12 +168,11 @@ export class Machine {
     }
   }
 
-  /** Watch it once from the picture to the answer. */
+  /** Watch it once from the picture to the answer; or stop watching. */
   play() {
-    this.stop?.();
+    if (this.stop) return this.stop();
     this.looking.release();
     const { page } = this;
-    page.root.classList.add("im-plays");
     const reach = (number) => {
       page.reached = number;
       page.draw();
@@ -178,19 +180,36 @@ export class Machine {
     const end = () => {
       this.stop = undefined;
       page.reached = undefined;
-      page.root.classList.remove("im-plays");
+      page.controls.playing(false);
       page.draw();
     };
+    page.controls.playing(true);
     const { overlay, run, view, photo, cards, answer } = page;
     this.stop = (still() ? unfold : play)({ overlay, run, view, photo, cards, answer: answer.node, reach, end });
+  }
+
+  /** Play once when the figure comes into sight, unless somebody wants no motion or is at work with it already. */
+  playWhenSeen() {
+    if (still()) return;
+    const seen = new IntersectionObserver(
+      ([{ isIntersecting }]) => {
+        if (!isIntersecting || this.closed) return;
+        seen.disconnect();
+        if (!this.touched && !this.looking.active()) this.play();
+      },
+      { threshold: 0.5 },
+    );
+    seen.observe(this.page.root);
   }
 }
 
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
-/** On a page with stored runs ({ catalog, runs, start, note }). Returns the machine. */
+/** On a page with stored runs (`Machine.store` in Python says how they look). Returns the machine. */
 export function mount(root, stored) {
-  return new Machine(root, new Stored(stored), stored.start);
+  const machine = new Machine(root, new Stored(stored), stored.start);
+  machine.playWhenSeen();
+  return machine;
 }
 
 /** In a notebook, for anywidget. */
@@ -209,4 +228,4 @@ export function render({ model, el }) {
   };
 }
 
-export default { render, mount };
+export default { render, mount, placeColor };

@@ -3,8 +3,8 @@
 import { css } from "./color.js";
 import { cellsOf, cleared } from "./map.js";
 
-const CHANGE = 620; // milliseconds from one place to the next, where tokens melt or fall
-const QUIET = 240;
+const CHANGE = 480; // milliseconds from one place to the next, where tokens melt or fall
+const QUIET = 140;
 const MANY = 8; // tokens of a lineage at one place that have a line each
 const ease = (x) => (x < 0.5 ? 4 * x ** 3 : 1 - (2 - 2 * x) ** 3 / 2);
 

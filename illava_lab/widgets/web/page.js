@@ -16,7 +16,7 @@ const PHOTO = 320; // pixels of the widest photograph
 const TITLE = "The machine: visual tokens on their way from the picture to the answer";
 
 export class Page {
-  /** `act`: { change(settings), keep(at, count), play(), reset(), looking() -> Looking }. */
+  /** `act`: { change(settings), keep(at, count), kept(), play(), reset(), looking() -> Looking }. */
   constructor(root, source, act) {
     Object.assign(this, { root, act, view: 0, cards: [], pictures: new Map() });
     this.controls = new Controls(source, act);
@@ -122,6 +122,7 @@ export class Page {
 
   look(view) {
     this.view = view;
+    this.act.looking().cursor = null;
     this.fit();
   }
 

@@ -2,16 +2,17 @@
 
 import { readRun } from "./run.js";
 
-/** One name for settings that give the same run; keep 1 is no reduction, whatever the method. */
+/** One name for settings that give the same run. */
 export function keyOf({ picture, question, method, keep, schedule }) {
-  if (schedule) return JSON.stringify([picture, question, method, ordered(schedule)]);
-  return JSON.stringify([picture, question, ...(keep >= 1 ? ["none", 1] : [method, keep])]);
+  return JSON.stringify([picture, question, method, schedule ? ordered(schedule) : keep]);
 }
 
 function ordered(value) {
   if (value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.keys(value).sort().map((name) => [name, ordered(value[name])]));
 }
+
+const ABOUT = 0.06; // of all patches: so much a handle may miss to leave the other layers as they are
 
 /** Settings with which nothing is reduced. */
 export const bareOf = ({ picture, question }) => ({ picture, question, method: "none", keep: 1, schedule: null });
@@ -35,14 +36,16 @@ class Source {
   }
 }
 
-/** Runs that were computed before: { catalog, runs: [{ ...settings, run }, ...] }. */
+/** Runs that were computed before: { catalog, parts, runs: [{ ...settings, run }, ...], note }; the layers and moves of a
+    run are numbers of `parts`. */
 export class Stored extends Source {
-  constructor({ catalog, runs, note }) {
+  constructor({ catalog, parts, runs, note }) {
     super(catalog);
     this.free = false;
     this.note = note;
     this.settings = runs.map(({ run, ...settings }) => settings);
-    this.raw = new Map(runs.map(({ run, ...settings }) => [keyOf(settings), run]));
+    const whole = (run) => ({ ...run, layers: parts[run.layers], moves: run.moves.map((move) => parts[move]) });
+    this.raw = new Map(runs.map(({ run, ...settings }) => [keyOf(settings), whole(run)]));
   }
 
   get(settings) {
@@ -60,22 +63,21 @@ export class Stored extends Source {
   /** Those of one picture, question and method. */
   alike({ picture, question, method }) {
     return this.settings.filter(
-      (one) =>
-        one.picture === picture && one.question === question && (one.method === method || one.method === "none"),
+      (one) => one.picture === picture && one.question === question && one.method === method,
     );
   }
 
-  /** The settings whose run leaves nearest to `count` tokens at a place, and is else nearest to the one shown. */
-  nearest(settings, shown, at, count) {
-    const from = shown.states.map(({ anchor }) => anchor.length);
-    const distance = (one) => {
-      const counts = this.raw.get(keyOf(one)).layers.tokens;
-      const rest = counts.reduce((total, tokens, place) => total + Math.abs(tokens - from[place]), 0);
-      return Math.abs(counts[at] - count) * 1000 + rest / counts.length;
-    };
-    const options = this.alike(settings).map((one) => [distance(one), one]);
-    const [, best] = options.reduce((a, b) => (b[0] < a[0] ? b : a));
-    return { ...best, method: settings.method };
+  /** The settings whose run leaves about `count` tokens at a place, and else is most like the run that a handle was
+      taken from. */
+  nearest(settings, from, at, count) {
+    const before = from.layers.tokens;
+    const options = this.alike(settings).map((one) => {
+      const { tokens } = this.raw.get(keyOf(one)).layers;
+      const others = tokens.reduce((sum, number, place) => sum + Math.abs(number - before[place]), 0);
+      return { one, off: Math.abs(tokens[at] - count), others };
+    });
+    const best = Math.min(...options.map(({ off }) => off)) + ABOUT * from.patches;
+    return options.filter(({ off }) => off <= best).reduce((a, b) => (b.others < a.others ? b : a)).one;
   }
 }
 

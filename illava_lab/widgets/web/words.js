@@ -49,12 +49,12 @@ export function where(run, patch) {
 
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
-/** Shares of the bare model's: { tokens, left, flops, cache }. */
-export function totals({ layers, bare_cache, patches, states }) {
+/** Tokens of the last LLM layer without and with reduction, and shares of the bare model's FLOPs and cache. */
+export function totals({ layers, bare_cache, bare_tokens, states }) {
   const last = layers.stage.lastIndexOf("llm");
   const depth = layers.stage.filter((stage) => stage === "llm").length;
   return {
-    tokens: patches,
+    tokens: bare_tokens,
     left: states[last].anchor.length,
     flops: sum(layers.flops) / sum(layers.bare),
     cache: sum(layers.cache) / (bare_cache * depth),
