@@ -63,7 +63,9 @@ export class Card {
       return this.cells?.hit(event.clientX - box.left, event.clientY - box.top) ?? -1;
     };
     const looking = this.act.looking;
-    this.map.onpointermove = (event) => event.pointerType !== "touch" && looking().over(this.first, patch(event));
+    this.map.onpointermove = (event) => {
+      if (event.pointerType !== "touch") looking().over(this.first, patch(event));
+    };
     this.map.onpointerleave = () => looking().out();
     this.map.onclick = (event) => looking().follow(this.first, patch(event));
     this.map.onfocus = () => looking().enter(this.first, this.map);

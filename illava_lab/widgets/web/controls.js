@@ -64,7 +64,7 @@ export class Controls {
     this.keep = element("input", { type: "range", class: "im-budget", min: 0, max: keeps.length - 1, step: 1 });
     this.keep.setAttribute("aria-label", "keep: share of the tokens that the last LLM layer sees");
     this.keep.oninput = () => act.change({ keep: keeps[Number(this.keep.value)] });
-    this.kept = element("output", {});
+    this.kept = element("b", { class: "im-kept" });
     this.play = element("button", { type: "button", class: "im-play", onclick: act.play });
     this.playing(false);
     this.reset = element("button", { type: "button", text: "Reset", onclick: act.reset });
@@ -94,7 +94,9 @@ export class Controls {
       if (question && question !== this.asked) this.act.change({ question });
     };
     field.onchange = ask;
-    field.onkeydown = (event) => event.key === "Enter" && ask();
+    field.onkeydown = ({ key }) => {
+      if (key === "Enter") ask();
+    };
     const node = element("label", { class: "im-line" }, element("span", { class: "im-tag", text: "question" }), field);
     if (free) node.append(list);
     const set = (questions, question) => {

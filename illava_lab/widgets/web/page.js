@@ -44,7 +44,6 @@ export class Page {
     this.root.classList.add("im");
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", TITLE);
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes keys for its own
     this.root.replaceChildren(
       element("div", { class: "im-top" }, shown, side),
       this.flow,
@@ -55,8 +54,9 @@ export class Page {
     );
     const looking = this.act.looking;
     const patch = (event) => this.patchAt(event);
-    this.photo.onpointermove = (event) =>
-      event.pointerType !== "touch" && looking().over(looking().place(), patch(event));
+    this.photo.onpointermove = (event) => {
+      if (event.pointerType !== "touch") looking().over(looking().place(), patch(event));
+    };
     this.photo.onpointerleave = () => looking().out();
     this.photo.onclick = (event) => looking().follow(looking().place(), patch(event));
   }

@@ -4,8 +4,11 @@ import { fallsAt, lineage, patchWeights, placeOf } from "./run.js";
 
 export const STAGES = { encoder: "Image encoder", projector: "Projector", llm: "Language model" };
 
+const FOCUSED = new Set(["button", "canvas", "input", "select", "summary"]); // by readers without a mouse
+
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
+  if (FOCUSED.has(tag)) made.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab would take "d" for its own
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "text") made.textContent = value;
