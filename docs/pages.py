@@ -81,7 +81,7 @@ def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
 
 # --------------------------------------------------------------------------------------------- the machine
 def write_machine(folder: Path) -> None:
-    """Write the front-end and the stored runs where the pages look for them: as scripts, which run from files as well."""
+    """Write the front-end and the stored runs where the pages look for them: as scripts, which run from files, too."""
     stored = (CLONE / "docs" / "machine.json").read_text(encoding="utf-8").strip()
     (folder / "machine.js").write_text(front.page_script(), encoding="utf-8")
     (folder / "machine.css").write_text(front.style(), encoding="utf-8")

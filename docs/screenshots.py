@@ -98,7 +98,9 @@ def choose(reader: Reader, output: Locator) -> None:
 
 
 WIDGETS = {
-    "machine": Widget('widgets.Machine(lab, image, [question, "What is the word?"], "tome", keep=0.3).show()', move_machine),
+    "machine": Widget(
+        'widgets.Machine(lab, image, [question, "What is the word?"], "tome", keep=0.3).show()', move_machine
+    ),
     "keep-slider": Widget('widgets.KeepSlider(lab, image, question, "illava").show(0.5)', move_keep_slider),
     "redundancy-explorer": Widget(
         'widgets.RedundancyExplorer(lab, {"scene": image}, "What is the word?", patch=20).show(stage="encoder", layer=4)',

@@ -13,6 +13,7 @@ from illava_lab.trace.encoded import EncodedImage
 from illava_lab.trace.trace import Trace, matrix_of, steps_of
 
 Place = Literal["image", "encoder", "projector", "llm"]
+ORDER: tuple[Place, ...] = ("image", "encoder", "projector", "llm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,34 @@ def flow(trace: Trace, image: int = 0) -> list[Move]:
             held = kept[order]
             moves.append(Move("llm", step.layer, moves[-1].anchor[held], held, matrix_of(step.map, row)[order]))
     return moves
+
+
+def prompt_flow(trace: Trace) -> list[Move]:
+    """The moves of all images of the first prompt as those of one: a move for each place where any of them has one.
+
+    Patches and tokens are counted image after image.
+    """
+    flows = [flow(trace, image) for image in range(trace.images_per_row[0])]
+    patches = [len(trace.layout(image).boxes) for image in range(len(flows))]
+    first = np.cumsum([0, *patches[:-1]])
+    standing = [np.arange(count) for count in patches]
+    places = sorted({(ORDER.index(move.place), move.layer) for moves in flows for move in moves})
+    joined = []
+    for number, layer in places:
+        place, start = ORDER[number], 0
+        anchors, helds, weights = [], [], []
+        for image, moves in enumerate(flows):
+            count = len(standing[image])
+            own = next((move for move in moves if (move.place, move.layer) == (place, layer)), None)
+            if own is None:  # this image stays as it is there
+                own = Move(place, layer, standing[image], np.arange(count), sparse.eye_array(count, format="csr"))
+            anchors.append(own.anchor + first[image])
+            helds.append(own.held + start)
+            weights.append(own.weights)
+            standing[image], start = own.anchor, start + count
+        matrix = sparse.block_diag(weights, format="csr")
+        joined.append(Move(place, layer, np.concatenate(anchors), np.concatenate(helds), matrix))
+    return joined
 
 
 def _in_encoder(visual: EncodedImage, cls_tokens: int, patches: int) -> list[Move]:

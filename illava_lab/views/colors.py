@@ -21,7 +21,11 @@ LIGHTNESS = (0.80, 0.50)  # at the top and at the bottom
 CHROMA = 0.1
 LARGEST = 24  # groups of one picture that are filled with colour; the others have an outline
 
-_TO_CONES = ((1.0, 0.3963377774, 0.2158037573), (1.0, -0.1055613458, -0.0638541728), (1.0, -0.0894841775, -1.2914855480))
+_TO_CONES = (
+    (1.0, 0.3963377774, 0.2158037573),
+    (1.0, -0.1055613458, -0.0638541728),
+    (1.0, -0.0894841775, -1.2914855480),
+)
 _TO_RGB = (
     (4.0767416621, -3.3077115913, 0.2309699292),
     (-1.2684380046, 2.6097574011, -0.3413193965),
@@ -31,9 +35,9 @@ _TO_RGB = (
 
 def place_oklab(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     """(..., 3) the colour of places in a picture as Oklab; x and y run from 0 to 1, to the right and down."""
-    x, y = (np.clip(np.asarray(value, float), 0.0, 1.0) for value in (x, y))
-    hue = np.radians(HUES[0] + x * (HUES[1] - HUES[0]))
-    lightness = LIGHTNESS[0] + y * (LIGHTNESS[1] - LIGHTNESS[0])
+    across, down = (np.clip(np.asarray(value, float), 0.0, 1.0) for value in (x, y))
+    hue = np.radians(HUES[0] + across * (HUES[1] - HUES[0]))
+    lightness = LIGHTNESS[0] + down * (LIGHTNESS[1] - LIGHTNESS[0])
     return np.stack([lightness, CHROMA * np.cos(hue), CHROMA * np.sin(hue)], axis=-1)
 
 

@@ -33,14 +33,18 @@ def encoded(move: Move) -> Lists:
     held, entered = move.held.tolist(), move.weights.shape[1]
     gone = sorted(set(range(entered)) - set(held))
     table = move.weights.tocoo()
-    entries = [entry for entry in zip(table.row.tolist(), table.col.tolist(), table.data.tolist(), strict=True) if entry[2]]
+    entries = [
+        entry for entry in zip(table.row.tolist(), table.col.tolist(), table.data.tolist(), strict=True) if entry[2]
+    ]
 
     most: dict[int, tuple[int, float]] = {}
     for slot, token, weight in entries:
         if abs(weight) > abs(most.get(token, (-1, 0.0))[1]):
             most[token] = slot, weight
     taken = {token: most.get(token, (-1, 0.0)) for token in gone}
-    own = dict.fromkeys(range(len(held)), 0.0) | {slot: weight for slot, token, weight in entries if held[slot] == token}
+    own = dict.fromkeys(range(len(held)), 0.0) | {
+        slot: weight for slot, token, weight in entries if held[slot] == token
+    }
     odd = [slot for slot, weight in own.items() if _thousandths(weight) != WHOLE]
     out: Lists = {"held": deltas(held)} if held != sorted(set(held)) else {"gone": deltas(gone)}
     out["into"] = deltas(slot for slot, _ in taken.values())

@@ -3,25 +3,26 @@
 What `run_of` gives holds nothing but what JSON has. It is what `widgets.Machine` draws, and what the site stores:
 
 - `version`: 1, of this form.
-- `model`, `question`, `strategy` (its name), `label` (with its settings), `budget` (in words), `note` (on words that the
-  model does not know), `text_tokens` (of the prompt beside the visual ones).
+- `model`, `question`, `strategy` (its name), `label` (with its settings), `budget` (in words), `note` (on words that
+  the model does not know), `text_tokens` (of the prompt beside the visual ones).
 - `views`: the rows of the encoder. Each has a `name`, its `grid` [height, width], its `window` in the picture ([left,
   top, right, bottom], fractions), and the `picture` as a data: address. Patches are numbered view after view, each in
   raster order.
-- `layers`: columns with an entry for each place in the model, in order. `stage` ("patches", "encoder", "unused": encoder
-  layers behind the one that the features come from, "projector", "llm", "head"), `layer`, `tokens` (visual ones that are
-  left there), `flops` and `bare` (of the prefill, with and without reduction, in percent of the bare model's), `cache`
-  (bytes), and `least`: the smallest fraction of the entering tokens that the method can keep there, 1 where it cannot
-  reduce. Encoder layers reduce behind their attention, LLM layers before theirs.
+- `layers`: columns with an entry for each place in the model, in order. `stage` ("patches", "encoder", "unused":
+  encoder layers behind the one that the features come from, "projector", "llm", "head"), `layer`, `tokens` (visual
+  ones that are left there), `flops` and `bare` (of the prefill, with and without reduction, in percent of the bare
+  model's), `cache` (bytes), and `least`: the smallest fraction of the entering tokens that the method can keep there,
+  1 where it cannot reduce. Encoder layers reduce behind their attention, LLM layers before theirs.
 - `bare_tokens` and `bare_cache`: visual tokens, and bytes of cache, of an LLM layer without reduction.
 - `moves`: what changed at a place, `at` that entry of `layers`. The tokens that enter are numbered as the move before
-  left them, first the patches; those that leave likewise. Weights are in thousandths, and lists marked (d) hold the first
-  number and then differences. `gone` (d): tokens that end here; all others stay in their places and order. Where the
-  order changes, or several take one place, there is instead `held` (d): for each token that leaves, whose place it takes.
-  `into` (d): for each that is gone, the token that takes most of it, or -1 where it falls (left out where all fall);
-  `share`: for those that do not fall, their weight in it. `mixed` (d) and `own`: tokens that leave with another weight of
-  their own place than 1000, and that weight. `to` (d), `of` (d) and `more`: token that leaves, token that entered, and
-  weight, of whatever else contributes. Lists that would be empty are left out, but for `gone`.
+  left them, first the patches; those that leave likewise. Weights are in thousandths, and lists marked (d) hold the
+  first number and then differences. `gone` (d): tokens that end here; all others stay in their places and order.
+  Where the order changes, or several take one place, there is instead `held` (d): for each token that leaves, whose
+  place it takes. `into` (d): for each that is gone, the token that takes most of it, or -1 where it falls (left out
+  where all fall); `share`: for those that do not fall, their weight in it. `mixed` (d) and `own`: tokens that leave
+  with another weight of their own place than 1000, and that weight. `to` (d), `of` (d) and `more`: token that leaves,
+  token that entered, and weight, of whatever else contributes. Lists that would be empty are left out, but for
+  `gone`.
 - `answer`: its `text`, and `words`: for each of its first steps the most probable [word, probability].
 """
 
@@ -29,9 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
-
-import numpy as np
-from scipy import sparse
 
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
@@ -43,7 +41,7 @@ from illava_lab.schedules.prompt_shape import prompt_shape
 from illava_lab.session.asked import at_least_one
 from illava_lab.session.lab import Lab
 from illava_lab.session.prompt import schedule_for, text_tokens
-from illava_lab.trace.flow import Move, flow
+from illava_lab.trace.flow import Move, prompt_flow
 from illava_lab.trace.trace import Trace
 from illava_lab.views.moves import encoded
 from illava_lab.views.seen import seen_views
@@ -75,10 +73,12 @@ def run_of(
     answer = lab.ask(shown, question, chosen, schedule=plan, max_new_tokens=max_new_tokens)
     trace, text = answer.trace, text_tokens(lab.model, inputs)
     layouts = [trace.layout(number) for number in range(trace.images_per_row[0])]
-    moves = joined_moves(trace)
+    moves = prompt_flow(trace)
     layers = _layers(lab.model, chosen, plan, trace, text)
     _count(layers, moves)
-    places = {(stage, layer): at for at, (stage, layer) in enumerate(zip(layers["stage"], layers["layer"], strict=True))}
+    places = {
+        (stage, layer): at for at, (stage, layer) in enumerate(zip(layers["stage"], layers["layer"], strict=True))
+    }
     bare = prompt_shape(describe(lab.model), None, text, layouts)
     return {
         "version": VERSION,
@@ -102,37 +102,6 @@ def run_of(
             "words": [[[word.text, round(word.probability, 4)] for word in step] for step in answer.words],
         },
     }
-
-
-def joined_moves(trace: Trace) -> list[Move]:
-    """The moves of the first prompt, all of its images as one: a move for each place where any of them changes."""
-    flows = [flow(trace, image) for image in range(trace.images_per_row[0])]
-    patches = [len(trace.layout(image).boxes) for image in range(len(flows))]
-    first = np.cumsum([0, *patches[:-1]])
-    order = {"image": 0, "encoder": 1, "projector": 2, "llm": 3}
-    places = sorted({(order[move.place], move.layer) for moves in flows for move in moves})
-    anchors = [np.arange(count) for count in patches]
-    joined = []
-    for place in places:
-        here = []
-        for image, moves in enumerate(flows):
-            own = next((move for move in moves if (order[move.place], move.layer) == place), None)
-            count = len(anchors[image])
-            if own is None:  # this image is not reduced here
-                own = Move("llm", 0, anchors[image], np.arange(count), sparse.eye_array(count, format="csr"))
-            here.append((own, count))
-            anchors[image] = own.anchor
-        before = np.cumsum([0, *(count for _, count in here[:-1])])
-        joined.append(
-            Move(
-                next(name for name, number in order.items() if number == place[0]),  # type: ignore[arg-type]
-                place[1],
-                np.concatenate([move.anchor + start for (move, _), start in zip(here, first, strict=True)]),
-                np.concatenate([move.held + start for (move, _), start in zip(here, before, strict=True)]),
-                sparse.block_diag([move.weights for move, _ in here], format="csr"),
-            )
-        )
-    return joined
 
 
 def _entry(move: Move) -> tuple[str, int]:
@@ -164,15 +133,14 @@ def _layers(model: Any, strategy: Strategy, plan: Plan, trace: Trace, text: int)
         may = least["llm"] if layer >= anatomy.first_llm_layer else 1.0
         rows.append(("llm", layer, cost, bare["llm"][layer], lengths(layer) * token, may))
     rows.append(("head", 0, flops["head"][0], bare["head"][0], 0, 1.0))
-    stage, number, cost, without, cache, may = zip(*rows, strict=True)
     return {
-        "stage": list(stage),
-        "layer": list(number),
+        "stage": [row[0] for row in rows],
+        "layer": [row[1] for row in rows],
         "tokens": [],
-        "flops": [round(value / whole, 3) for value in cost],
-        "bare": [round(value / whole, 3) for value in without],
-        "cache": list(cache),
-        "least": list(may),
+        "flops": [round(row[2] / whole, 3) for row in rows],
+        "bare": [round(row[3] / whole, 3) for row in rows],
+        "cache": [row[4] for row in rows],
+        "least": [row[5] for row in rows],
     }
 
 

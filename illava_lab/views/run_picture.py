@@ -66,10 +66,10 @@ def run_figure(run: Run, view: int = 0) -> Figure:
     places = [move["at"] for move in run["moves"]] or [0]
     panels = [("picture", _decoded(run["views"][view]["picture"]))]
     panels += [(f"{_name(run, at)}: {layers['tokens'][at]}", token_map(run, after[at], view)) for at in places]
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(9, 9 / COLUMNS * 1.2 * rows + 2.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[9 / COLUMNS * 1.2 * rows, 1.9])
+    grid = figure.add_gridspec(2, 1, height_ratios=[9 / COLUMNS * 1.2 * rows, 1.9])
+    above, below = (figure.add_subfigure(grid[row, 0]) for row in range(2))
     for number, axes in enumerate(above.subplots(rows, COLUMNS, squeeze=False).flat):
         axes.set_axis_off()
         if number < len(panels):

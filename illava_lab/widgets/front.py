@@ -8,7 +8,21 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "web"
 # Each uses only what stands before it.
-PARTS = ("color", "run", "map", "photo", "words", "source", "cards", "answer", "controls", "motion", "looking", "page", "machine")
+PARTS = (
+    "color",
+    "run",
+    "map",
+    "photo",
+    "words",
+    "source",
+    "cards",
+    "answer",
+    "controls",
+    "motion",
+    "looking",
+    "page",
+    "machine",
+)
 
 
 @cache

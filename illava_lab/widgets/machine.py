@@ -157,7 +157,7 @@ class Machine:
         )
 
     def show(self, **settings: Any) -> None:
-        """Display the machine, with a picture of what it shows for viewers that have no kernel. Settings as in `set`."""
+        """Display the machine, with a picture of what it shows for viewers without a kernel. Settings as in `set`."""
         if settings:
             self.set(**settings)
         show_widget(self._figure, to_png(run_figure(self.run)), run_words(self.run))
@@ -232,12 +232,14 @@ class Machine:
         given, anatomy = settings["schedule"], describe(self._lab.model)
         if given is None:
             return None
-        layers = ({int(layer): float(share) for layer, share in given[stage].items()} for stage in ("encoder", "llm"))
+        encoder, llm = (
+            {int(layer): float(share) for layer, share in given[stage].items()} for stage in ("encoder", "llm")
+        )
         image = given.get("image")
         if image is not None:
             wanted = max(1, round(image * anatomy.patches))
             image = self._methods[settings["method"]].reachable_keep(wanted, anatomy.grid)
-        return Schedule(*layers, image)
+        return Schedule(encoder, llm, image)
 
 
 def _without_views(run: Run) -> Run:

@@ -115,8 +115,14 @@ def test_by_mouse(browser: Browser, folder: Path) -> None:
     there = fates(page, last)
     assert len(there["token"]) == 59 and not there["fallen"] and tokens(page)[-1] == 59
     melted = there["melted"][len(there["melted"]) // 2]
-    home = page.evaluate("([at, p]) => { const s = machine.page.run.states[at]; return s.anchor[s.owner[p]] }", [last, melted])
-    inside = set(page.evaluate("([at, p]) => { const s = machine.page.run.states[at]; return s.members[s.owner[p]] }", [last, melted]))
+    home = page.evaluate(
+        "([at, p]) => { const s = machine.page.run.states[at]; return s.anchor[s.owner[p]] }", [last, melted]
+    )
+    inside = set(
+        page.evaluate(
+            "([at, p]) => { const s = machine.page.run.states[at]; return s.members[s.owner[p]] }", [last, melted]
+        )
+    )
     assert colors(page, last, melted)[0] == colors(page, 0, home)[0], "a dot has the color of its token"
     # Pointing at it lights up its patches and its ancestors; leaving it gives everything back.
     before = page.locator(".im-photo").screenshot()
@@ -228,7 +234,9 @@ def test_dark_narrow_and_without_motion(browser: Browser, folder: Path) -> None:
     assert page.evaluate(ground) != bright
     for width in (360, 600, 1280):
         page.set_viewport_size({"width": width, "height": 800})
-        columns = "() => new Set([...document.querySelectorAll('.im-map')].map(map => map.getBoundingClientRect().x)).size"
+        columns = (
+            "() => new Set([...document.querySelectorAll('.im-map')].map(map => map.getBoundingClientRect().x)).size"
+        )
         page.wait_for_function(f"count => ({columns})() === count", arg={360: 4, 600: 7, 1280: 9}[width])
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     # Watching it, one layer after the other appears; nothing flies.
@@ -274,7 +282,7 @@ def test_a_drag_is_followed_at_once(browser: Browser, folder: Path) -> None:
 def test_in_a_notebook(browser: Browser, tmp_path: Path) -> None:
     cells = [
         "import illava_lab as il\nfrom illava_lab.widgets import Machine",
-        'picture = il.data_dir() / "samples" / "shapes.png"\n'
+        'picture = il.data_dir() / "samples" / "shapes.png"',
         'machine = Machine(il.load(), picture, ["What color is the circle?", "How many stars are there?"])',
         "machine.show(keep=0.3)",
     ]
@@ -314,7 +322,7 @@ def test_in_a_notebook(browser: Browser, tmp_path: Path) -> None:
         chart = machine.locator('.im-map[tabindex="0"]')
         for key in ("ArrowDown", "d", "d", "x"):
             chart.press(key)
-        assert reader.page.locator(".jp-CodeCell").count() == 3
+        assert reader.page.locator(".jp-CodeCell").count() == 4
         expect(machine.locator(".im-said")).to_contain_text("stands for")
         # What cannot be is said, and the figure stays.
         field.fill("   unicorns?")

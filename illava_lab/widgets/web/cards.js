@@ -3,7 +3,6 @@
 import { drawMap } from "./map.js";
 import { STAGES, bytes, element, many, percent, placeName } from "./words.js";
 
-const HINTS = { encoder: "drag a handle to keep fewer tokens there", llm: "point at a square to see where it comes from" };
 const DEEP = 12; // layers of a stage; of more, those where nothing happens share a card
 
 /** Which places have a card: [first, last] of each. */
@@ -124,6 +123,11 @@ function meter(name) {
   return { node, fill };
 }
 
+function hint(stage, cards) {
+  if (stage === "llm") return "point at a square to see where it comes from";
+  return cards.some(({ keep }) => keep) ? "drag a handle to keep fewer tokens there" : "";
+}
+
 /** The cards of a run in two rows of the model, and at the end of the second the answer. */
 export function layOut(run, every, act, answer) {
   const cards = placesOf(run, every).map((place) => new Card(run, place, act));
@@ -132,7 +136,7 @@ export function layOut(run, every, act, answer) {
     element(
       "section",
       { class: "im-row", "data-stage": stage, "aria-label": STAGES[stage] },
-      element("div", { class: "im-stage" }, STAGES[stage], element("span", { text: HINTS[stage] })),
+      element("div", { class: "im-stage" }, STAGES[stage], element("span", { text: hint(stage, own) })),
       element("ol", { class: "im-places" }, ...own.map(({ node }) => node), ...more),
     );
   return { cards, rows: [row("encoder", cards.slice(0, behind)), row("llm", cards.slice(behind), answer)] };
