@@ -42,7 +42,7 @@ class Widget(NamedTuple):
 
 
 def move_machine(reader: Reader, output: Locator) -> None:
-    output.get_by_label("After LLM layer 5").hover(position={"x": 40, "y": 44})
+    output.locator(".im-map").last.hover(position={"x": 38, "y": 44})
     expect(output.locator(".im-said")).to_contain_text("stands for")
 
 

@@ -299,6 +299,9 @@ def test_in_a_notebook(browser: Browser, tmp_path: Path) -> None:
         machine = reader.page.locator(".im")
         settled(machine)
         assert json.loads(machine.get_attribute("data-shown") or "")[2:] == ["illava", 0.3]
+        shades = """photo => { const { data } = photo.getContext('2d').getImageData(0, 0, photo.width, photo.height);
+          return new Set(data.filter((_, i) => i % 4 === 0)).size }"""
+        assert machine.locator(".im-photo").evaluate(shades) > 50, "the photograph is there, and not only its shade"
         # A handle by mouse: the kernel computes the run, and the numbers are those of the schedule.
         handle = machine.get_by_label("Tokens kept at encoder layer 3")
         handle.scroll_into_view_if_needed()

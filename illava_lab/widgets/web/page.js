@@ -68,7 +68,10 @@ export class Page {
 
   /** Follow the theme and the width of what is around. */
   watch() {
-    this.size = new ResizeObserver(() => this.fit());
+    this.size = new ResizeObserver(() => {
+      this.theme(); // a notebook draws first and puts it on the page afterwards
+      this.fit();
+    });
     this.size.observe(this.root);
     this.themes = new MutationObserver(() => this.theme());
     for (const node of [document.documentElement, document.body]) this.themes.observe(node, { attributes: true });
