@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 HUES = (270.0, 450.0)  # degrees, at the left and at the right edge
 LIGHTNESS = (0.80, 0.50)  # at the top and at the bottom
 CHROMA = 0.1
-LARGEST = 24  # groups of one picture that are filled with colour; the others have an outline
+LARGEST = 24  # groups of one picture that are filled with colour, and all as large; smaller ones have an outline
 
 _TO_CONES = (
     (1.0, 0.3963377774, 0.2158037573),

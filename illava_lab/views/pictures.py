@@ -37,8 +37,9 @@ def token_picture(image: Image.Image, sources: Sources) -> Image.Image:
     """The image, in grey, under its visual tokens.
 
     A token has the colour of its place in the picture, the same in every picture of it. One that stands for several
-    patches has these outlined, and the largest `LARGEST` of them are filled with it; its own place has a white frame. A
-    patch that is a token by itself is left as it is. Patches that no token stands for are dark.
+    patches has these outlined; its own place has a white frame. The `LARGEST` largest groups, and all that are as large
+    as the last of these, are filled with it. A patch that is a token by itself is left as it is. Patches that no token
+    stands for are dark.
 
     Args:
         image: as the model sees it (`seen_image`).
@@ -52,7 +53,8 @@ def token_picture(image: Image.Image, sources: Sources) -> Image.Image:
     members = np.bincount(owner[owner >= 0], minlength=len(sources.anchor))
     groups = [int(group) for group in np.argsort(-members, kind="stable") if members[group] > 1]
     own = grid_rgb(sources.grid, window_of(sources.boxes.view(rows, columns, 4)))[sources.anchor.numpy()].astype(float)
-    filled = np.isin(owner, groups[:LARGEST]).reshape(rows, columns)
+    least = members[groups[:LARGEST]].min(initial=len(owner))
+    filled = np.isin(owner, np.flatnonzero(members >= least)).reshape(rows, columns)
     color = own[owner.clip(0)].reshape(rows, columns, 1, 1, 3)
     cells[filled] = (1 - TINT) * cells[filled] + TINT * np.broadcast_to(color, cells.shape)[filled]
     cells[(owner < 0).reshape(rows, columns)] *= 0.15

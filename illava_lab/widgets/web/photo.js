@@ -4,13 +4,12 @@ import { css } from "./color.js";
 import { cellsOf, cleared } from "./map.js";
 import { patchWeights } from "./run.js";
 
-export const LARGEST = 24; // groups that are filled; `illava_lab/views/colors.py` has the same number
+const LARGEST = 24; // groups that are filled, and all as large; `illava_lab/views/colors.py` has the same number
 
-/** The groups that are filled with colour: the largest, as far as there are too many. */
-export function filledGroups({ members }) {
-  const groups = [...members.keys()].filter((token) => members[token].length > 1);
-  groups.sort((a, b) => members[b].length - members[a].length || a - b);
-  return new Set(groups.slice(0, LARGEST));
+/** The patches that a group has at least if it is filled with colour: as the last of the largest has. */
+function leastFilled({ members }) {
+  const sizes = members.map((patches) => patches.length).sort((a, b) => b - a);
+  return Math.max(2, sizes[LARGEST - 1] ?? 0);
 }
 
 /** Draw one view after a place. `active`: { at, token, patch } that is followed, or null. */
@@ -37,14 +36,14 @@ function drawGrey(pen, picture, cells, theme) {
 }
 
 function tint(pen, run, cells, patches, { owner, token, anchor, members }, theme) {
-  const filled = filledGroups({ members });
+  const least = leastFilled({ members });
   for (const patch of patches) {
     const [x, y] = cells.box(patch);
     const number = owner[patch];
     if (number < 0) {
       pen.fillStyle = theme.fallen;
       pen.fillRect(x, y, cells.side, cells.side);
-    } else if (members[number].length > 1 && filled.has(number)) {
+    } else if (members[number].length >= least) {
       pen.fillStyle = css(run.colors[anchor[number]], 0.62);
       pen.fillRect(x, y, cells.side, cells.side);
     }
