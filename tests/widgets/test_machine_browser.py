@@ -38,9 +38,10 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 window.machine = illavaMachine.mount(document.getElementById("here"), stored)</script></html>"""
 CELL = """([at, patch]) => { const card = machine.page.cards.find(card => card.first === at), [x, y] = card.cells.box(patch),
     box = card.map.getBoundingClientRect(); return [box.x + x + card.cells.side / 2, box.y + y + card.cells.side / 2] }"""
-PIXELS = """([at, patch]) => { const card = machine.page.cards.find(card => card.first === at), [x, y] = card.cells.box(patch),
-    scale = card.map.width / card.map.clientWidth, half = card.cells.side / 2;
-    return [...card.map.getContext('2d').getImageData((x + half) * scale, (y + half) * scale, 1, 1).data] }"""
+PIXELS = """([at, patches]) => { const card = machine.page.cards.find(card => card.first === at),
+    scale = card.map.width / card.map.clientWidth, half = card.cells.side / 2, pen = card.map.getContext('2d');
+    return patches.map(patch => { const [x, y] = card.cells.box(patch);
+      return [...pen.getImageData((x + half) * scale, (y + half) * scale, 1, 1).data] }) }"""
 # From the moment an input is heard of until the frame that shows the run has been drawn.
 STOPWATCH = """() => { window.times = []; const root = machine.page.root;
   root.addEventListener('input', () => { const start = performance.now(), before = root.dataset.shown;
@@ -90,7 +91,7 @@ def point(page: Page, at: int, patch: int) -> None:
 
 def colors(page: Page, at: int, *patches: int) -> list[list[int]]:
     """What is drawn in the middle of these patches: red, green, blue, opacity."""
-    return [page.evaluate(PIXELS, [at, patch]) for patch in patches]
+    return page.evaluate(PIXELS, [at, patches])
 
 
 def stored(page: Page) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def test_by_mouse(browser: Browser, folder: Path) -> None:
     point(page, last, melted)
     expect(said).to_contain_text(f"stands for {len(inside)} patches")
     expect(said).to_contain_text(at(melted))
-    faint = {patch for patch in range(PATCHES) if colors(page, 0, patch)[0][3] < 200}
+    faint = {patch for patch, color in enumerate(colors(page, 0, *range(PATCHES))) if color[3] < 200}
     assert faint == set(range(PATCHES)) - inside
     assert page.locator(".im-photo").screenshot() != before
     page.mouse.click(*page.evaluate(CELL, [last, melted]))
@@ -305,12 +306,12 @@ def test_a_drag_is_followed_at_once(browser: Browser, folder: Path) -> None:
     for step in range(400):
         share = abs(step % 40 / 20 - 1)
         page.mouse.move(box["x"] + 8 + share * (box["width"] - 16), box["y"] + 9)
-        if page.evaluate("times.length") >= 50:
+        if step % 10 == 9 and page.evaluate("times.length") >= 20:
             break
     page.mouse.up()
-    times = page.evaluate("times")[:50]
+    times = page.evaluate("times")
     print(f"a drag is drawn after {statistics.median(times):.0f} ms, the worst of {len(times)} {max(times):.0f} ms")
-    assert len(times) == 50 and statistics.median(times) < 200
+    assert len(times) >= 20 and statistics.median(times) < 200
     assert complaints == []
     page.close()
 
