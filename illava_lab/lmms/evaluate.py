@@ -97,9 +97,10 @@ def evaluate(
         if entry is None:
             digest = distributed.from_first(log.digest(row) if log else "")
             values, parts = _measure(lab, task, row, label, digest, settings, folder)
-            entry = distributed.from_first({"row": values, "parts": parts})
+            values, parts = distributed.from_first((values, parts))
+            entry = {"row": values, "parts": parts}
             if log:
-                log.add(label, row, entry["row"], parts=entry["parts"])
+                log.add(label, row, values, parts=parts)
         entries[label] = entry
         if log:
             log.write_table(_table(rows, entries, seed))
