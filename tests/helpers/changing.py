@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def run(folder: Path, out: Path) -> None:
     import importlib
 
     import torch
+    from helpers.checkpoints import scaled_down
 
     import illava_lab as il
 
@@ -116,7 +118,13 @@ def run(folder: Path, out: Path) -> None:
     names = [importlib.import_module(module).Mine.name for module in modules]
     task = il.load_task("test").limited(1)
     one = il.Task("one question", task.samples[:1], task.images)
-    il.compare(il.load(), names, [0.5], task=one, timing=False, out=out, progress=False)
+    # Two layers in each stage: to count what a row costs takes as long as a model is deep.
+    spec = scaled_down("llava-1.5-7b")
+    for part in ("text_config", "vision_config"):
+        spec["config"][part]["num_hidden_layers"] = 2
+    (folder / "small.json").write_text(json.dumps(spec))
+    small = il.load(f"random:{folder / 'small.json'}")
+    il.compare(small, names, [0.5], task=one, timing=False, out=out, progress=False)
 
 
 if __name__ == "__main__":
