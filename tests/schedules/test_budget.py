@@ -78,7 +78,7 @@ def test_the_closed_form_holds_for_whatever_a_prompt_shows(kind: str, contents: 
         assert known == pytest.approx(counted, rel=0.01 if kind == "qwen2.5-vl" else 0.006), name
         # Of these few patches, strategies may lose unlike shares with padding.
         assert expected == pytest.approx(counted, rel=0.05 if contents == "a padded image" else 0.01), name
-    assert tried >= len(names) / 2
+    assert tried >= 10 or kind not in QUICK_KINDS  # a few may all need what a family has not
 
 
 @pytest.mark.slow
