@@ -77,6 +77,8 @@ def _read(folder: Path, by: str | None) -> tuple[list[Row], list[str]]:
     bare = next((entry["row"] for entry in fine if entry["row"].get("strategy") == BASELINE), None)
     if bare is None:
         raise LabError(f"{shown} has no finished row of the bare model to compare with: let the comparison end first")
+    if _known(bare.get("difference_low")) is None:
+        raise LabError(f"{shown} asked about one picture only, so its differences have no interval: ask more (--limit)")
     for entry in fine:
         if not isinstance(entry.get("measured"), dict):
             raise LabError(f"{shown} does not say when and where its rows were measured: compare again in a new folder")

@@ -88,7 +88,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small comparison, one row of which cannot be."""
     folder = tmp_path_factory.mktemp("mine")
     budgets = dict(keep=0.5, flops=0.3, schedule=il.Schedule(llm={2: 0.5}))
-    il.compare(il.load(), "fastv", **budgets, limit=4, timing=False, out=folder, progress=False)
+    il.compare(il.load(), "fastv", **budgets, limit=12, timing=False, out=folder, progress=False)
     return folder
 
 
@@ -107,7 +107,7 @@ def test_submit_writes_what_was_measured(compared: Path, tmp_path: Path, capsys:
                         and (row["budget"]["kind"] != "schedule" or e["row"]["schedule"] == row["budget"]["amount"]))  # fmt: skip
         assert row["accuracy"] == pytest.approx(measured["row"]["accuracy"], abs=1e-6)
         assert row["date"] == measured["measured"]["date"] and row["by"] == "someone"
-        assert row["prefill_time"] is None and row["questions"] <= 4
+        assert row["prefill_time"] is None and row["questions"] <= 12
     assert {row["budget"]["kind"] for row in found.values()} == {"keep", "schedule"}
 
 
@@ -129,6 +129,9 @@ def test_submit_refuses_what_is_no_comparison(compared: Path, tmp_path: Path) ->
         "holds no comparison: make one with": changed("bench", lambda s, e: ({"model": "x"}, e)),
         "has random weights": changed("random", lambda s, e: (s | {"model": "random:llava-1.5-7b"}, e)),
         "no finished row of the bare model": changed("bare", lambda s, e: (s, e[1:])),
+        "asked about one picture only": changed(
+            "one", lambda s, e: (s, [x | {"row": x["row"] | {"difference_low": None}} for x in e])
+        ),
         "does not say when and where": changed("old", lambda s, e: (s, without(e, "measured"))),
         "holds rows that compare does not write (KeyError": changed(
             "odd", lambda s, e: ({"questions": 1, "model": "x"}, e)
