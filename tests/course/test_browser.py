@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.browser import Reader, chromium, drawn, jupyterlab, launched
-from helpers.chapters import FOLDER, IN_BROWSER, check_run, with_solutions
+from helpers.chapters import FOLDER, IN_BROWSER, SECONDS, check_run, with_solutions
 from helpers.lab_server import Server
 from playwright.sync_api import Browser, Locator, expect
 
@@ -49,7 +49,7 @@ def run(reader: Reader, server: Server, chapter: str) -> None:
     server.put(f"/api/contents/{chapter}.ipynb", {"type": "notebook", "format": "json", "content": notebook})
     reader.open(f"{chapter}.ipynb")
     start = time.time()
-    check_run(reader.run_all(), start)
+    check_run(reader.run_all(), start, 2 * SECONDS)  # the browser is at work beside it
 
 
 def test_start_here(reader: Reader, server: Server) -> None:
