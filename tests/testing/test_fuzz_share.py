@@ -20,7 +20,7 @@ CASES = {("pictures", "films", "arguments", "interrupts"): 100, ("folders", "run
 @pytest.mark.parametrize("kinds", CASES, ids=" ".join)
 def test_nothing_raw_no_hang_no_code_no_change(kinds: tuple[str, ...]) -> None:
     words = [word for kind in kinds for word in ("--kind", kind)]
-    words += ["--seed", str(SEED), "--cases", str(CASES[kinds]), "--minutes", "5"]
+    words += ["--seed", str(SEED), "--cases", str(CASES[kinds]), "--minutes", "9"]
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "fuzz.py"), *words]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
