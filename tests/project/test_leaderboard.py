@@ -70,7 +70,7 @@ def test_the_labs_own_rows_are_those_of_its_tables(rows: dict[str, Row]) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("accuracy", 97.5), ("accuracy", None), ("model", "/home/me/model"), ("model", "random:llava-1.5-7b"),
+        ("accuracy", 97.5), ("accuracy", None), ("model", "/somewhere/model"), ("model", "random:llava-1.5-7b"),
         ("task", "../mine.parquet"), ("budget", {"kind": "keep", "amount": 50}), ("budget", {"kind": "preset", "amount": 0.5}),
         ("difference", [0.1]), ("prefill_time", [0, 0, 0]), ("date", "yesterday"), ("weights", "none"), ("more", 1),
         ("by", ""), ("format", 2), ("questions", 0),
