@@ -110,7 +110,7 @@ def run(folder: Path, out: Path) -> None:
     import importlib
 
     import torch
-    from helpers.checkpoints import scaled_down
+    from helpers.labs import small_lab
 
     import illava_lab as il
     from illava_lab.measuring.digest import digest
@@ -123,12 +123,7 @@ def run(folder: Path, out: Path) -> None:
     print(json.dumps({mine.name: digest(mine()) for mine in made}))
     task = il.load_task("test").limited(1)
     one = il.Task("one question", task.samples[:1], task.images)
-    # Two layers in each stage: to count what a row costs takes as long as a model is deep.
-    spec = scaled_down("llava-1.5-7b")
-    for part in ("text_config", "vision_config"):
-        spec["config"][part]["num_hidden_layers"] = 2
-    (folder / "small.json").write_text(json.dumps(spec))
-    small = il.load(f"random:{folder / 'small.json'}")
+    small = il.Lab(small_lab("clip-llama").model, small_lab("clip-llama").processor, "small")
     il.compare(small, [name_of(kind) for kind in MEASURED], [0.5], task=one, timing=False, out=out, progress=False)
 
 
