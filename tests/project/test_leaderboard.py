@@ -152,10 +152,10 @@ def test_folders_of_whoever_measured_stay_out_of_the_file(compared: Path, tmp_pa
     lines = loglines.read(compared / "run.jsonl")
     assert lines is not None
     for given, shown in {
-        "/home/me/secret/llava": "llava", str(tmp_path): tmp_path.name, "llava-hf/llava-1.5-7b-hf": "llava-hf/llava-1.5-7b-hf",
+        "/somewhere/secret/llava": "llava", str(tmp_path): tmp_path.name, "llava-hf/llava-1.5-7b-hf": "llava-hf/llava-1.5-7b-hf",
         "./mine/llava": "llava", "embedded": "embedded",
     }.items():  # fmt: skip
-        settings = lines.settings | {"model": given, "task": "/home/me/secret/task.parquet"}
+        settings = lines.settings | {"model": given, "task": "/somewhere/secret/task.parquet"}
         folder = tmp_path / "log"
         folder.mkdir(exist_ok=True)
         (folder / "run.jsonl").write_text("".join([loglines.head(settings), *map(loglines.line, lines.entries)]))
