@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,18 +94,16 @@ def test_its_table_is_that_of_compare_and_goes_on(tmp_path: Path, monkeypatch: p
 
 
 @needs_lmms_eval
-def test_it_finds_the_lab_and_says_in_its_log_what_is_refused(tmp_path: Path) -> None:
+def test_it_finds_the_lab_and_makes_one_of_model_args() -> None:
     from lmms_eval.models import get_model
 
-    from illava_lab.lmms.model import IllavaLab
-
-    assert get_model("illava_lab") is IllavaLab
-    words = f"-m lmms_eval --model illava_lab --model_args keep=0.5 --tasks illava_lab_test --include_path {TASKS} --limit 1"
-    done = subprocess.run(
-        [sys.executable, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
-    )
-    said = "keep 0.5 cannot be met, because no strategy is named; name one that reduces, such as strategy='illava'"
-    assert said in done.stdout, done.stdout + done.stderr
+    made = get_model("illava_lab").create_from_arg_string
+    given = {"batch_size": "2", "max_batch_size": None, "device": "cpu"}  # of its other options
+    asker = made("pretrained=embedded,strategy=illava,keep=0.25,frames=4", given).asker
+    assert (asker.lab.source, asker.strategy.label, str(asker.budget)) == ("embedded", "illava", "keep 0.25")
+    assert (asker.batch_size, asker.frames, asker.graphs) == (2, 4, False)
+    with pytest.raises(il.LabError, match="keep 0.5 cannot be met, because no strategy is named"):
+        made("keep=0.5", given)
 
 
 # --------------------------------------------------------------------------------------------- without it
