@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, add_at, highest, register, unit
+from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, picked, register, unit
 
 
 @register
@@ -36,15 +36,13 @@ class DivPrune(Strategy):
 
         itself.fill_(-torch.inf)  # so that nothing is picked again
         every = tokens.row[:, 0]
-        # Below every distance, so they are picked last, if at all; `highest` keeps protected ones all the same.
+        # Below every distance, so they are picked last, if at all; `picked` keeps protected ones all the same.
         gap, picks = torch.full_like(itself, torch.inf).masked_fill_(last, -1.0), [pick]
         for _ in range(keep - 1):
             gap = torch.minimum(gap, distance[every, pick])
             pick = gap.argmax(dim=1)
             picks.append(pick)
-        left = torch.arange(keep, 0, -1, dtype=gap.dtype, device=gap.device).expand(tokens.batch, -1)
-        score = add_at(torch.zeros_like(gap), tokens.row, torch.stack(picks, dim=1), left, in_place=True)
-        return TokenMap.keep(highest(score, keep, tokens), tokens.count, score=score)
+        return picked(picks, keep, tokens)
 
     @staticmethod
     def _distance(tokens: Tokens, last: Tensor) -> Tensor:

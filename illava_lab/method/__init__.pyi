@@ -8,6 +8,10 @@ from .host_made import host_made as host_made
 from .keep import Keep as Keep
 from .keep import check_keep as check_keep
 from .keep import kept as kept
+from .picks import chosen_first as chosen_first
+from .picks import hand_out as hand_out
+from .picks import picked as picked
+from .picks import within_quota as within_quota
 from .ranking import highest as highest
 from .ranking import ranking as ranking
 from .ranking import unit as unit

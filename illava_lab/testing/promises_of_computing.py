@@ -125,10 +125,10 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-@promise(lambda subject: [case for case in subject.cases(1024, keeps=(0.5, 0.8)) if not case.reduced])
+@promise(lambda subject: [case for case in subject.cases(512, keeps=(0.5, 0.8)) if not case.reduced])
 def memory_as_declared(subject: Subject, case: Case) -> str | None:
     """The largest tensor grows with the number of tokens as `memory` declares: linear, or quadratic."""
-    small = subject.keeping(replace(case, patches=256), case.protected + (case.keep - case.protected) // 4)
+    small = subject.keeping(replace(case, patches=128), case.protected + (case.keep - case.protected) // 4)
     if small is None:
         raise Elsewhere("it cannot keep the same fraction of fewer tokens")
     largest = []

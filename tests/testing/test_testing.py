@@ -82,7 +82,7 @@ def test_a_fault_is_caught_by_the_check_that_names_it(promise):
         ("keep_everything", "begin with if keep == tokens.count", "encoder stage, batch 1, 2 tokens, keep 2"),
         ("keep_one", "ZeroDivisionError", "encoder stage, batch 1, 2 tokens, keep 1, grid 1 x 2"),
         ("protected_survive", "is gone: use `ranking`", "llm stage, batch 2, 4 tokens, 1 of them protected line ends"),
-        ("memory_as_declared", "16 times, to 4096 KiB", "1024 tokens"),
+        ("memory_as_declared", "16 times, to 1024 KiB", "512 tokens"),
         ("statistics_exist", "cls_attention needs a CLS token, which this place has not; it has", ""),
         ("settings_validated", "add one_of('mode', self.mode, (...)) to __post_init__", ""),
     ],
