@@ -80,6 +80,31 @@ def prunesid(x: list[Vector], a: Vector, total: int) -> list[int]:
     return [i for own, t in zip(ranked, quota, strict=True) for i in own[:t]]
 
 
+def holov(x: list[Vector], a: Vector, keep: int, chunks: int) -> tuple[Vector, list[int]]:
+    """Section 22, variance and all: the scores of the chunks, and what is kept (overflow: ours)."""
+    n = len(x)
+    sizes = [n // chunks + (k < n % chunks) for k in range(chunks)]
+    own = [list(range(sum(sizes[:k]), sum(sizes[: k + 1]))) for k in range(chunks)]
+    scores = []
+    for members in own:
+        alike = [[0.0 if i == j else cosine(x[i], x[j]) for j in members] for i in members]
+        mean = [sum(row) / (len(members) - 1) for row in alike]
+        var = [sum((s - m) ** 2 for s in row) / (len(members) - 1) for row, m in zip(alike, mean, strict=True)]
+        attention = [1000 * a[i] for i in members]
+        scale = (sum(attention) / len(members)) / (sum(var) / len(members) + 1e-6)
+        scores.append(sum(p + 0.09 * scale * v for p, v in zip(attention, var, strict=True)) / len(members))
+    share = [s / (sum(scores) + 1e-6) for s in scores]
+    quota = [math.floor(w * keep) for w in share]
+    # They differ by the epsilon where attention is equal.
+    largest = sorted(range(chunks), key=lambda k: (-round(share[k], 6), k))
+    for k in largest[: keep - sum(quota)]:
+        quota[k] += 1
+    quota = [min(q, m) for q, m in zip(quota, sizes, strict=True)]
+    for k in largest:
+        quota[k] += min(sizes[k] - quota[k], keep - sum(quota))
+    return scores, [i for members, q in zip(own, quota, strict=True) for i in by_score(a, members)[:q]]
+
+
 # ---------------------------------------------------------------------------------------------- worked cases
 def test_case_21_scope():
     x, a = features(8, 0.0), [0.05, 0.20, 0.10, 0.02, 0.30, 0.08, 0.15, 0.10]
@@ -107,6 +132,21 @@ def test_case_24_prunesid(x, a, total, want):
     assert prunesid(x.tolist(), a, total) == want
     tokens = il.Tokens("encoder", x[None], cls_attention=torch.tensor([a]))
     assert make("prunesid").map(tokens, total - 1).anchor[0].tolist() == sorted(want)
+
+
+def test_case_22_holov():
+    x, a = features(12, 0.0), [0.02, 0.12, 0.05, 0.01, 0.20, 0.03, 0.10, 0.07, 0.04, 0.06, 0.22, 0.08]
+    scores, kept = holov(x.tolist(), a, 6, 3)
+    close(torch.tensor(scores), [54.49997, 108.99997, 108.99995], 2e-5)
+    tokens = il.Tokens("encoder", x[None], cls_attention=torch.tensor([a]))
+    assert sorted(kept) == make("holov", chunks=3).map(tokens, 6).anchor[0].tolist() == [1, 4, 6, 7, 10, 11]
+
+
+def test_case_22_holov_hands_on_what_a_full_chunk_cannot_take():
+    x, a = features(12, 0.0), [0.001] * 4 + [0.30, 0.25, 0.2, 0.2] + [0.001] * 4
+    tokens = il.Tokens("encoder", x[None], cls_attention=torch.tensor([a]))
+    assert make("holov", chunks=3).map(tokens, 6).anchor[0].tolist() == [0, 1, 4, 5, 6, 7]
+    assert holov(x.tolist(), a, 6, 3)[0] == pytest.approx([1.09, 258.87, 1.09], abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------- random shapes
@@ -149,6 +189,16 @@ def test_prunesid_equals_its_restatement(shape, keep):
     equals(make("prunesid"), tokens, keep, want)
 
 
+@given(shapes, st.integers(1, 24), st.integers(0, 5))
+@few
+def test_holov_equals_its_restatement(shape, keep, chunks):
+    tokens, keep, cls = draw(*shape, cls_attention=()), min(keep, shape[0]), int(shape[3])
+    x, a = tokens.hidden[0, cls:].tolist(), tokens.cls_attention[0, cls:].tolist()
+    cut = chunks or max(1, int(1024 / 576 * shape[0] / keep))
+    if shape[0] >= 2 * cut:  # of a chunk of one token there is no variance
+        equals(make("holov", chunks=chunks), tokens, keep, holov(x, a, keep, cut)[1])
+
+
 # ---------------------------------------------------------------------------------------------- cost and settings
 def test_prunesid_asks_an_accelerator_for_three_operations_a_patch():
     tokens = draw(36, 8, 0, True, cls_attention=())
@@ -160,7 +210,8 @@ def test_prunesid_asks_an_accelerator_for_three_operations_a_patch():
     ("name", "wrong"),
     [
         ("scope", {"alpha": -1}), ("scope", {"alpha": math.inf}), ("scope", {"combine": "max"}),
-        ("scope", {"score": "text"}), ("prunesid", {"score": "lse"}),
+        ("scope", {"score": "text"}), ("prunesid", {"score": "lse"}), ("holov", {"chunks": -1}),
+        ("holov", {"chunks": True}), ("holov", {"score": "text"}),
     ],
 )  # fmt: skip
 def test_settings_are_validated(name, wrong):

@@ -43,6 +43,7 @@ LIMITS: list[tuple[str, str, dict[str, Any], float | int, int]] = [
     ("encoder", "divprune", {}, 56, 3 * 57 + 36),
     ("encoder", "fastervlm", {}, 64, 8),
     ("encoder", "vispruner", {}, 64, 1237),
+    ("encoder", "holov", {}, 64, 80),
     ("encoder", "scope", {}, 8, 13 * 9 + 40),
     ("encoder", "stride", {}, 144, 7),
     ("encoder", "random", {}, 144, 9),
