@@ -14,7 +14,7 @@ class DivPrune(Strategy):
     ``argmax_j min_{i picked} D_ij``, until enough are picked; the rest is dropped.
 
     The reference prunes once, at the input of the LLM; here at the end of the encoder (its home, which costs the same),
-    before layer 1 of the LLM, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32),
+    at that input, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32),
     and may pick a token twice when only duplicates are left (here never). CLS is kept and takes no part: ours.
     """
 
@@ -22,6 +22,7 @@ class DivPrune(Strategy):
     paper = Paper("DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", "2503.02175", 2025)
     kind = "prune"
     home = ("encoder",)
+    first_llm_layer = 0
     memory = "quadratic"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
@@ -53,4 +54,4 @@ class DivPrune(Strategy):
         return distance.masked_fill_(last[:, None, :], torch.inf).nan_to_num_(0.0, posinf=torch.inf)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
-        return [depth - 1 if stage == "encoder" else min(1, depth - 1)]
+        return [depth - 1 if stage == "encoder" else 0]

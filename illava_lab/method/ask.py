@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from illava_lab.errors import LabError, reason
 from illava_lab.method.strategy import Strategy
@@ -33,6 +34,25 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
             f"{where} was asked to keep {keep} of {tokens.count} tokens for {tokens.batch} rows, it returned {answer!r}"
         )
     return answer
+
+
+def take_note(strategy: Strategy, tokens: Tokens, noted: Tensor | None) -> Tensor:
+    """What the strategy notes of these tokens, which is their `noted` from now on.
+
+    Args:
+        noted: what it noted of them before, or None.
+
+    Raises:
+        LabError: the note is no tensor of a number or more for every token.
+    """
+    with exact(tokens.hidden.device.type):
+        note = strategy.note(tokens, noted)
+    if not isinstance(note, Tensor) or note.shape[:2] != tokens.hidden.shape[:2]:
+        got = f"shape {tuple(note.shape)}" if isinstance(note, Tensor) else type(note).__name__
+        expected = (tokens.batch, tokens.count)
+        raise LabError(f"strategy {strategy.name!r}: a note must have shape {expected} or more, got {got}")
+    tokens._statistics["noted"] = note
+    return note
 
 
 def exact(device: str) -> AbstractContextManager[None]:

@@ -40,6 +40,8 @@ class Strategy:
         name: how users call it. Never a property: the registry knows the class by it.
         paper: where it was published, or None.
         stages: where it may run.
+        first_llm_layer: the first LLM layer before which it can run: 0, on what the projector made, if it asks for no
+            attention of the layer before.
         home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
@@ -56,6 +58,7 @@ class Strategy:
     name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
     stages: ClassVar[tuple[Stage, ...]] = ("encoder", "llm")
+    first_llm_layer: ClassVar[int] = 1
     home: ClassVar[tuple[Stage, ...]] = ()
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0
@@ -76,6 +79,18 @@ class Strategy:
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included; `keep` is from these and 1 to N."""
         raise TypeError(f"{type(self).__name__} must define map(self, tokens, keep)")
+
+    def looks(self, depth: int) -> list[int]:
+        """Encoder layers, of `depth`, at which it takes a `note` of the tokens, whether any go there or not."""
+        return []
+
+    def note(self, tokens: Tokens, noted: Tensor | None) -> Tensor:
+        """(B, N) or (B, N, k): what to remember of each of these tokens. From here on it is `tokens.noted`.
+
+        Args:
+            noted: what was noted of them before; None at the first layer that it `looks` at.
+        """
+        raise TypeError(f"{type(self).__name__} must define note(self, tokens, noted)")
 
     def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
         """The number of patches nearest to `keep` that this method can leave of an image of `grid` patches."""

@@ -27,12 +27,17 @@ STATISTICS: dict[str, str] = {
     "keys": "(B, N, d): attention keys, mean over heads",
     "wide_keys": "(B, N, H*d): attention keys, heads side by side",
     "wide_cls_attention": "(B, N): attention of CLS with one head as wide as the model",
+    "values": "(B, N, d): attention values, mean over heads",
+    "cls_value_attention": "(B, N): softmax of the products of CLS's value with those of all tokens, mean over heads",
+    "noted": "(B, N) or (B, N, k): what the strategy noted of each token at earlier layers (`Strategy.note`)",
     "text_hidden": "(B, T, C): hidden states of the text tokens after the image",
     "text_wide_keys": "(B, T, H*d): keys of the text tokens after the image, heads side by side",
     "normed_hidden": "(B, N, C): hidden states through the last norm of the LLM",
     "text_normed_hidden": "(B, T, C): hidden states of the text tokens after the image through that norm",
     "embeddings": "(B, N0, C): all tokens of the image as they entered the LLM",
     "text_embeddings": "(B, T, C): the text tokens after the image as they entered the LLM",
+    "joint_hidden": "(B, N, d): the patches in the space that a text tower shares with the image encoder (CLIP)",
+    "joint_text": "(B, M, d): the question in that space, of whose parts of 77 words M were made",
 }
 
 

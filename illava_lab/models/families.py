@@ -126,8 +126,8 @@ class Anatomy:
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
         cells: how patches become visual tokens in a packed tower, or None for other towers.
-        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
-            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        first_llm_layer: the first that can reduce: where layers add visual features of their own to their output
+            (deepstack of Qwen3-VL), it comes after these. A strategy that ranks by attention needs a layer before it.
         deepstack: encoder layer -> the projector of the features that are taken from its output.
         shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
             token; 1 where there is none.
@@ -148,7 +148,7 @@ class Anatomy:
     media: dict[Medium, Media]
     placeholders: dict[Medium, int]
     cells: Cells | None = None
-    first_llm_layer: int = 1
+    first_llm_layer: int = 0
     deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
     shuffle: int = 1
 
@@ -259,7 +259,7 @@ def describe(model: nn.Module) -> Anatomy:
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
-        first_llm_layer=max(1, len(deepstack)),
+        first_llm_layer=len(deepstack),
         deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
         shuffle=shuffle,
     )

@@ -48,7 +48,9 @@ def prefill_flops(
     if strategy is not None:
         stages: tuple[Stage, ...] = ("encoder", "llm")
         for stage in stages:
-            total += sum(reduction_flops(model, prompt, strategy, stage, layer) for layer in prompt.plan[stage])
+            plan, looks = prompt.plan[stage], strategy.looks(prompt.anatomy.encoder_depth) if stage == "encoder" else []
+            asked = {*plan, *(layer for layer in looks if layer <= max(plan, default=-1))}
+            total += sum(reduction_flops(model, prompt, strategy, stage, layer) for layer in sorted(asked))
     return total
 
 

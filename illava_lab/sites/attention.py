@@ -23,8 +23,14 @@ Part = TypeVar("Part")
 
 LLM_STATISTICS = (
     "text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys",
-    "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings",
+    "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings", "joint_hidden", "joint_text",
 )  # fmt: skip
+ENTRY_STATISTICS = tuple(
+    name for name in LLM_STATISTICS if name not in ("text_attention", "text_rows", "text_wide_keys")
+)
+
+
+CLS_STATISTICS = ("cls_attention", "wide_cls_attention", "cls_value_attention")
 
 
 class UnequalText(LabError):
@@ -57,6 +63,9 @@ class AttentionSite:
         row_lse: (P, H, T) float32, the natural log-sum-exp of the scaled and masked logits of each query, where the
             attention that ran gave it away; what it holds at padding does not matter.
         spans: where the sequences of a packed prompt begin and end; None where each prompt is one.
+        value: (P, Hkv, S, d).
+        joint: gives the patches (B, N, d) and the question (B, M, d) in the space that a text tower shares with the
+            image encoder; None where there is no such tower.
     """
 
     query: Tensor
@@ -76,6 +85,8 @@ class AttentionSite:
     norm: nn.Module | None = None
     row_lse: Tensor | None = None
     spans: Spans | None = None
+    value: Tensor | None = None
+    joint: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.method.STATISTICS`.
@@ -83,17 +94,24 @@ class AttentionSite:
         Raises:
             LabError: this site does not have it.
         """
-        if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
+        if name == "noted":
+            raise LabError("noted is what the strategy notes at earlier encoder layers, and nothing was noted here")
+        if name in CLS_STATISTICS and not self.has_cls:
             raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
         if name in LLM_STATISTICS and self.last is None:
             raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
+        if name in ("joint_hidden", "joint_text"):
+            if self.joint is None:
+                raise LabError(f"{name} needs the text tower of CLIP, which this checkpoint has not; {self._offers()}")
+            return self.joint()[name == "joint_text"]
         value: Tensor = getattr(self, f"_{name}")()
         return value
 
     def _offers(self) -> str:
-        have = ["attention_received", "lse", "keys", "wide_keys"]
-        have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
-        have += LLM_STATISTICS if self.last is not None else []
+        have = ["attention_received", "lse", "keys", "wide_keys", "values"]
+        have += CLS_STATISTICS if self.has_cls else []
+        without = () if self.joint is not None else ("joint_hidden", "joint_text")
+        have += [name for name in LLM_STATISTICS if name not in without] if self.last is not None else []
         return f"it has {', '.join(have)}"
 
     @cached_property
@@ -163,6 +181,13 @@ class AttentionSite:
         query, key = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (self.query[:, :, :1], self.key))
         return products(query, key, key.shape[3] ** -0.5).softmax(-1)[:, 0, 0]
 
+    def _values(self) -> Tensor:
+        return self._visual_tokens(_given("value", self.value).mean(1, dtype=torch.float32))
+
+    def _cls_value_attention(self) -> Tensor:
+        value = _given("value", self.value)
+        return self._visual_columns(products(value[:, :, :1], value, 1.0).softmax(-1).mean((1, 2)))
+
     def _text_hidden(self) -> Tensor:
         return self._text_tokens(_given("hidden", self.hidden), self._text_positions())
 
@@ -189,6 +214,28 @@ class AttentionSite:
         self._text_positions()  # refuses where rows have different numbers
         sequence, _, text = _given("entry", self.entry)()
         return self._text_tokens(sequence, text)
+
+
+@dataclass(eq=False)
+class EntrySite:
+    """What a strategy can ask in front of the first layer of the LLM: no layer has run, so nothing of its attention.
+
+    Attributes:
+        site: an `AttentionSite` whose queries and keys mean nothing.
+    """
+
+    site: AttentionSite
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.method.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        if name not in ENTRY_STATISTICS:
+            have = ", ".join(name for name in ENTRY_STATISTICS if self.site.joint or not name.startswith("joint"))
+            raise LabError(f"{name} needs a layer before, and in front of layer 0 none has run; it has {have}")
+        return self.site.statistic(name)
 
 
 def _given(name: str, value: Part | None) -> Part:

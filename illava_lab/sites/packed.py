@@ -25,7 +25,7 @@ class PackedAttention:
     """The attention of one layer over a packed sequence of S patches. A statistic is computed once, for all of them.
 
     Attributes:
-        parts: queries and keys (H, L, d), rotated, of consecutive stretches of the sequence.
+        parts: queries and keys, rotated, and values (H, L, d) of consecutive stretches of the sequence.
         rotary: (cos, sin), (S, d) each.
         bounds: (R + 1,) long, where each of the R sequences that attend within themselves begins and ends.
         frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
@@ -34,7 +34,7 @@ class PackedAttention:
         longest: of the R sequences, where the host knows it; else it is read from the device, which waits for it.
     """
 
-    parts: list[tuple[Tensor, Tensor]]
+    parts: list[tuple[Tensor, Tensor, Tensor]]
     rotary: tuple[Tensor, Tensor]
     scaling: float
     bounds: Tensor
@@ -50,7 +50,10 @@ class PackedAttention:
         Attention received comes as a sum over queries, not as their mean.
         """
         if name not in self._known:
-            value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
+            if name == "values":
+                value = self._joined[2].mean(0, dtype=torch.float32)
+            else:
+                value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
             self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
         return self._known[name]
 
@@ -64,12 +67,12 @@ class PackedAttention:
         return key if name == "keys" else key.transpose(0, 1).flatten(1)
 
     @cached_property
-    def _joined(self) -> tuple[Tensor, Tensor]:
-        queries, keys = zip(*self.parts, strict=True)
-        return torch.cat(queries, dim=1), torch.cat(keys, dim=1)
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = zip(*self.parts, strict=True)
+        return torch.cat(queries, dim=1), torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
     def _attended(self, name: str) -> Tensor:
-        query, key = self._joined
+        query, key, _ = self._joined
         site = AttentionSite(query[None], key[None], self.scaling, self._mask(None))
         if kernels_for(site.scores) is not None:
             return _statistic(replace(site, spans=self._spans()), name)[0]

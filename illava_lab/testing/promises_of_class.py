@@ -39,6 +39,10 @@ def metadata(subject: Subject, case: None) -> str | None:
     for attribute, kind in (("averages", bool), ("proportional_attention", bool)):
         if not isinstance(getattr(own, attribute), kind):
             return f"{attribute} is {getattr(own, attribute)!r}: it must be True or False"
+    if type(own.first_llm_layer) is not int or own.first_llm_layer < 0:
+        return (
+            f"first_llm_layer is {own.first_llm_layer!r}: it must be a whole number, 0 where no attention is asked for"
+        )
     if not 0 <= own.smallest_keep < 1:
         return f"smallest_keep is {own.smallest_keep!r}: it must be a fraction, 0 for no limit"
     return None

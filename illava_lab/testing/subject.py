@@ -53,10 +53,11 @@ class Subject:
         places: dict[Stage, list[dict[str, Any]]] = {
             "image": [dict(cls=True), dict()],
             "encoder": [dict(cls=True), dict(), dict(cls=True, reduced=True), dict(reduced=True)],
-            "llm": [dict(), dict(reduced=True)],
+            "llm": [dict(entry=self.strategy.first_llm_layer == 0), dict(reduced=True)],
         }
+        writer = self.strategy if self.cls.note is not Strategy.note else None
         return {
-            (case := self._middle(Case(stage, 9, 0, **place))): self._refusal(case)
+            (case := self._middle(Case(stage, 9, 0, **place, writer=writer))): self._refusal(case)
             for stage in STAGES if stage in stages for place in places[stage]
         }  # fmt: skip
 

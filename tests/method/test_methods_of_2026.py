@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import KINDS, PATCHES, Prompt, make_inputs, shared_llava
 from helpers.tokens import close, features
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,25 @@ def scope(x: list[Vector], a: Vector, keep: int, alpha: float, combine: str) -> 
         picks.append((best, gain[best]))
         covered = [max(covered[i], alike[i][best]) for i in range(n)]
     return picks
+
+
+def cdpruner(x: list[Vector], relevance: Vector, keep: int) -> tuple[Vector, list[tuple[int, float]]]:
+    """Section 20 by determinants: q, and the picks with what each multiplies the determinant by."""
+    n, least, most = len(x), min(relevance), max(relevance)
+    q = [(r - least + 1e-6) / (most - least) if most > least else 1.0 for r in relevance]
+    kernel = np.array([[q[i] * cosine(x[i], x[j]) * q[j] for j in range(n)] for i in range(n)])
+    picks: list[tuple[int, float]] = []
+    for _ in range(keep):
+        own = [pick for pick, _ in picks]
+        gain = {
+            j: float(np.linalg.det(kernel[np.ix_([*own, j], [*own, j])]) / np.linalg.det(kernel[np.ix_(own, own)]))
+            for j in range(n)
+            if j not in own
+        }
+        if max(gain.values()) <= 1e-6:
+            gain = {j: q[j] for j in gain}  # ours
+        picks.append(max(gain.items(), key=lambda item: (item[1], -item[0])))
+    return q, picks
 
 
 def prunesid(x: list[Vector], a: Vector, total: int) -> list[int]:
@@ -105,7 +125,57 @@ def holov(x: list[Vector], a: Vector, keep: int, chunks: int) -> tuple[Vector, l
     return scores, [i for members, q in zip(own, quota, strict=True) for i in by_score(a, members)[:q]]
 
 
+def vscan(
+    early: Vector, late: Vector, x: list[Vector], grid: tuple[int, int], keep: int, side: int
+) -> dict[int, list[int]]:
+    """Section 25: what is kept, each with what joins it. Windows that cannot give their share: ours."""
+    n, (height, width) = len(x), grid
+    down, across = max(1, height // side), max(1, width // side)
+    window = [min(i // width // side, down - 1) * across + min(i % width // side, across - 1) for i in range(n)]
+    local: list[int] = []
+    for w in range(down * across):
+        local += by_score(early, [i for i in range(n) if window[i] == w])[: keep // 2 // (down * across)]
+    rest = by_score(late, [i for i in range(n) if i not in local])
+    kept = sorted(local + rest[: keep - len(local)])
+    joined: dict[int, list[int]] = {i: [] for i in kept}
+    for j in rest[keep - len(local) :]:
+        joined[max(kept, key=lambda i: (cosine(x[i], x[j]), -i))].append(j)
+    return joined
+
+
 # ---------------------------------------------------------------------------------------------- worked cases
+@pytest.mark.parametrize(
+    ("image", "q", "gains"),
+    [
+        (0, [0.55637, 0, 0.30944, 1.0, 0.82487, 0.85519, 0.63606, 0.10233], {3: 1.0, 4: 0.59077, 0: 0.21394}),
+        (1, [0.21563, 0, 0.48992, 1.0, 0.65060, 0.60908, 0.35757, 0.04455], {3: 1.0, 4: 0.26627, 0: 0.04459, 2: 1e-4}),
+    ],
+)
+def test_case_20_cdpruner(image, q, gains):
+    """Each picture by itself."""
+    x, e, t = features(8, 0.5 * image), 0.5 * image + features(8, 1.0 + 0.5 * image), features(2, 2.0)
+    relevance = [-sum(cosine(own, text) for text in t.tolist()) / 2 for own in e.tolist()]
+    own, picks = cdpruner(x.tolist(), relevance, len(gains))
+    close(torch.tensor(own), q)
+    assert [pick for pick, _ in picks] == list(gains)
+    close(torch.tensor([gain for _, gain in picks]), list(gains.values()), 1e-4)
+    tokens = il.Tokens("llm", x[None], joint_hidden=e[None], joint_text=t[None])
+    out = make("cdpruner", relevance="clip").map(tokens, len(gains))
+    assert out.score[0].argsort(descending=True, stable=True)[: len(gains)].tolist() == list(gains)
+
+
+def test_case_20_cdpruner_on_a_larger_picture_and_without_a_question():
+    tokens = [
+        il.Tokens("llm", features(12, shift, 16)[None], joint_hidden=(shift + features(12, 1.0 + shift, 16))[None],
+                  joint_text=features(2, 2.0, 16)[None])
+        for shift in (0.0, 0.5)
+    ]  # fmt: skip
+    kept = [make("cdpruner", relevance="clip").map(own, 5).anchor[0].tolist() for own in tokens]
+    assert kept == [[2, 3, 5, 10, 11], [2, 3, 4, 5, 11]]
+    out = make("cdpruner", relevance="none").map(il.Tokens("llm", features(8, 0.0)[None]), 4)
+    assert out.score[0].argsort(descending=True, stable=True)[:4].tolist() == [3, 0, 1, 6]
+
+
 def test_case_21_scope():
     x, a = features(8, 0.0), [0.05, 0.20, 0.10, 0.02, 0.30, 0.08, 0.15, 0.10]
     tokens = il.Tokens("encoder", x[None], cls_attention=torch.tensor([a]))
@@ -149,6 +219,58 @@ def test_case_22_holov_hands_on_what_a_full_chunk_cannot_take():
     assert holov(x.tolist(), a, 6, 3)[0] == pytest.approx([1.09, 258.87, 1.09], abs=0.01)
 
 
+FLOW = dict(
+    cls_attention=torch.tensor([[0.05, 0.20, 0.10, 0.02, 0.30, 0.08, 0.15, 0.02]], dtype=torch.float64),
+    cls_value_attention=torch.tensor([[0.1, 0.1, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1]], dtype=torch.float64),
+    values=features(8, 0.0)[None],
+)
+
+
+def test_case_23_flowcut():
+    tokens, strategy = il.Tokens("encoder", features(8, 0.0)[None], **FLOW), make("flowcut", entropy=0.85178)
+    flow = strategy.note(tokens, None)
+    close(flow[0], [0.35955, 0.85214, 0.56634, 0.76992, 0.39241, 0.78549, 0.44711, 0.33180])
+    close(strategy.note(tokens, 3 * flow), 2 * flow)
+    assert strategy.map(il.Tokens("encoder", features(8, 0.0)[None], noted=flow), 7).anchor[0].tolist() == list(
+        range(7)
+    )
+    assert strategy.counts("encoder", 2, 8, 4) == [7, 4]
+
+
+def test_flowcut_takes_most_in_its_last_cut():
+    strategy = make("flowcut")
+    assert strategy.layers("encoder", 23) == list(range(1, 22, 2))
+    assert strategy.counts("encoder", 11, 576, 64) == [554, 532, 510, 487, 464, 440, 415, 388, 357, 318, 64]
+    counts = strategy.counts("encoder", 11, 576, 192)
+    assert [counts[0], *counts[-2:]] == [560, 383, 192]
+    assert make("flowcut", entropy=0.8).counts("encoder", 11, 576, 64)[::9] == [535, 191]
+    assert [strategy.layers("encoder", depth) for depth in (1, 2, 5)] == [[0], [0], [1, 3]]
+
+
+def test_case_25_vscan_keeps():
+    i = torch.arange(576).double()
+    early, late = (1 + torch.sin(0.37 * i + 0.0011 * i**2)) / 2, (1 + torch.cos(0.23 * i + 0.0007 * i**2)) / 2
+    tokens = il.Tokens("encoder", features(576, 0.0)[None], grid=(24, 24), noted=early[None], cls_attention=late[None])
+    kept = make("vscan").map(tokens, 96).anchor[0].tolist()
+    assert kept[:12] == [0, 1, 4, 20, 25, 26, 34, 35, 47, 48, 61, 68] and kept[-3:] == [545, 551, 573]
+    assert (len(kept), sum(kept)) == (96, 27295)
+    assert {4, 20, 34, 35, 61, 73, 85, 96} <= set(kept)
+
+
+def test_case_25_vscan_merges():
+    x, early, late = features(6, 0.0), [1.0, 0, 0, 0, 0, 0], [0.0, 0.1, 0.2, 0.9, 0.3, 0.4]
+    tokens = il.Tokens("encoder", x[None], grid=(2, 3), noted=torch.tensor([early]), cls_attention=torch.tensor([late]))
+    out = make("vscan").map(tokens, 2)
+    assert vscan(early, late, x.tolist(), (2, 3), 2, 6) == {0: [5, 4, 1], 3: [2]}
+    close(out.apply(x[None])[0, 0], [-0.15918, 0.61745, -0.57231, 0.13116])
+    close(out.apply(x[None])[0, 1], [0.70061, -0.82244, 0.57528, -0.15100])
+
+
+def test_vscan_prunes_in_the_llm():
+    tokens = il.Tokens("llm", features(6, 0.0)[None], next_text_attention=torch.tensor([[0.0, 3, 1, 2, 5, 4]]))
+    assert make("vscan").map(tokens, 3).anchor.tolist() == [[1, 4, 5]]
+
+
 # ---------------------------------------------------------------------------------------------- random shapes
 def equals(strategy: il.Strategy, tokens: il.Tokens, keep: int, want: list[int]) -> None:
     """These patches are kept, and CLS in front of them."""
@@ -179,6 +301,18 @@ def test_scope_equals_its_restatement(shape, keep, alpha, combine):
     equals(make("scope", alpha=alpha, combine=combine), tokens, keep, want)
 
 
+@given(st.tuples(st.integers(2, 12), st.integers(12, 16), st.integers(0, 2**16)), st.integers(1, 12), st.integers(1, 3))
+@few
+def test_cdpruner_equals_its_restatement(shape, keep, words):
+    count, channels, seed = shape
+    tokens, keep = draw(*shape, False), min(keep, count)
+    text = torch.randn(1, words, channels, generator=torch.Generator().manual_seed(seed + 1)).double()
+    tokens = il.Tokens("llm", tokens.hidden, text_embeddings=text)
+    x = tokens.hidden[0].tolist()
+    relevance = [sum(cosine(own, word) for word in text[0].tolist()) / words for own in x]
+    equals(make("cdpruner"), tokens, keep, [pick for pick, _ in cdpruner(x, relevance, keep)[1]])
+
+
 @given(shapes, st.integers(1, 24))
 @few
 def test_prunesid_equals_its_restatement(shape, keep):
@@ -199,6 +333,126 @@ def test_holov_equals_its_restatement(shape, keep, chunks):
         equals(make("holov", chunks=chunks), tokens, keep, holov(x, a, keep, cut)[1])
 
 
+@given(
+    st.integers(1, 7), st.integers(1, 7), st.integers(0, 2**16), st.booleans(), st.integers(1, 49), st.integers(1, 4)
+)
+@few
+def test_vscan_equals_its_restatement(height, width, seed, cls, keep, window):
+    count, cls = height * width, int(cls)
+    tokens, keep = draw(count, 5, seed, bool(cls), cls_attention=(), noted=()), min(keep, count)
+    tokens = il.Tokens(
+        "encoder", tokens.hidden, grid=(height, width), position=torch.arange(-cls, count)[None],
+        protected=tokens.protected if cls else None, noted=tokens.noted, cls_attention=tokens.cls_attention,
+    )  # fmt: skip
+    early, late, x = (t[0, cls:].tolist() for t in (tokens.noted, tokens.cls_attention, tokens.hidden))
+    want = vscan(early, late, x, (height, width), keep, window)
+    matrix = torch.zeros(keep + cls, count + cls, dtype=torch.float64)
+    matrix[0, 0] = cls or 1
+    for slot, (anchor, joined) in enumerate(want.items()):
+        matrix[slot + cls] = 0
+        matrix[slot + cls, [anchor + cls, *(j + cls for j in joined)]] = 1 / (1 + len(joined))
+    close(make("vscan", window=window).map(tokens, keep + cls).matrix()[0], matrix)
+
+
+# ---------------------------------------------------------------------------------------------- in a model
+def tower_by_hand(
+    model, pixels: torch.Tensor, plan: dict[int, int]
+) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """FlowCut in a CLIP tower: the patches that are left, and of each layer CLS's attention, that of its values, and the
+    L1 norm of mean values, of all tokens that it saw."""
+    tower, heads, left, flows = model.model.vision_tower, model.config.vision_config.num_attention_heads, None, []
+    x, told = tower.pre_layrnorm(tower.embeddings(pixels[None]))[0], []
+    left = list(range(len(x)))
+    for index, layer in enumerate(tower.encoder.layers[:4]):
+        attention, normed = layer.self_attn, layer.layer_norm1(x)
+        q, k, v = (
+            p(normed).view(len(x), heads, -1).transpose(0, 1)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        weights = (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1)
+        x = x + attention.out_proj((weights @ v).transpose(0, 1).flatten(1))
+        told.append((weights[:, 0].mean(0), (v[:, :1] @ v.mT).softmax(-1).mean(0)[0], v.mean(0).abs().sum(1)))
+        c, s, size = told[-1]
+        flow = (c / c[1:].sum() + s / s[1:].sum()) * size
+        flows = flow if index == 0 else (flows + flow) / 2
+        if index in plan:
+            kept = [0, *sorted(by_score(flows.tolist(), range(1, len(x)))[: plan[index]])]
+            x, flows, left = x[kept], flows[kept], [left[i] for i in kept]
+        x = x + layer.mlp(layer.layer_norm2(x))
+    return [place - 1 for place in left[1:]], told
+
+
+def left_in_the_tower(trace: il.Trace, image: int) -> list[int]:
+    return sorted(trace.places(image, 99)[0].tolist())
+
+
+@torch.no_grad()
+def test_flowcut_in_a_tower_equals_it_by_hand():
+    """Its notes travel with the patches that are left, also through layers that only look."""
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(seed=3), Prompt(text_after=2, seed=4)])
+    with il.attach(model, "flowcut", il.Schedule({1: 22, 3: 9})) as trace:
+        model(**inputs)
+    for image in range(2):
+        left, told = tower_by_hand(model, inputs["pixel_values"][image], {1: 22, 3: 9})
+        assert [len(c) for c, _, _ in told] == [37, 37, 23, 23]
+        assert left_in_the_tower(trace, image) == left
+
+
+@torch.no_grad()
+def test_vscan_reads_a_shallow_layer_at_the_last_one():
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(seed=3)])
+    strategy = make("vscan", window=3)
+    assert strategy.looks(4) == [1]
+    _, told = tower_by_hand(model, inputs["pixel_values"][0], {})
+    early, late = told[1][0][1:].tolist(), told[3][0][1:].tolist()
+    with il.attach(model, strategy, il.Schedule({3: 16})) as trace:
+        model(**inputs)
+    x = [[1.0]] * PATCHES  # what joins whom is not looked at here
+    assert left_in_the_tower(trace, 0) == list(vscan(early, late, x, (6, 6), 16, 3))
+    with pytest.raises(il.LabError, match="takes notes at encoder layer 1.*asks for encoder layer 0"):
+        il.attach(model, strategy, il.Schedule({0: 16})).__enter__()
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "scope", "prunesid", "holov", "flowcut", "vscan"])
+@torch.no_grad()
+def test_in_a_model(kind, name):
+    """A batch equals its prompts alone; the count is what was asked for; everything kept is the bare model."""
+    model, prompts = shared_llava(kind), [Prompt(text_after=3, seed=1), Prompt(text_after=5, seed=2)]
+    has_cls = kind in ("clip-llama", "next", "internvl")
+    strategy = make(name) if has_cls or name == "cdpruner" else make(name, score="received")
+    schedule, inputs = il.Schedule.for_budget(strategy, model, keep=0.4), make_inputs(prompts, kind)
+    bare, seen = model(**inputs).logits, inputs["attention_mask"].bool()
+    whole = il.Schedule(dict.fromkeys(schedule.encoder, 1.0), dict.fromkeys(schedule.llm, 1.0))
+    with il.attach(model, strategy, whole):
+        torch.testing.assert_close(model(**inputs).logits[seen], bare[seen], atol=1e-5, rtol=1e-5)
+    with il.attach(model, strategy, schedule) as trace:
+        together = model(**inputs).logits
+        assert together.isfinite().all() and not torch.allclose(together, bare, atol=1e-4)
+        counts = [len(trace.sources(image).anchor) / trace.layout(image).tokens for image in range(2)]
+        assert counts == pytest.approx([0.4, 0.4], abs=0.04)
+        for row, prompt in enumerate(prompts):
+            alone = model(**make_inputs([prompt], kind)).logits[0]
+            torch.testing.assert_close(together[row, seen[row]], alone, atol=1e-4, rtol=1e-4)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", KINDS)
+
+
+@torch.no_grad()
+def test_cdpruner_says_what_it_lacks_and_what_there_is_instead():
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt()])
+    lacks = "joint_hidden needs the text tower of CLIP, which this checkpoint has not.*relevance='embeddings' is what"
+    with (
+        pytest.raises(il.LabError, match=lacks),
+        il.attach(model, make("cdpruner", relevance="clip"), il.Schedule(llm={0: 9})),
+    ):
+        model(**inputs)
+    with pytest.raises(il.LabError, match="needs text after the image, this prompt has none"):
+        make("cdpruner").map(il.Tokens("llm", features(8, 0.0)[None], text_embeddings=torch.zeros(1, 0, 4)), 3)
+
+
 # ---------------------------------------------------------------------------------------------- cost and settings
 def test_prunesid_asks_an_accelerator_for_three_operations_a_patch():
     tokens = draw(36, 8, 0, True, cls_attention=())
@@ -209,9 +463,10 @@ def test_prunesid_asks_an_accelerator_for_three_operations_a_patch():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("scope", {"alpha": -1}), ("scope", {"alpha": math.inf}), ("scope", {"combine": "max"}),
+        ("cdpruner", {"relevance": "text"}), ("scope", {"alpha": -1}), ("scope", {"alpha": math.inf}), ("scope", {"combine": "max"}),
         ("scope", {"score": "text"}), ("prunesid", {"score": "lse"}), ("holov", {"chunks": -1}),
-        ("holov", {"chunks": True}), ("holov", {"score": "text"}),
+        ("holov", {"chunks": True}), ("holov", {"score": "text"}), ("flowcut", {"entropy": 1.5}),
+        ("flowcut", {"score": "text"}), ("vscan", {"window": 0}), ("vscan", {"score": "text"}),
     ],
 )  # fmt: skip
 def test_settings_are_validated(name, wrong):

@@ -206,8 +206,9 @@ def test_example_tokens_have_what_the_encoder_has(cls):
     tokens = example_tokens("encoder", 6, 2, cls=cls)
     assert tokens.hidden.shape[:2] == (2, 6 + cls) and tokens.protected.sum() == 2 * cls and tokens.grid == (2, 3)
     for name in STATISTICS:
-        if name in LLM_STATISTICS or ("cls" in name and not cls):
-            with pytest.raises(il.LabError, match=r"which this place has not|which the image encoder does not see"):
+        if name in LLM_STATISTICS or name == "noted" or ("cls" in name and not cls):
+            refusal = r"which this place has not|which the image encoder does not see|nothing was noted here"
+            with pytest.raises(il.LabError, match=refusal):
                 getattr(tokens, name)
         else:
             assert getattr(tokens, name).shape[:2] == (2, 6 + cls)
@@ -221,6 +222,10 @@ def test_example_tokens_have_what_the_llm_has():
     assert ((tokens.position == -1) == tokens.protected).all()
     torch.testing.assert_close(tokens.text_rows[:, -1], tokens.text_attention)
     assert all(len(getattr(tokens, name)) == 3 for name in LLM_STATISTICS)
+    first = example_tokens("llm", 6, entry=True)
+    assert first.layer == 0 and first.text_embeddings.shape == (2, 3, 8)
+    with pytest.raises(il.LabError, match="text_attention needs a layer before, and in front of layer 0 none has run"):
+        _ = first.text_attention
     assert example_tokens("llm", 6, reduced=True).embeddings.shape[1] == 12
     with pytest.raises(il.LabError, match="cls_attention needs a CLS token"):
         _ = tokens.cls_attention

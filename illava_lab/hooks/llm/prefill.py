@@ -56,7 +56,8 @@ class Prefill:
         self.images = placed_images(self.anatomy, self.prompt, call.encoded)
         self.steps: list[Step] = list({id(step): step for i in self.images for step in i.encoded.steps}.values())
         self.sequence = Sequence(self.prompt, hidden, filler)
-        self.seen: tuple[Tensor, Tensor, float] | None = None  # queries and keys of the layer that ran last
+        # Queries, keys and values of the layer that ran last, and the scaling of its logits.
+        self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
         self._positions: Tensor | None = kwargs.get("position_ids")
         self._shift: Tensor | None = None
         # What layers get from the last reduction on; or from the first layer on, where no value may be looked at to
@@ -158,7 +159,7 @@ class Prefill:
     ) -> Tensor:  # fmt: skip
         """The shorter sequence, and what the layers behind get with it."""
         if not self.groups:
-            self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
+            self._segment(index)
             return hidden
         rows = [row for group in self.groups for row in group.rows]
         counts = [count for group, count in zip(self.groups, gone, strict=True) for _ in group.rows]
@@ -181,8 +182,14 @@ class Prefill:
             "position_embeddings": tables,
             "attention_mask": causal_mask(config, hidden, self.sequence.valid, 0),
         }
-        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
+        self._segment(index)
         return hidden
+
+    def _segment(self, index: int) -> None:
+        """A stretch of layers begins."""
+        if index == 0:  # no layer has seen what entered
+            self.segments.clear()
+        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
 
     # ---- the end
     def leave(self, out: Any) -> Any:

@@ -14,7 +14,7 @@ from illava_lab.hooks.llm.groups import Group
 from illava_lab.hooks.llm.sequence import Sequence, compact
 from illava_lab.method.brought import upload
 from illava_lab.method.tokens import Tokens
-from illava_lab.sites.attention import AttentionSite, tokens_at
+from illava_lab.sites.attention import AttentionSite, EntrySite, tokens_at
 
 
 class UnknownText(Exception):
@@ -28,13 +28,14 @@ class Around:
     Attributes:
         hidden: (B, L, C) the sequence that the layer receives.
         text: makes (B, L) int8, 1 for text of the prompts.
-        seen: queries (B, H, L, d), keys (B, Hkv, L, d) and scaling of the layer before.
+        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), and scaling of the layer before; None where no layer
+            has run.
         ahead: computes queries and keys of the layer to come.
     """
 
     hidden: Tensor
     text: Callable[[], Tensor]
-    seen: tuple[Tensor, Tensor, float] | None = None
+    seen: tuple[Tensor, Tensor, Tensor, float] | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
@@ -44,8 +45,9 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
     Args:
         entry: the prompts as they entered the first layer; norm: the last of the language model.
     """
-    assert around.seen is not None and around.ahead is not None
-    query, key, scaling = around.seen
+    assert around.ahead is not None
+    nothing = around.hidden[:, None]
+    query, key, value, scaling = around.seen or (nothing, nothing, nothing, 1.0)
     device = around.hidden.device
     own, prompt = _prompts(group, len(query), device)
 
@@ -84,6 +86,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         ahead=coming,
         entry=entered,
         norm=norm,
+        value=of(value),
     )
     survivors = group.survivors
     return Tokens(
@@ -95,7 +98,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         protected=(lambda: _last_of(group)) if group.ends else None,
         protected_count=int(group.ends),
         grid=group.grid,
-        site=site,
+        site=site if around.seen is not None else EntrySite(site),
     )
 
 

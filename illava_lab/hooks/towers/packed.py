@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.method.ask import ask
+from illava_lab.method.ask import ask, take_note
 from illava_lab.method.keep import kept
 from illava_lab.method.tokens import Tokens
 from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
@@ -45,6 +45,7 @@ class Frames:
         first: (F, 1) long, cells of the call before each of them.
         at: (F, n) long, where each cell is in the packed sequence, counted in cells.
         survivors: (F, n) whose place of the grid (raster order, in cells) each takes, and how many cells it stands for.
+        noted: (F, n, ...) what the strategy noted of them; None before its first note.
     """
 
     rows: list[int]
@@ -52,6 +53,7 @@ class Frames:
     first: Tensor
     at: Tensor
     survivors: Survivors
+    noted: Tensor | None = None
 
 
 def packed_frames(grids: list[list[int]], merge: int, window: int | None, device: torch.device) -> list[Frames]:
@@ -99,7 +101,7 @@ class PackedCells:
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
-        self._taps: list[tuple[Tensor, Tensor]] = []  # one for each call of the current layer's kernel
+        self._taps: list[tuple[Tensor, Tensor, Tensor]] = []  # one for each call of the current layer's kernel
         self._scaling = 1.0
         self._passed = 0  # patches of the current layer that its kernel has seen
         self._layer: dict[str, Any] = {}  # what the current layer was called with
@@ -164,8 +166,8 @@ class PackedCells:
         patch = torch.arange(self._patches, dtype=torch.long, device=cells.device)
         return (cells[..., None] * self._patches + patch).flatten(-2)
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._taps.append((query[0], key[0]))
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._taps.append((query[0], key[0], value[0]))
         self._scaling = scaling
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -198,9 +200,10 @@ class PackedCells:
             longest=self._longest(layer),
         )
         self._taps = []
-        out, left = cells, []
+        schedule, strategy, out, left = self.attachment.schedule, self.attachment.strategy, cells, []
         for frames in self.frames:
             rows = cells[frames.at]  # (F, n, 4C)
+            noted: dict[str, Any] = {} if frames.noted is None else {"noted": frames.noted}
             tokens = Tokens(
                 "encoder",
                 rows.unflatten(2, (self._patches, -1)).mean(2),
@@ -209,13 +212,21 @@ class PackedCells:
                 position=frames.survivors.place,
                 grid=frames.grid,
                 site=CellSite(attention, frames.at),
+                **noted,
             )
-            keep = kept(self.attachment.schedule.encoder[layer], tokens.count, f"encoder layer {layer}")
-            reduction = ask(self.attachment.strategy, tokens, keep)
+            if layer in self.attachment.looks:
+                frames.noted = take_note(strategy, tokens, frames.noted)
+            if layer not in schedule.encoder:
+                continue
+            reduction = ask(strategy, tokens, kept(schedule.encoder[layer], tokens.count, f"encoder layer {layer}"))
             self.steps.append(Step("encoder", layer, frames.rows, reduction, tokens.count, reduction.slots))
             frames.at, frames.survivors = frames.at.gather(1, reduction.anchor), frames.survivors.after(reduction)
+            if frames.noted is not None:
+                frames.noted = frames.noted[tokens.row, reduction.anchor]
             out = out.index_copy(0, frames.at.flatten(), reduction.apply(rows).flatten(0, 1))
             left.append(frames.at.flatten())
+        if not left:  # only looked at
+            return hidden
         order = torch.cat(left).sort().values
         self.order, self._short = self.order[order], {}
         for frames in self.frames:

@@ -41,8 +41,8 @@ class Form(TowerCall, Protocol):
         """What a layer is called with, behind its states."""
         ...
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """The attention of a reducing layer ran."""
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """The attention of a layer ran at which the strategy is asked."""
         ...
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -51,7 +51,7 @@ class Form(TowerCall, Protocol):
         ...
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:
-        """Ask the strategy inside a layer; the states that go on."""
+        """Ask the strategy inside a layer for its note, its map or both; the states that go on."""
         ...
 
     def leave_tower(self, out: Any) -> Any:
@@ -96,7 +96,7 @@ class Tower:
             raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
         changes.method(module, "forward", self._tower)
         for index, layer in enumerate(layers):
-            reduces = index in self.plan
+            reduces = index in self.plan or index in self.attachment.looks
             if self.plan and (reduces or self.anatomy.cells is not None):
                 changes.method(layer, "forward", self._layer if reduces else self._pass)
             if reduces:
@@ -193,8 +193,8 @@ class Tower:
         assert form.states is not None
         form.states = form.states.to(summand.device) + (summand if scale is None else scale * summand)
 
-    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._form.seen(query, key, mask, scaling)
+    def _observe(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._form.seen(query, key, value, mask, scaling)
 
     def _weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
         return self._form.weigh(key, mask)
