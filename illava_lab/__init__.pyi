@@ -3,6 +3,7 @@ from .hooks.attach import attach as attach
 from .measuring import measure as measure
 from .measuring import redundancy as redundancy
 from .measuring.bench import bench as bench
+from .measuring.calibrate import calibrate as calibrate
 from .measuring.compare import compare as compare
 from .measuring.converse import converse as converse
 from .measuring.difference import difference as difference

@@ -1,11 +1,24 @@
 """FlowCut: inside the encoder, at every other layer, drop the patches through which little information flows."""
 
-from math import sqrt
+from math import log, sqrt
 
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from illava_lab.method import LabError, Paper, Stage, Strategy, TokenMap, Tokens, highest, one_of, register
+from illava_lab.method import (
+    Keep,
+    LabError,
+    Paper,
+    Stage,
+    Strategy,
+    TokenMap,
+    Tokens,
+    highest,
+    kept,
+    one_of,
+    register,
+)  # fmt: skip
 
 
 @register
@@ -19,8 +32,9 @@ class FlowCut(Strategy):
     every second layer, and at the last of these all above T; h is the entropy of c over log N.
 
     Args:
-        entropy: the h that a budget is split by. The code takes it from the picture, and of a batch the picture that
-            loses most; here all pictures lose equally many at a layer (ours). T is the same either way.
+        decides: "image" takes h from each picture; the code takes the picture of a batch that loses most. "schedule" is
+            ours: all pictures lose equally many at a layer, so that nothing waits for them. T is the same either way.
+        entropy: the h by which a budget is split over the layers in advance.
         score: "cls", or "received" for towers without CLS: ``f_j = a_j |v_j|_1`` with the attention received a. The
             code for Qwen2-VL has there the attention that the mean of all queries pays.
 
@@ -35,13 +49,31 @@ class FlowCut(Strategy):
     stages = ("encoder",)
     kind = "prune"
 
+    decides: str = "schedule"
     entropy: float = 0.9
     score: str = "cls"
 
     def __post_init__(self) -> None:
         if type(self.entropy) not in (int, float) or not 0 <= self.entropy <= 1:
             raise LabError(f"entropy must be a number from 0 to 1, got {self.entropy!r}")
+        one_of("decides", self.decides, ("schedule", "image"))
         one_of("score", self.score, ("cls", "received"))
+
+    @property
+    def own_count(self) -> bool:  # type: ignore[override]  # a setting decides
+        return self.decides == "image"
+
+    def count(self, tokens: Tokens, keep: Keep) -> Tensor:
+        attention = tokens.cls_attention if self.score == "cls" else tokens.attention_received
+        share, now = _share(tokens, attention).double().nan_to_num(), tokens.count - tokens.protected_count
+        wanted = now if tokens.grid is None or not tokens.plan else tokens.grid[0] * tokens.grid[1]
+        for each in tokens.plan.values() or [keep]:
+            wanted = kept(each, wanted, self.name)
+        rest, wanted = max(tokens.plan, default=tokens.layer) - tokens.layer, min(wanted, now)
+        entropy = torch.special.entr(share).sum(dim=1) / log(max(2, now))
+        gone = ((now - wanted) / sqrt(max(1, rest)) * (1 - entropy.square())).round_().clamp_min_(0).long()
+        left = now - gone if rest else torch.full_like(gone, wanted)
+        return left.clamp_min_(wanted) + tokens.protected_count
 
     def note(self, tokens: Tokens, noted: Tensor | None) -> Tensor:
         share = tokens.attention_received if self.score == "received" else _share(tokens, tokens.cls_attention)
@@ -63,13 +95,8 @@ class FlowCut(Strategy):
     def counts(self, stage: Stage, steps: int, before: int, after: int) -> list[int]:
         out = [before]
         for rest in range(2 * steps - 2, 0, -2):
-            out.append(max(after, out[-1] - removed(out[-1], after, rest, self.entropy)))
+            out.append(max(after, out[-1] - round((out[-1] - after) / sqrt(rest) * (1 - self.entropy**2))))
         return [*out[1:], after]
-
-
-def removed(count: int, wanted: int, rest: int, entropy: float) -> int:
-    """How many of `count` patches go where `rest` layers are left until `wanted` are to be left."""
-    return round((count - wanted) / sqrt(rest) * (1 - entropy**2))
 
 
 def _share(tokens: Tokens, attention: Tensor) -> Tensor:

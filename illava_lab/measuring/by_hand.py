@@ -65,6 +65,8 @@ def prefill(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Plan
         LabError: there is no such loop for this model, these prompts or this schedule; it says why.
     """
     anatomy = describe(model)
+    if strategy.own_count:
+        raise LabError("there is no loop by hand where pictures decide how many of their tokens stay")
     medium = _medium(model, anatomy, inputs, schedule)
     with attach(model, strategy, schedule) as trace:
         run_model(model, inputs)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.method.keep import Keep
 from illava_lab.method.ranking import highest
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Stage, Tokens
@@ -47,6 +48,8 @@ class Strategy:
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
+        own_count: the picture decides how many of its tokens stay (`count`), and a schedule only says how many pictures
+            keep on the mean. The host waits for each such decision, and nothing is captured in graphs.
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
 
     Where a setting decides, a subclass may make any of them but `name` a property of the instance. A model with the
@@ -64,6 +67,7 @@ class Strategy:
     smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
     averages: ClassVar[bool] = True
+    own_count: ClassVar[bool] = False
     memory: ClassVar[Literal["linear", "quadratic"]] = "linear"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,6 +83,15 @@ class Strategy:
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included; `keep` is from these and 1 to N."""
         raise TypeError(f"{type(self).__name__} must define map(self, tokens, keep)")
+
+    def count(self, tokens: Tokens, keep: Keep) -> Tensor | None:
+        """(B,) long, with `own_count`: how many slots each picture keeps, protected ones included; `map` is then asked
+        for as many. None where the schedule decides.
+
+        Args:
+            keep: what the schedule says here: the fraction, or number, of visual tokens that pictures keep on the mean.
+        """
+        return None
 
     def looks(self, depth: int) -> list[int]:
         """Encoder layers, of `depth`, at which it takes a `note` of the tokens, whether any go there or not."""

@@ -157,6 +157,12 @@ class Anatomy:
         return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
 
     @property
+    def rows_may_differ(self) -> bool:
+        """Whether rows of the encoder may differ in how many tokens they have left."""
+        one_layer = isinstance(getattr(self.base.config, "vision_feature_layer", -1), int)
+        return self.shuffle == 1 and one_layer
+
+    @property
     def image_token_id(self) -> int:
         return self.placeholders["image"]
 

@@ -100,6 +100,11 @@ class Plan:
                 f"strategy {strategy.name!r} takes notes at encoder layer {min(looks)}, by which it reduces there and "
                 f"later; the schedule asks for encoder layer {min(self.encoder)}"
             )
+        if self.encoder and strategy.own_count and not anatomy.rows_may_differ:
+            raise LabError(
+                f"strategy {strategy.name!r} lets pictures decide how many of their tokens stay, which this tower "
+                "cannot do; choose a setting by which the schedule decides"
+            )
         if self.image is not None and anatomy.cells is not None:
             raise LabError("this model takes images of any size: to down-sample, let its processor make fewer pixels")
         # How many tokens an image has may depend on the image; a count is then checked when it gets there.

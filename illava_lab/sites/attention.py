@@ -30,6 +30,7 @@ ENTRY_STATISTICS = tuple(
 )
 
 
+PATCH_STATISTICS = {"patch_attention": "attention_received", "patch_lse": "lse"}  # and the same of tokens
 CLS_STATISTICS = ("cls_attention", "wide_cls_attention", "cls_value_attention")
 
 
@@ -108,7 +109,7 @@ class AttentionSite:
         return value
 
     def _offers(self) -> str:
-        have = ["attention_received", "lse", "keys", "wide_keys", "values"]
+        have = ["attention_received", "lse", "patch_attention", "patch_lse", "keys", "wide_keys", "values"]
         have += CLS_STATISTICS if self.has_cls else []
         without = () if self.joint is not None else ("joint_hidden", "joint_text")
         have += [name for name in LLM_STATISTICS if name not in without] if self.last is not None else []
@@ -149,6 +150,12 @@ class AttentionSite:
         rows = row_lse(self.scores) if self.row_lse is None else self.row_lse.float()
         return self._visual_columns(rows.mean(1))
 
+    def _patch_attention(self) -> Tensor:
+        return self._attention_received()[..., None]
+
+    def _patch_lse(self) -> Tensor:
+        return self._lse()[..., None]
+
     def _row(self, row: Tensor | int) -> Tensor:
         """(B, N): what one query of each prompt pays, at (P,) positions or at one that all have in common."""
         return self._visual_columns(self.scores.logits_of_rows(row).softmax(-1).mean((1, 2)))
@@ -179,14 +186,20 @@ class AttentionSite:
 
     def _wide_cls_attention(self) -> Tensor:
         query, key = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (self.query[:, :, :1], self.key))
-        return products(query, key, key.shape[3] ** -0.5).softmax(-1)[:, 0, 0]
+        return self._over_all(products(query, key, key.shape[3] ** -0.5))[:, 0, 0]
+
+    def _over_all(self, logits: Tensor) -> Tensor:
+        """The softmax of (P, h, 1, S) over the tokens that are there."""
+        if self.valid is not None:
+            logits = logits.masked_fill(~self.valid[:, None, None], -torch.inf)
+        return logits.softmax(-1)
 
     def _values(self) -> Tensor:
         return self._visual_tokens(_given("value", self.value).mean(1, dtype=torch.float32))
 
     def _cls_value_attention(self) -> Tensor:
         value = _given("value", self.value)
-        return self._visual_columns(products(value[:, :, :1], value, 1.0).softmax(-1).mean((1, 2)))
+        return self._visual_columns(self._over_all(products(value[:, :, :1], value, 1.0)).mean((1, 2)))
 
     def _text_hidden(self) -> Tensor:
         return self._text_tokens(_given("hidden", self.hidden), self._text_positions())

@@ -106,6 +106,7 @@ def example_tokens(
         protected=protected.to(device) if extra else None,
         protected_count=None,
         grid=(height, width),
+        plan=None,
         site=lacks,
         **given,
     )

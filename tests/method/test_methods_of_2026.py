@@ -399,6 +399,26 @@ def test_flowcut_in_a_tower_equals_it_by_hand():
 
 
 @torch.no_grad()
+def test_flowcut_lets_the_picture_decide_as_its_code_does():
+    """The number that goes follows from the entropy of each picture, and what a batch keeps is what each keeps alone."""
+    model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(seed=3), Prompt(text_after=2, seed=4)])
+    strategy = make("flowcut", decides="image")
+    counts = []
+    with il.attach(model, strategy, il.Schedule({1: 22, 3: 9})) as trace:
+        model(**inputs)
+    for image in range(2):
+        pixels = inputs["pixel_values"][image]
+        c = tower_by_hand(model, pixels, {})[1][1][0][1:]
+        share = c / c.sum()
+        entropy = float(-(share * share.log()).sum()) / math.log(36)
+        first = max(9, 36 - round((36 - 9) / math.sqrt(2) * (1 - entropy**2)))
+        assert [step.after for step in trace.steps if image in step.rows] == [first, 9]
+        assert left_in_the_tower(trace, image) == tower_by_hand(model, pixels, {1: first, 3: 9})[0]
+        counts.append(first)
+    assert counts[0] != counts[1]
+
+
+@torch.no_grad()
 def test_vscan_reads_a_shallow_layer_at_the_last_one():
     model, inputs = shared_llava("clip-llama"), make_inputs([Prompt(seed=3)])
     strategy = make("vscan", window=3)

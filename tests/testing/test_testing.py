@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +199,32 @@ def test_what_raises_everywhere_is_reported_once():
     report = il.check_strategy(Unfinished, raises=False)
     assert [result.promise for result in report.broken] == ["maps_every_case"]
     assert "must define map(self, tokens, keep)" in report.broken[0].message
+
+
+class CountsTheBatch(Sound):
+    """A picture keeps more in company."""
+
+    own_count = True
+    more = 0
+
+    def count(self, tokens: il.Tokens, keep: float | int) -> torch.Tensor:
+        own = min(tokens.count, tokens.protected_count + tokens.batch)
+        return torch.full((tokens.batch,), own + self.more * tokens.count)
+
+
+class CountsTooFar(CountsTheBatch):
+    """More than there are."""
+
+    more = 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [(CountsTheBatch, "and alone .1, 1, 1.: do not mix rows"), (CountsTooFar, "count must be from")],
+)
+def test_counts_that_pictures_decide_are_those_of_each_alone(strategy, says):
+    (broken,) = il.check_strategy(strategy, raises=False).broken
+    assert broken.promise == "batch_equals_single" and re.search(says, broken.message)
 
 
 # ---------------------------------------------------------------------------------------------- example tokens

@@ -116,11 +116,11 @@ def _sizes(images: list[PlacedImage], picked: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.stack([size(image)[i] for image, i in zip(images, picked, strict=True)])
 
 
-def split_by_text(group: Group) -> list[Group]:
-    """Parts of a group whose prompts have equally much text behind the image."""
+def split(group: Group, keys: list[int]) -> list[Group]:
+    """Parts of a group whose images have the same key: there is one for each."""
     out = []
-    for count in sorted({image.text_after for image in group.images}):
-        own = [i for i, image in enumerate(group.images) if image.text_after == count]
+    for key in sorted(set(keys)):
+        own = [i for i, other in enumerate(keys) if other == key]
         index = upload(np.array(own), group.at.device)
         part = replace(
             group,

@@ -16,12 +16,12 @@ from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
-from illava_lab.hooks.llm.groups import Group, group_images, split_by_text
+from illava_lab.hooks.llm.groups import Group, group_images, split
 from illava_lab.hooks.llm.prompt import placed_images
 from illava_lab.hooks.llm.sequence import Sequence, gather_sequence
 from illava_lab.hooks.llm.site import Around, llm_tokens
 from illava_lab.hooks.tap import peek
-from illava_lab.method.ask import ask
+from illava_lab.method.ask import ask, own_counts
 from illava_lab.method.brought import upload
 from illava_lab.method.keep import kept
 from illava_lab.sites.attention import UnequalText
@@ -128,16 +128,21 @@ class Prefill:
         sequence.to(hidden.device)
         around = Around(hidden, sequence.text_now(), self.seen, ahead)
         present, merged, done, pending = sequence.present, [], [], [*self.groups]
-        gone = []
+        gone: list[int] = []
+        plan, strategy = self.attachment.schedule.plan("llm"), self.attachment.strategy
         while pending:
             group = pending.pop(0)
             group.to(hidden.device)
             try:
-                tokens = llm_tokens(index, group, around, self.entry, sequence, norm)
-                keep = kept(self.attachment.schedule.llm[index], group.count, f"llm layer {index}")
-                reduction = ask(self.attachment.strategy, tokens, keep)
+                tokens = llm_tokens(index, group, around, self.entry, sequence, norm, plan)
+                own = own_counts(strategy, tokens, plan[index])
+                if own is not None and len(set(own)) > 1:
+                    pending = [*split(group, own), *pending]
+                    continue
+                keep = kept(plan[index], group.count, f"llm layer {index}") if own is None else own[0]
+                reduction = ask(strategy, tokens, keep)
             except UnequalText:
-                pending = [*split_by_text(group), *pending]
+                pending = [*split(group, [image.text_after for image in group.images]), *pending]
                 continue
             self.steps.append(Step("llm", index, group.numbers, reduction, group.count, reduction.slots))
             gone.append(group.count - reduction.slots)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from illava_lab.hooks.llm.groups import Group
 from illava_lab.hooks.llm.sequence import Sequence, compact
 from illava_lab.method.brought import upload
+from illava_lab.method.keep import Keep
 from illava_lab.method.tokens import Tokens
 from illava_lab.sites.attention import AttentionSite, EntrySite, tokens_at
 
@@ -39,11 +40,14 @@ class Around:
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
-def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence: Sequence, norm: nn.Module) -> Tokens:
+def llm_tokens(
+    layer: int, group: Group, around: Around, entry: Around, sequence: Sequence, norm: nn.Module, plan: dict[int, Keep]
+) -> Tokens:
     """The tokens of a group of images in front of a layer.
 
     Args:
-        entry: the prompts as they entered the first layer; norm: the last of the language model.
+        entry: the prompts as they entered the first layer; norm: the last of the language model; plan: what all of its
+            layers keep.
     """
     assert around.ahead is not None
     nothing = around.hidden[:, None]
@@ -98,6 +102,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         protected=(lambda: _last_of(group)) if group.ends else None,
         protected_count=int(group.ends),
         grid=group.grid,
+        plan=plan,
         site=site if around.seen is not None else EntrySite(site),
     )
 

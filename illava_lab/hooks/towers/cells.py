@@ -128,6 +128,8 @@ class ShuffledCells:
     def patches(self) -> Survivors:
         return self.survivors.behind(1)
 
+    counts: list[int] | None = None
+
     @property
     def kept(self) -> float:
         return (self.survivors.count - 1) / self.anatomy.patches

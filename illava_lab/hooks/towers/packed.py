@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.method.ask import ask, take_note
-from illava_lab.method.keep import kept
+from illava_lab.method.ask import ask, by_count, own_counts, take_note
+from illava_lab.method.keep import Keep, kept
 from illava_lab.method.tokens import Tokens
 from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
 from illava_lab.trace.step import Step
@@ -54,6 +54,12 @@ class Frames:
     at: Tensor
     survivors: Survivors
     noted: Tensor | None = None
+
+    def some(self, own: list[int]) -> Frames:
+        """Those of some rows."""
+        noted = None if self.noted is None else self.noted[own]
+        rows = [self.rows[i] for i in own]
+        return Frames(rows, self.grid, self.first[own], self.at[own], self.survivors.rows(own), noted)
 
 
 def packed_frames(grids: list[list[int]], merge: int, window: int | None, device: torch.device) -> list[Frames]:
@@ -201,6 +207,7 @@ class PackedCells:
         )
         self._taps = []
         schedule, strategy, out, left = self.attachment.schedule, self.attachment.strategy, cells, []
+        asked = []
         for frames in self.frames:
             rows = cells[frames.at]  # (F, n, 4C)
             noted: dict[str, Any] = {} if frames.noted is None else {"noted": frames.noted}
@@ -211,14 +218,16 @@ class PackedCells:
                 size=partial(getattr, frames.survivors, "size"),
                 position=frames.survivors.place,
                 grid=frames.grid,
+                plan=schedule.plan("encoder"),
                 site=CellSite(attention, frames.at),
                 **noted,
             )
             if layer in self.attachment.looks:
                 frames.noted = take_note(strategy, tokens, frames.noted)
-            if layer not in schedule.encoder:
-                continue
-            reduction = ask(strategy, tokens, kept(schedule.encoder[layer], tokens.count, f"encoder layer {layer}"))
+            if layer in schedule.encoder:
+                asked += self._asked(frames, tokens, rows, schedule.encoder[layer])
+        for frames, tokens, rows, keep in asked:
+            reduction = ask(strategy, tokens, keep)
             self.steps.append(Step("encoder", layer, frames.rows, reduction, tokens.count, reduction.slots))
             frames.at, frames.survivors = frames.at.gather(1, reduction.anchor), frames.survivors.after(reduction)
             if frames.noted is not None:
@@ -227,11 +236,20 @@ class PackedCells:
             left.append(frames.at.flatten())
         if not left:  # only looked at
             return hidden
-        order = torch.cat(left).sort().values
+        order, self.frames = torch.cat(left).sort().values, [frames for frames, _, _, _ in asked]
         self.order, self._short = self.order[order], {}
         for frames in self.frames:
             frames.at = torch.searchsorted(order, frames.at)
         return out[order].view(-1, hidden.shape[1])
+
+    def _asked(
+        self, frames: Frames, tokens: Tokens, rows: Tensor, keep: Keep
+    ) -> list[tuple[Frames, Tokens, Tensor, int]]:
+        """Frames with what they keep; one for each count, where pictures decide."""
+        counts = own_counts(self.attachment.strategy, tokens, keep)
+        if counts is None:
+            return [(frames, tokens, rows, kept(keep, tokens.count, f"encoder layer {tokens.layer}"))]
+        return [(frames.some(own), tokens.rows(own), rows[own], count) for count, own in by_count(counts).items()]
 
     # ---- the projector
     def enter_projector(self, hidden: Tensor) -> Tensor:
@@ -253,6 +271,8 @@ class PackedCells:
             return torch.cat([own.size.flatten() for _, own in left])[None]
 
         return Survivors(len(self.order), self.order.device, place, size)
+
+    counts: list[int] | None = None
 
     @property
     def kept(self) -> float:

@@ -118,6 +118,8 @@ class Rows:
     def patches(self) -> Survivors:
         return self.survivors.behind(self.skip)
 
+    counts: list[int] | None = None
+
     @property
     def kept(self) -> float:
         return (self.survivors.count - self.skip) / self.anatomy.patches
@@ -179,6 +181,7 @@ def _tokens(form: Reduced, stage: Stage, layer: int, hidden: Tensor, site: Any) 
         protected=(lambda: survivors.place < 0) if anatomy.cls_tokens else None,
         protected_count=anatomy.cls_tokens,
         grid=anatomy.grid,
+        plan=form.attachment.schedule.plan(stage),
         site=site,
         **({} if form.noted is None else {"noted": form.noted.to(hidden.device)}),
     )

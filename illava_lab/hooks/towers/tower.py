@@ -89,11 +89,12 @@ class Tower:
             if self.attachment.graphs is not None:
                 changes.method(module, "forward", self._tower)
             return
-        weighs = bool(self.plan) and self.attachment.strategy.proportional_attention
+        strategy = self.attachment.strategy
+        weighs = bool(self.plan) and (strategy.proportional_attention or strategy.own_count)
         kernel = str(module.config._attn_implementation)
         if weighs and kernel not in ("None", "eager", "sdpa"):
-            name = self.attachment.strategy.name
-            raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
+            what = "proportional attention" if strategy.proportional_attention else "own count"
+            raise LabError(f"the {what} of {strategy.name!r} needs sdpa or eager attention in the tower")
         changes.method(module, "forward", self._tower)
         for index, layer in enumerate(layers):
             reduces = index in self.plan or index in self.attachment.looks
