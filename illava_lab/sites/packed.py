@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.attention import PATCH_STATISTICS, AttentionSite
 from illava_lab.sites.scores import Spans
 from illava_lab.sites.sums import kernels_for
 
@@ -43,18 +43,24 @@ class PackedAttention:
     patches: int
     longest: int | None = None
     _known: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _of_patches: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def per_cell(self, name: str) -> Tensor:
-        """(G,) or (G, d): one statistic of all cells, the mean over their patches.
+        """(G,) or (G, d): one statistic of all cells, the mean over their patches; or (G, K), that of each of these.
 
         Attention received comes as a sum over queries, not as their mean.
         """
+        if name in PATCH_STATISTICS:
+            self.per_cell(PATCH_STATISTICS[name])
+            return self._of_patches[PATCH_STATISTICS[name]]
         if name not in self._known:
             if name == "values":
                 value = self._joined[2].mean(0, dtype=torch.float32)
             else:
                 value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
-            self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
+            cells = value.view(-1, self.patches, *value.shape[1:])
+            self._known[name] = cells.mean(1)
+            self._of_patches[name] = cells
         return self._known[name]
 
     def _keys(self, name: str) -> Tensor:
@@ -126,4 +132,6 @@ class CellSite:
             LabError: this site does not have it.
         """
         value = self.attention.per_cell(name)[self.at]
-        return value / (self.at.shape[1] * self.attention.patches) if name == "attention_received" else value
+        if name not in ("attention_received", "patch_attention"):
+            return value
+        return value / (self.at.shape[1] * self.attention.patches)
