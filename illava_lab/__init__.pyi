@@ -16,6 +16,7 @@ from .measuring.summary import summary as summary
 from .measuring.summary import summary_by_category as summary_by_category
 from .measuring.tasks import Task as Task
 from .measuring.tasks import load_task as load_task
+from .method.compose import compose as compose
 from .method.ranking import highest as highest
 from .method.ranking import ranking as ranking
 from .method.registry import broken_plugins as broken_plugins

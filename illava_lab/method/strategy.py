@@ -105,6 +105,18 @@ class Strategy:
         """
         raise TypeError(f"{type(self).__name__} must define note(self, tokens, noted)")
 
+    def at(self, stage: Stage, layer: int) -> Strategy:
+        """The strategy that is asked at a layer: this one, unless it is made of several (`illava_lab.compose`).
+
+        Raises:
+            LabError: there is none for this layer.
+        """
+        return self
+
+    def smallest_keep_in(self, stage: Stage) -> float:
+        """`smallest_keep` in one of its stages."""
+        return self.smallest_keep
+
     def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
         """The number of patches nearest to `keep` that this method can leave of an image of `grid` patches."""
         return keep
@@ -116,8 +128,8 @@ class Strategy:
         """
         out = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
         for i in range(steps - 1, 0, -1):
-            if self.smallest_keep:
-                out[i - 1] = min(out[i - 1], floor(out[i] / self.smallest_keep))
+            if least := self.smallest_keep_in(stage):
+                out[i - 1] = min(out[i - 1], floor(out[i] / least))
         return out
 
     def layers(self, stage: Stage, depth: int) -> list[int]:

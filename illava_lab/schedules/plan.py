@@ -82,7 +82,6 @@ class Plan:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": max(anatomy.first_llm_layer, strategy.first_llm_layer)}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
@@ -92,8 +91,10 @@ class Plan:
                 continue
             last = anatomy.depth(stage) - 1
             for layer in plan:
-                if not first[stage] <= layer <= last:
-                    raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
+                first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
+                if not first <= layer <= last:
+                    raise LabError(f"{stage} layer {layer} is out of range; this model allows {first} to {last}")
+                strategy.at(stage, layer)
         looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []
         if looks and min(self.encoder) < min(looks):
             raise LabError(

@@ -97,10 +97,11 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
     first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
     layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
     counts = strategy.counts(stage, len(layers), before, after)
-    if counts[0] < ceil(before * strategy.smallest_keep):
+    smallest = strategy.smallest_keep_in(stage)
+    if counts[0] < ceil(before * smallest):
         least = before
         for _ in layers:
-            least = ceil(least * strategy.smallest_keep)
+            least = ceil(least * smallest)
         raise LabError(
             f"{strategy.name} cannot go from {before} to {after} tokens in {len(layers)} layers; "
             f"it keeps at least {least}"

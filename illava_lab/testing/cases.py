@@ -30,6 +30,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     writer: Strategy | None = None  # who noted something of the tokens of an encoder
+    layer: int | None = None  # where not every layer can be asked about
 
     @property
     def protected(self) -> int:
@@ -41,7 +42,8 @@ class Case:
 
     def tokens(self) -> Tokens:
         """Fresh ones, which a strategy may spoil."""
-        tokens = changed(_shared_tokens(replace(self, keep=0, writer=None)), lambda name, x: x.clone())
+        tokens = changed(_shared_tokens(replace(self, keep=0, writer=None, layer=None)), lambda name, x: x.clone())
+        tokens.layer = tokens.layer if self.layer is None else self.layer
         if self.writer is not None and self.stage == "encoder":
             take_note(self.writer, tokens, None)
         return tokens

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from illava_lab.errors import LabError
-from illava_lab.method.registry import KINDS
+from illava_lab.method.registry import KINDS, strategies
 from illava_lab.method.strategy import Paper, Strategy
 from illava_lab.method.tokens import STAGES
 from illava_lab.testing.cases import Case
@@ -101,10 +101,11 @@ def _other_settings(strategy: Strategy) -> list[Strategy]:
 @promise(once)
 def repr_round_trips(subject: Subject, case: None) -> str | None:
     """The repr is the configuration: evaluating it gives an equal strategy."""
+    known = strategies()  # others, of which it may be made
     for strategy in _other_settings(subject.strategy):
         text = repr(strategy).replace(subject.cls.__qualname__, subject.cls.__name__, 1)
         try:
-            again = eval(text, {subject.cls.__name__: subject.cls})
+            again = eval(text, {**{cls.__name__: cls for cls in known.values()}, subject.cls.__name__: subject.cls})
         except Exception as error:
             return f"repr gives {text}, which fails with {type(error).__name__}: leave __repr__ to the dataclass"
         if again != strategy:
