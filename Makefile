@@ -6,9 +6,11 @@
 #   make test      every test
 #   make fuzz      odd files, words, arguments and interrupts for half an hour (MINUTES=5, SEED=1)
 #   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
+#   make leaderboard  the lab's own rows of the leaderboard, from the tables in results/
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs
 #   make docs      the documentation site, in docs/_build/html
+#   make release   build wheel and sdist, check them, and use both in empty environments (some GB, some minutes)
 # The first one run makes .venv and installs into it; later ones install again only if pyproject.toml or
 # constraints.txt changed. Options: PYTHON=python3.12, ARGS="--no-browser", TORCH_INDEX=https://download.pytorch.org/whl/cu130
 
@@ -27,7 +29,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results notebooks docs lint quick test fuzz versions clean
+.PHONY: help lab compare results leaderboard notebooks docs lint quick test release fuzz versions clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +43,9 @@ compare: $(VENV)/.installed
 
 results: $(VENV)/.installed
 	$(VENV_PYTHON) results/make_embedded.py $(RUN)
+
+leaderboard: $(VENV)/.installed
+	$(VENV_PYTHON) results/make_leaderboard.py
 
 notebooks: $(VENV)/.installed
 	$(VENV_PYTHON) notebooks/execute.py
@@ -57,13 +62,16 @@ lint: $(VENV)/.installed-test
 	@$(VENV)/bin/lint-imports --no-cache || $(call failed,lint-imports; pyproject.toml has the layers)
 failed = { echo 'make lint stopped at $(1)'; exit 1; }
 
-PYTEST = $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile
+PYTEST = $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile --durations=30 --durations-min=5
 
 quick: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not browser and not network" $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
+
+release: $(VENV)/.installed-release
+	$(VENV_PYTHON) release.py $(addprefix --torch-index ,$(TORCH_INDEX)) $(ARGS)
 
 MINUTES ?= 30
 SEED ?= 0
@@ -87,7 +95,7 @@ versions: $(VERSIONS:%=.versions/%/.tested)
 .FORCE:
 
 clean:
-	rm -rf $(VENV) .versions docs/_build docs/course build dist illava_lab.egg-info
+	rm -rf $(VENV) .versions .release docs/_build docs/course build dist illava_lab.egg-info
 
 # An environment whose Python is gone (upgraded, or the folder came from another machine) is no environment.
 ifneq ($(shell $(VENV_PYTHON) -c "print(1)" 2>/dev/null),1)
@@ -123,3 +131,8 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@$(INSTALL) ".[test,lint]"
 	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
 	@echo "Installed."
+
+# Only what builds and checks: what is built brings everything else into environments of its own.
+$(VENV)/.installed-release: $(VENV)/.created pyproject.toml
+	@$(PIP) install --quiet "build>=1.2" "twine>=6"
+	@touch $@

@@ -49,7 +49,7 @@ class Bench:
         transformers.utils.logging.disable_progress_bar()
         self.lab = small_lab("clip-llama")
         self.model = self.lab.model
-        self.task = il.load_task("test").limited(1)
+        self.task, self.two = (il.load_task("test").limited(limit) for limit in (1, 8))
         self.good, self.run = folder / "good", folder / "run"
         self.model.save_pretrained(self.good)
         self.lab.processor.save_pretrained(self.good)

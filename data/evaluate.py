@@ -1,50 +1,78 @@
-"""Exact match of a saved model on a question file, by category: python evaluate.py model test.parquet"""
+"""What the embedded models reach on the test sets, bare and greedy: python evaluate.py
+
+Exact match by category, beside two controls that see nothing: always the category's most frequent answer, and another
+prompt's pictures. Then how often the CLS token of a test scene finds its caption among 32.
+"""
 
 from __future__ import annotations
 
 import argparse
-import io
 
-import pandas as pd
+import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from clip_llama import tokenizer
+from contrast import ROOM, TextTower, caption, likeness
+from safetensors.torch import load_file
+from scenes import draw, make_scene
+
+import illava_lab as il
+from illava_lab.paths import data_dir
+
+ASKED = {
+    "embedded": ("test", "conversation"),
+    "embedded:onevision": ("test", "fine", "multi-image", "video", "conversation"),
+}
+GROUPS, AMONG = 10, 32  # of test scenes whose captions are told apart
+
+
+def lab_of(model: str) -> il.Lab:
+    return il.load(None if model == "embedded" else model)
+
+
+def answers(model: str, tasks: tuple[str, ...], split: str) -> None:
+    """A table for each task."""
+    lab = lab_of(model)
+    for name in tasks:
+        task = name if split == "test" else "validation" if name == "test" else f"{name}-validation"
+        table = il.controls(lab, il.load_task(task), batch_size=16)
+        print(
+            f"\n{model}, {task}\n\n| category | questions | exact match | most frequent answer | another's pictures |"
+        )
+        print("|---|---|---|---|---|")
+        for row in table.itertuples():
+            shares = " | ".join(f"{share:.1%}" for share in (row.accuracy, row.most_frequent, row.other_images))
+            print(f"| {row.category} | {row.questions} | {shares} |", flush=True)
 
 
 @torch.no_grad()
-def answers(folder: str, table: pd.DataFrame, batch: int = 32) -> list[str]:
-    """Greedy answers, through nothing but the public classes."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    said: list[str] = []
-    for start in range(0, len(table), batch):
-        part = table.iloc[start : start + batch]
-        chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-                 for question in part.question]  # fmt: skip
-        prompts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        images = [Image.open(io.BytesIO(image)) for image in part.image]
-        inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        said += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return said
+def captions() -> float:
+    """Share of test scenes whose CLS token is nearest to their own caption, among AMONG."""
+    lab, rng, encode = lab_of("embedded"), np.random.default_rng(20_501), tokenizer()
+    tower = lab.model.model.vision_tower
+    text = TextTower(len(encode), lab.model.config.vision_config.hidden_size)
+    text.load_state_dict(
+        {name: weight.float() for name, weight in load_file(data_dir() / "captions.safetensors").items()}
+    )
+    found = []
+    for _ in range(GROUPS):
+        scenes = [make_scene(rng, "test") for _ in range(AMONG)]
+        ids = [encode.encode(caption(scene, rng), add_special_tokens=False) for scene in scenes]
+        tokens = torch.tensor([own + [0] * (ROOM - len(own)) for own in ids])
+        pixels = lab.processor.image_processor([draw(scene) for scene in scenes], return_tensors="pt")["pixel_values"]
+        logits = likeness(tower(pixels).pooler_output, text.eval()(tokens), text.scale)
+        found += (logits.argmax(1) == torch.arange(AMONG)).tolist()
+    return float(np.mean(found))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("questions")
-    parser.add_argument("--mistakes", action="store_true", help="list every wrong answer")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--model", choices=ASKED, help="one of the two; both if not given")
     args = parser.parse_args()
-    table = pd.read_parquet(args.questions)
-    table["said"] = answers(args.model, table)
-    table["right"] = table.said == table.answer
-    often = table.groupby(["category", "answer"]).size().groupby("category").max()
-    print("| category | questions | exact match | most frequent answer |\n|---|---|---|---|")
-    for category, part in table.groupby("category"):
-        print(f"| {category} | {len(part)} | {part.right.mean():.1%} | {often[category] / len(part):.1%} |")
-    print(f"| all | {len(table)} | {table.right.mean():.1%} | {often.sum() / len(table):.1%} |")
-    if args.mistakes:
-        print(table[~table.right][["image_id", "category", "question", "answer", "said"]].to_string())
+    for model in [args.model] if args.model else ASKED:
+        answers(model, ASKED[model], args.split)
+        if model == "embedded":
+            print(f"\nIts caption among {AMONG}, found by CLS: {captions():.1%} of {GROUPS * AMONG} scenes")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +15,13 @@ from concepts import ANCHORS, GROUPS, KINDS, patch_labels
 from contrast import ROOM, TextTower, caption, contrast_loss, likeness
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import pack
+from packing import my_steps, pack
 from questions import ask
 from safetensors.torch import save_file
+from saving import halved, save
 from scenes import CATEGORIES, DIGITS, SHAPES, WORDS, draw, make_scene
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from words import known
 
 PATCHES = GRID * GRID
 SIZES = [len(group) for group in GROUPS.values()]
@@ -38,7 +37,7 @@ class Scenes(IterableDataset):
         self.tokenizer = tokenizer()
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for step in range(*self.steps):
+        for step in my_steps(*self.steps):
             rng = np.random.default_rng([self.seed, list(Pupil.RECIPE).index(self.phase), step])
             rows = [self.example(rng) for _ in range(self.rows)]
             yield [{key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}]
@@ -157,11 +156,8 @@ class Pupil(nn.Module):
         fit(self.head, projector.linear_2(torch.cat(inside)), torch.cat(logits))
 
     def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        build_processor().save_pretrained(out)
-        (out / "knows.json").write_text(json.dumps(known(), indent=2) + "\n", encoding="utf-8")
-        text = {name: weight.half().contiguous() for name, weight in self.text.state_dict().items()}
-        save_file(text, out.parent / "captions.safetensors")
+        save(self.model, build_processor(), out)
+        save_file(halved(self.text), out.parent / "captions.safetensors")
 
 
 def noisy_oracle(batch: Batch, tables: list[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,17 +22,18 @@ from concepts import GROUPS as CONCEPTS
 from concepts import KINDS
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import pack
+from packing import my_steps, pack
+from saving import save
 from sights import ANCHOR, GROUPS, KIND, NEWLINE, Shown
 from siglip_qwen import GRID, build_model, build_processor, tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
-from words import known
 
 PATCHES = GRID * GRID
 SIZES = list(GROUPS.values())
 ROOM = 150  # tokens of packed questions
+KEPT = 150  # positions of a picture in crops that the oracle shows
 MIDDLE = 3  # layers of the decoder behind which places and movements are told
 WAYS, PLACES = 1 + len(films.WAYS), sights.PLACES["frame"] + max(films.LENGTHS)
 WORD, DIGIT = KINDS.index(scenes.WORDS[0]), KINDS.index(scenes.DIGITS[0])
@@ -81,14 +81,14 @@ NAMES = list(KIND_OF)
 class Sights(IterableDataset):
     """For each step a batch of every way of showing, by step number, so that a resumed run goes on where it stopped."""
 
-    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (8, 8, 8, 8), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
+    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
 
     def __init__(self, phase: str, split: str, seed: int, start: int, stop: int) -> None:
         self.phase, self.split, self.seed, self.steps = phase, split, seed, (start, stop)
         self.tokenizer = tokenizer()
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for step in range(*self.steps):
+        for step in my_steps(*self.steps):
             rng = np.random.default_rng([self.seed, list(Pupil.RECIPE).index(self.phase), step])
             length = films.LENGTHS[step // 3 % 3]
             names = ("scene", "fine", f"several {2 + step % 3}", f"film {length}")
@@ -117,7 +117,7 @@ class Pupil(nn.Module):
     # Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
     RECIPE: ClassVar = {
         "eyes": (1000, 2e-3, 0.0, {"dense": 1.0}),
-        "mind": (2500, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
+        "mind": (6000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
         "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
         "joint": (1500, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
     }
@@ -166,10 +166,9 @@ class Pupil(nn.Module):
         text = torch.where((source == NEWLINE)[:, None], core.image_newline, text).expand(rows, -1, -1)
         return torch.where((source >= 0)[:, None], tokens, text)
 
-    def say(self, shown: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states of the text, and of what is shown behind MIDDLE layers."""
-        places = torch.arange(shown.shape[1], device=shown.device).expand(len(shown), -1)
-        batch = {**batch, "begin": torch.tensor(shown.shape[1], device=shown.device)}
+    def say(self, shown: Tensor, places: Tensor, length: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states of the text, and of what is shown (at these places of `length`) behind MIDDLE layers."""
+        batch = {**batch, "begin": torch.tensor(length, device=shown.device)}
         return decoder.run(self.model.model.language_model, shown, places, batch, MIDDLE)
 
     def losses(self, phase: str, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
@@ -189,14 +188,19 @@ class Pupil(nn.Module):
         for index, batch in enumerate(batches if phase in ("mind", "joint") else []):
             kind, size = KIND_OF[NAMES[int(batch["kind"])]], batch["labels"].shape[:3]
             mine = noisy_oracle(batch, tables, kind) if phase == "mind" else of_batches[index].unflatten(0, size[:2])
-            hidden, middle = self.say(self.show(mine, kind.shown), batch)
+            shown = self.show(mine, kind.shown)
+            length, places = shown.shape[1], torch.arange(shown.shape[1], device=shown.device).expand(size[0], -1)
+            if phase == "mind" and length > 2 * KEPT:
+                places = kept(batch["labels"], kind.shown)
+                shown = shown.gather(1, places[..., None].expand(-1, -1, shown.shape[2]))
+            hidden, middle = self.say(shown, places, length, batch)
             loss, answers = answer_loss(self.model.lm_head, hidden, batch)
             parts["answer"].append(loss)
             for category, later, right in answers.tolist():
                 scores[f"{kind.name.split()[0]}: {kind.categories[category]}"].append(right)
                 if later:
                     scores["later turns"].append(right)
-            place = torch.from_numpy(kind.shown.place).to(middle.device).expand(size[0], -1)
+            place = torch.from_numpy(kind.shown.place).to(middle.device)[places]
             told = self.place(middle)
             parts["place"].append(F.cross_entropy(told.flatten(0, 1), place.flatten(), ignore_index=-1))
             scores["place"] += (told.argmax(-1) == place)[place >= 0].float().tolist()
@@ -224,9 +228,7 @@ class Pupil(nn.Module):
         fit(self.head, projector.linear_2(torch.cat(inside)), torch.cat(logits))
 
     def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        build_processor().save_pretrained(out)
-        (out / "knows.json").write_text(json.dumps(known(), indent=2) + "\n", encoding="utf-8")
+        save(self.model, build_processor(), out)
 
 
 class Newline(nn.Module):
@@ -241,6 +243,15 @@ def pooled(visual: Tensor, by: str = "mean") -> Tensor:
     """(rows, views, patches, C) -> a quarter of the patches: what LlavaOnevisionModel.apply_pooling does."""
     cells = visual.unflatten(2, (GRID // 2, 2, GRID // 2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return cells.mean(3) if by == "mean" else cells.amax(3)
+
+
+def kept(labels: Tensor, shown: Shown) -> Tensor:
+    """(rows, KEPT) which positions the oracle shows: all text, newlines and anchors, else mostly patches on objects."""
+    source = torch.from_numpy(shown.source).to(labels.device)
+    tokens = labels.flatten(1, 2)[:, source.clamp(min=0)]
+    chance = torch.where(tokens[..., KIND] > 0, 1.0, 0.15) * torch.rand(tokens.shape[:2]).to(labels.device)
+    chance[(tokens[..., ANCHOR] == 1) | (source < 0)] = 2.0
+    return chance.topk(KEPT, 1).indices.sort(1).values
 
 
 def noisy_oracle(batch: Batch, tables: list[Tensor], kind: Kind) -> Tensor:

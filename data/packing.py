@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from questions import Question
 from transformers import PreTrainedTokenizerFast
 
 TURNS = 4  # of the longest conversation
 IGNORED = -100
+
+
+def my_steps(start: int, stop: int) -> range:
+    """The steps whose batches this worker of a data loader makes; the loader takes them in turn, so in their order."""
+    worker = torch.utils.data.get_worker_info()
+    first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+    return range(start + first, stop, every)
 
 
 def pack(

@@ -14,20 +14,35 @@ import torch
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2Config,
     SiglipVisionConfig,
 )
 from words import build_tokenizer, vocabulary
+
+from illava_lab.models import processors
 
 SIDE = 64  # pixels of a view
 PATCH = 8
 GRID = SIDE // PATCH
 PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 SPECIAL = ("<pad>", "<s>", "</s>", "[UNK]", "<image>", "<video>")
-MORE = ("images", "image", "video", "frame", "frames")
+MORE = (
+    "words",
+    "digits",
+    "same",
+    "color",
+    "show",
+    "shows",
+    "images",
+    "image",
+    "video",
+    "frame",
+    "frames",
+    "picture",
+    "pictures",
+)
 # What a turn shows comes first; several pictures are numbered.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -44,21 +59,24 @@ CHAT_TEMPLATE = (
 
 def words() -> list[str]:
     asked = [text for kind in (questions, several, large, films) for texts in kind.WORDINGS.values() for text in texts]
-    return vocabulary(SPECIAL, [*asked, *films.WAYS, "same color show shows", *MORE])
+    return vocabulary(SPECIAL, [*asked, *films.WAYS, *MORE])
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(words(), image_token="<image>", video_token="<video>")
 
 
-def build_processor() -> LlavaOnevisionProcessor:
-    images = LlavaOnevisionImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    return LlavaOnevisionProcessor(
-        images, tokenizer(), num_image_tokens=GRID * GRID, vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+def build_processor() -> ProcessorMixin:
+    """Through the lab, which needs no torchvision for it."""
+    pixels = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    settings = {
+        "image_processor": pixels
+        | {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": PINPOINTS},
+        "video_processor": pixels,
+        "num_image_tokens": GRID * GRID,
+        "vision_feature_select_strategy": "full",
+    }
+    return processors.build_processor(LlavaOnevisionConfig(), settings, tokenizer(), CHAT_TEMPLATE)
 
 
 def build_model(seed: int) -> LlavaOnevisionForConditionalGeneration:

@@ -131,7 +131,7 @@ class Trainer:
         batches = self.pupil.Batches(self.phase, "train", self.args.seed, self.step, self.args.stop or self.steps)
         sums: dict[str, float] = defaultdict(float)
         began, every = time.time(), 50
-        for batch in DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=6):
+        for batch in DataLoader(batches, batch_size=None, num_workers=self.args.workers, prefetch_factor=6):
             for name, value in self.update(batch).items():
                 sums[name] += value / every
             if self.step % every == 0:
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--stop", type=int, help="stop behind this step of the phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw; a GPU wants a dozen")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     if args.phase == "save":

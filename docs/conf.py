@@ -6,6 +6,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
+import board  # noqa: E402
 import pages  # noqa: E402
 
 import illava_lab  # noqa: E402
@@ -42,4 +43,5 @@ html_copy_source = html_show_sourcelink = html_show_sphinx = False
 def setup(app):
     """Bring in what is made from the repository."""
     app.connect("config-inited", lambda app, config: pages.write_chapters(DOCS / "course"))
+    app.connect("build-finished", lambda app, error: error or board.copy_rows(Path(app.outdir)))
     app.connect("source-read", lambda app, page, source: source.__setitem__(0, pages.fill(source[0])))

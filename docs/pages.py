@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import board
 import nbformat
 
 import illava_lab as il
@@ -81,7 +82,10 @@ def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------- the methods
 def fill(text: str) -> str:
     """Put what is generated into a page, in the place of its mark."""
-    marks = {"<!-- methods -->": _methods, "<!-- families -->": table, "<!-- statistics -->": _statistics}
+    marks = {
+        "<!-- methods -->": _methods, "<!-- families -->": table, "<!-- statistics -->": _statistics,
+        "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
+    }  # fmt: skip
     for mark, make in marks.items():
         if mark in text:
             text = text.replace(mark, make())

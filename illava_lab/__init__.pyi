@@ -5,6 +5,7 @@ from .measuring import redundancy as redundancy
 from .measuring.bench import bench as bench
 from .measuring.calibrate import calibrate as calibrate
 from .measuring.compare import compare as compare
+from .measuring.controls import controls as controls
 from .measuring.converse import converse as converse
 from .measuring.difference import difference as difference
 from .measuring.fidelity import fidelity as fidelity
@@ -14,8 +15,8 @@ from .measuring.published import published as published
 from .measuring.statistics import paired_difference as paired_difference
 from .measuring.summary import summary as summary
 from .measuring.summary import summary_by_category as summary_by_category
+from .measuring.task_files import load_task as load_task
 from .measuring.tasks import Task as Task
-from .measuring.tasks import load_task as load_task
 from .method.compose import compose as compose
 from .method.ranking import highest as highest
 from .method.ranking import ranking as ranking

@@ -1,10 +1,11 @@
-"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets. Same words as in Python.
+"""The command line: illava-lab lab | ask | compare | bench | check | strategies | presets | doctor | submit.
 
-Here is what can be typed; `illava_lab.arguments` refuses what cannot be, `illava_lab.commands` does the work. Nothing
-loads torch before that, so help and mistakes are answered at once.
+The words are those of Python. Here is what can be typed; `illava_lab.arguments` refuses what cannot be,
+`illava_lab.commands` does the work; newer commands are a file each in `illava_lab.cli`. Nothing loads torch before
+that, so help and mistakes are answered at once.
 
-Exit status: 0 on success, 1 where `check` finds a broken promise, 2 on bad usage with one line that names the mistake,
-130 when interrupted with Ctrl-C.
+Exit status: 0 on success, 1 where `check` finds a broken promise or `doctor` a fault, 2 on bad usage with one line that
+names the mistake, 130 when interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from illava_lab import arguments as typed
+from illava_lab.cli import doctor, shared, submit
+from illava_lab.cli.shared import Parser
 from illava_lab.errors import LabError, reason, spelled
+from illava_lab.measuring.task_names import ONE_PICTURE, OTHERS
+from illava_lab.paths import EMBEDDED_MODELS
 from illava_lab.session import starting
 from illava_lab.session.starting import PROGRAM
 from illava_lab.session.threads import wait_passively
@@ -41,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from illava_lab import commands
 
-        return _run(getattr(commands, options.command), options)
+        own = getattr(options, "run", None)  # of a command that is a file of its own
+        return _run(own or getattr(commands, options.command), options)
     except LabError as error:
         print(f"{PROGRAM}: error: {spelled(str(error))}", file=sys.stderr)
         return 2
@@ -86,18 +92,8 @@ def _split_jupyter(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:first], words[first:]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage block before it."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30), **settings)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {spelled(message)} ({self.prog} --help says more)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog=PROGRAM, description="Understand, measure and invent visual-token merging in LLaVA models.")
+def _parser() -> Parser:
+    parser = Parser(prog=PROGRAM, description="Understand, measure and invent visual-token merging in LLaVA models.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     lab = commands.add_parser(
@@ -117,9 +113,9 @@ def _parser() -> _Parser:
     )
     ask.add_argument("image", metavar="IMAGE", help="file of the image or video")
     ask.add_argument("question", metavar="QUESTION")
-    _add_one_method(ask)
-    _add_frames(ask)
-    _add_graphs(ask)
+    shared.add_one_method(ask)
+    shared.add_frames(ask)
+    shared.add_graphs(ask)
     ask.add_argument("--verbose", action="store_true", help="also print every reduction step")
     _add_model(ask)
 
@@ -130,16 +126,19 @@ def _parser() -> _Parser:
         "without --out. With it, the folder gets table.csv, tradeoff.html, tradeoff.png and run.jsonl, and the same "
         "command goes on where it was stopped.",
     )
-    _add_methods(compare, COMPARED, keep="0.7,0.5,0.3")
-    compare.add_argument("--task", default="test", help="test, validation or a Parquet file (default: test)")
+    shared.add_methods(compare, COMPARED, keep="0.7,0.5,0.3")
+    compare.add_argument(
+        "--task", default="test", help=f"{', '.join((*ONE_PICTURE, *OTHERS))}, the last "
+        "four also with -validation behind the name, or a Parquet file (default: test)",
+    )  # fmt: skip
     compare.add_argument("--limit", type=typed.count, metavar="N", help="at most N questions (default: all)")
-    _add_seed(compare, "of random strategies and of the intervals")
+    shared.add_seed(compare, "of random strategies and of the intervals")
     compare.add_argument(
         "--batch-size", type=typed.count, default=8, metavar="N", help="questions at once (default: 8)"
     )
     compare.add_argument("--no-timing", action="store_true", help="leave out the measurement of time")
-    _add_graphs(compare)
-    _add_out(compare)
+    shared.add_graphs(compare)
+    shared.add_out(compare)
     _add_model(compare)
 
     bench = commands.add_parser(
@@ -151,14 +150,14 @@ def _parser() -> _Parser:
         "table.csv, bench.json and run.jsonl, and the same command "
         "goes on where it was stopped.",
     )
-    _add_methods(bench, TIMED, keep="0.5")
+    shared.add_methods(bench, TIMED, keep="0.5")
     counts = typed.several(typed.count)
     bench.add_argument("--batch-sizes", type=counts, default=[1], metavar="N,...", help="prompts at once (default: 1)")
     bench.add_argument("--text-tokens", type=counts, metavar="N,...", help="lengths of the text in a prompt")
     bench.add_argument(
         "--image", metavar="FILE", help="image or video that each prompt shows (default: a test picture)"
     )
-    _add_frames(bench)
+    shared.add_frames(bench)
     bench.add_argument("--new-tokens", type=typed.count, default=16, metavar="N", help="decoding steps (default: 16)")
     bench.add_argument(
         "--answers", type=counts, default=[1, 16, 128], metavar="N,...",
@@ -167,12 +166,12 @@ def _parser() -> _Parser:
     bench.add_argument(
         "--largest-batch", type=typed.count, metavar="N", help="look for the largest batch that fits on CUDA, up to N"
     )
-    _add_graphs(bench)
+    shared.add_graphs(bench)
     bench.add_argument(
         "--rounds", type=typed.count, default=5, metavar="N", help="how often each row is timed (default: 5)"
     )
-    _add_seed(bench, "of random strategies")
-    _add_out(bench)
+    shared.add_seed(bench, "of random strategies")
+    shared.add_out(bench)
     _add_model(bench)
 
     check = commands.add_parser(
@@ -192,93 +191,19 @@ def _parser() -> _Parser:
         description="List the settings of papers: strategy, layers with the tokens kept there (a number of them, or a "
         "fraction), and source.",
     )
+    doctor.add_to(commands)
+    submit.add_to(commands)
     return parser
 
 
-# ---------------------------------------------------------------------------------------------- the shared words
-def _add_one_method(parser: _Parser) -> None:
-    """What reduces, and by how much: the arguments of `Lab.ask`, in their order."""
-    parser.add_argument(
-        "--strategy", "--strategies", type=typed.name, metavar="NAME", help="default: none, the bare model"
-    )
-    parser.add_argument(
-        "--keep", type=typed.fraction, metavar="X",
-        help="fraction of the visual tokens that the last LLM layer sees (default with a strategy: 0.5)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--flops", type=typed.fraction, metavar="X", help="instead: fraction of the bare model's prefill FLOPs"
-    )
-    parser.add_argument(
-        "--preset", "--presets", type=typed.name, metavar="NAME",
-        help=f"instead: a paper's setting with its own strategy ({PROGRAM} presets lists them)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--schedule", type=typed.schedule, metavar="JSON",
-        help="instead: layer to fraction or number of tokens kept, such as "
-        """'{"encoder": {"3": 0.8}, "llm": {"2": 0.5}}'""",
-    )  # fmt: skip
-
-
-def _add_methods(parser: _Parser, strategies: list[str], keep: str) -> None:
-    """The same where each may be several: the arguments of `compare` and `bench`."""
-    names, fractions = typed.several(typed.name), typed.several(typed.fraction)
-    parser.set_defaults(default_strategies=strategies)
-    parser.add_argument(
-        "--strategy", "--strategies", type=names, metavar="A,B,...",
-        help=f"names, or all (default: {','.join(strategies)}; none of them with --presets alone)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--keep", type=fractions, metavar="X,Y,...",
-        help=f"budgets: fractions of the visual tokens that the last LLM layer sees (default: {keep})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--flops", type=fractions, metavar="X,Y,...", help="budgets: fractions of the bare model's prefill FLOPs"
-    )
-    parser.add_argument(
-        "--preset", "--presets", type=names, metavar="A,B,...",
-        help=f"further rows: papers' settings, each with its own strategy ({PROGRAM} presets lists them)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--schedule", type=typed.schedules, metavar="JSON",
-        help="budgets: layer to fraction or number of tokens kept, such as "
-        """'{"encoder": {"3": 0.8}, "llm": {"2": 0.5}}', or a list of those in [ ]""",
-    )  # fmt: skip
-
-
-def _add_graphs(parser: _Parser) -> None:
-    parser.add_argument("--graphs", action="store_true", help="with captured graphs, where there is a CUDA device")
-
-
-def _add_frames(parser: _Parser) -> None:
-    parser.add_argument(
-        "--frames", type=typed.count, default=8, metavar="N", help="frames taken from a video (default: 8)"
-    )
-
-
-def _add_seed(parser: _Parser, of: str) -> None:
-    parser.add_argument("--seed", type=typed.seed, default=0, metavar="N", help=f"{of} (default: 0)")
-
-
-def _add_out(parser: _Parser) -> None:
-    parser.add_argument("--out", type=typed.folder, metavar="FOLDER", help="where results go (default: only printed)")
-
-
-def _add_model(parser: _Parser) -> None:
+# ---------------------------------------------------------------------------------------------- details
+def _add_model(parser: Parser) -> None:
     parser.add_argument(
         "--model", metavar="MODEL",
-        help="checkpoint folder, hub id, or random:NAME for a published size with random weights (default: the "
-        "embedded model)",
+        help=f"checkpoint folder, hub id, {', '.join(EMBEDDED_MODELS)}, or random:NAME for a published size with "
+        "random weights (default: the embedded model)",
     )  # fmt: skip
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--device-map", choices=["auto"], help="auto: spread the model over all GPUs")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], default="float32",
-        help="of the weights; auto: as published (default: float32)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quantize", choices=["4bit", "8bit"], help="smaller weights, on NVIDIA GPUs (needs bitsandbytes)"
-    )
+    shared.add_place(parser)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from illava_lab.errors import LabError
+from illava_lab.measuring import task_names
 from illava_lab.method.keep import check_keep
-from illava_lab.paths import is_file, is_folder, quoted
+from illava_lab.paths import EMBEDDED, embedded_model, is_file, is_folder, quoted
 
 STAGES = ("encoder", "llm", "image")
 BUDGETS = ("keep", "flops", "preset", "schedule")
@@ -161,10 +162,8 @@ def check(options: Namespace) -> None:
     shown = getattr(options, "image", None)
     if shown is not None and not is_file(shown):
         raise LabError(f"no image file at {quoted(shown)}")
-    if options.command == "compare" and options.task not in ("test", "validation") and not is_file(options.task):
-        raise LabError(
-            f"task must be 'test' or 'validation' or a Parquet file; there is no file {quoted(options.task)}"
-        )
+    if options.command == "compare" and not is_file(task_names.path_of(options.task)):
+        raise LabError(task_names.missing(options.task))
 
 
 def _listed(given: Any) -> list[Any]:
@@ -224,6 +223,8 @@ def _check_model(given: str | None) -> None:
         return
     if given.startswith(RANDOM):
         _check_configuration(given.removeprefix(RANDOM))
+    elif given.startswith(EMBEDDED):
+        embedded_model(given)
     elif is_file(given):
         raise LabError(f"{quoted(given)} is a file; give the folder of a checkpoint or a hub id such as {HUB_ID}")
     elif not (given and is_folder(given)) and not _could_be_on_the_hub(given):

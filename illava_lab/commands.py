@@ -48,7 +48,7 @@ def ask(options: Namespace) -> int:
         for step in answer.trace.steps:
             print(f"  {step.stage} layer {step.layer}: {step.before} -> {step.after} visual tokens")
     if answer.note:
-        _note(answer.note)
+        note(answer.note)
     return 0
 
 
@@ -70,7 +70,7 @@ def compare(options: Namespace) -> int:
     from illava_lab.measuring.compare import compare
     from illava_lab.measuring.distributed import is_first
     from illava_lab.measuring.summary import summary, summary_by_category
-    from illava_lab.measuring.tasks import load_task
+    from illava_lab.measuring.task_files import load_task
     from illava_lab.views import plots
 
     first = is_first()  # of several processes
@@ -91,7 +91,7 @@ def compare(options: Namespace) -> int:
     )
     if not first:
         return 0
-    print(f"model {lab.source!r}, task {task.name!r}: {len(part)} questions about {len(part.images)} images")
+    print(f"model {lab.source!r}, task {task.name!r}: {part.size}")
     print(summary(table), f"Accuracy % by category of question\n{summary_by_category(table)}", sep="\n\n")
     if options.out:
         figure = plots.tradeoff(table)
@@ -151,10 +151,10 @@ def _every_strategy() -> tuple[list[Any], bool]:
         try:
             made.append(make_strategy(cls))
         except LabError as error:
-            _note(f"{name} is not checked: {error}")
+            note(f"{name} is not checked: {error}")
             failed = failed or not needs_settings(cls)
     for plugin, why in broken_plugins().items():
-        _note(f"the plug-in {plugin} could not be loaded: {why}")
+        note(f"the plug-in {plugin} could not be loaded: {why}")
     return made, failed
 
 
@@ -165,7 +165,7 @@ def strategies(options: Namespace) -> int:
     rows = [(name, _said(cls, "kind"), _said(cls, "stages"), _said(cls, "paper")) for name, cls in strategies().items()]
     _print_table(("name", "kind", "stages", "paper"), rows)
     for plugin, why in broken_plugins().items():
-        _note(f"the plug-in {plugin} could not be loaded: {why}")
+        note(f"the plug-in {plugin} could not be loaded: {why}")
     return 0
 
 
@@ -180,7 +180,7 @@ def _said(cls: type[Strategy], attribute: str) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's class may fail in any way
-        _note(f"{cls.__name__}: {reason(error)}")
+        note(f"{cls.__name__}: {reason(error)}")
         return "?"
 
 
@@ -233,7 +233,7 @@ def _shown(options: Namespace) -> Any:
     from illava_lab.models.images import read_image
     from illava_lab.models.video import SUFFIXES, read_video
 
-    _quiet()
+    quiet()
     film = options.image.lower().endswith(SUFFIXES)
     return read_video(options.image, options.frames) if film else read_image(options.image)
 
@@ -241,7 +241,7 @@ def _shown(options: Namespace) -> Any:
 def _load(options: Namespace) -> Lab:
     from illava_lab.session.load import load
 
-    _quiet()
+    quiet()
     lab = load(
         options.model,
         device=options.device,
@@ -251,11 +251,11 @@ def _load(options: Namespace) -> Lab:
         revision=options.revision,
     )
     if getattr(options, "graphs", False) and (kind := lab.model.device.type) != "cuda":
-        _note(f"--graphs changes nothing on a {kind} device, only on cuda")
+        note(f"--graphs changes nothing on a {kind} device, only on cuda")
     return lab
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep off the screen what libraries say to developers."""
     import warnings
 
@@ -276,5 +276,5 @@ def _print_written(paths: Iterable[Any]) -> None:
     print("Written:", *(quoted(path) for path in paths))
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(f"illava-lab: note: {text}", file=sys.stderr)

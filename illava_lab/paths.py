@@ -1,4 +1,4 @@
-"""Where the embedded model, the test set and the notebooks are, in a clone and in an installed package; and names.
+"""Where the embedded models, the tasks and the notebooks are, in a clone and in an installed package; and names.
 
 A clone (also one installed with ``pip install -e .``) keeps ``data/`` and ``notebooks/`` at its top. A wheel has no
 top level of its own, so there they are installed inside this package as ``_data`` and ``_notebooks``. Nothing else in
@@ -13,6 +13,9 @@ from pathlib import Path
 from illava_lab.errors import LabError
 
 _PACKAGE = Path(__file__).resolve().parent
+EMBEDDED = "embedded:"
+EMBEDDED_MODELS = {"embedded:onevision": "onevision"}
+"""Names of checkpoints that come with the lab, beside the one without a name -> their folders in `data_dir()`."""
 LONGEST = 200
 """Characters of a name that a message shows; of a longer one (a whole picture as a data: address) only both ends."""
 
@@ -51,12 +54,27 @@ def clone_dir() -> Path | None:
 
 
 def data_dir() -> Path:
-    """The folder with the embedded checkpoint (``model/``) and its test set.
+    """The folder with the embedded checkpoints (``model/``, ``onevision/``) and the tasks.
 
     Raises:
         LabError: the installation lacks it.
     """
     return _folder("data")
+
+
+def embedded_model(name: str) -> Path:
+    """The folder of an embedded model, by the name that `illava_lab.load` takes.
+
+    Raises:
+        LabError: there is none of that name, or the installation lacks it.
+    """
+    if name not in EMBEDDED_MODELS:
+        known = ", ".join(map(repr, EMBEDDED_MODELS))
+        raise LabError(f"there is no embedded model {quoted(name)}; there are {known}, and the one without a name")
+    folder = data_dir() / EMBEDDED_MODELS[name]
+    if not folder.is_dir():
+        raise LabError(f"this installation of illava-lab lacks {name!r}, expected at {folder}: install it again")
+    return folder
 
 
 def notebooks_dir() -> Path:

@@ -1,8 +1,11 @@
-"""Measure the embedded model: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
+"""Measure the embedded models: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
 
-Each holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png and about.json
-(machine, versions, date, command, seed). A stopped run goes on from results/.runs/, which is not kept in the
-repository. results/embedded/tokens.png is the picture of the README.
+results/embedded/ compares four methods at equal keep on the questions about single images; results/equal_flops/ has a
+folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them. Each folder
+holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png, about.json (machine,
+versions, date, command, seed) and measured.json (what `make leaderboard` needs to know besides). A stopped run goes on
+from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the README.
+`make results RUN=video` makes one of them.
 """
 
 from __future__ import annotations
@@ -14,39 +17,46 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 
 import illava_lab as il
+from illava_lab.measuring import loglines
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.summary import summary_by_category
 from illava_lab.paths import data_dir
 
 RESULTS = Path(__file__).parent
-RUNS: dict[str, dict[str, Any]] = {
-    "embedded": {"strategies": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]},
-    "equal_flops": {
-        "strategies": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")],
-        "flops": [0.7, 0.5, 0.35],
-        "timing": False,
-    },
+EQUAL_KEEP: dict[str, Any] = {"strategy": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]}
+EQUAL_FLOPS: dict[str, Any] = {
+    "strategy": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")],
+    "flops": [0.7, 0.5, 0.35],
+    "timing": False,
 }
+# Of each task, the model that answers it.
+TASKS = {
+    "test": None,
+    "conversation": None,
+    "fine": "embedded:onevision",
+    "multi-image": "embedded:onevision",
+    "video": "embedded:onevision",
+}
+ONE = "embedded"
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
 
 
-def measure(name: str, lab: il.Lab) -> None:
+def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[str, Any]) -> None:
     """Run one comparison and write its folder."""
-    out, task = RESULTS / name, il.load_task("test")
-    out.mkdir(exist_ok=True)
-    table = il.compare(lab, **RUNS[name], task=task, out=RESULTS / ".runs" / name)
+    out.mkdir(parents=True, exist_ok=True)
+    table = il.compare(lab, **wanted, task=task, out=RESULTS / ".runs" / out.relative_to(RESULTS))
     table.to_csv(out / "table.csv", index=False)
-    if name == "equal_flops":
-        table.to_csv(data_dir() / "equal_flops.csv", index=False)  # notebooks read it in an installed package too
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
     (out / "summary.txt").write_text(text, encoding="utf-8")
     il.plots.tradeoff_png(table, out / "tradeoff.png")
     about = {
-        "command": f"make results RUN={name}",
+        "command": command,
+        "model": lab.source,
         "machine": environment(lab)["processor"],
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -57,7 +67,20 @@ def measure(name: str, lab: il.Lab) -> None:
         "questions": len(task),
     }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    log = loglines.read(RESULTS / ".runs" / out.relative_to(RESULTS) / "run.jsonl")
+    assert log is not None
+    noted = {"settings": log.settings, "measured": log.entries[-1]["measured"]}
+    (out / "measured.json").write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
     print(text)
+
+
+def join() -> None:
+    """One table of all tasks, which is installed too: notebooks read it."""
+    found = {task: RESULTS / "equal_flops" / task / "table.csv" for task in TASKS}
+    tables = {task: pd.read_csv(file) for task, file in found.items() if file.exists()}
+    joined = pd.concat([table.assign(task=task) for task, table in tables.items()])
+    joined = joined[["task", *(name for name in joined if name != "task")]]
+    joined.to_csv(data_dir() / "equal_flops.csv", index=False)
 
 
 def picture(lab: il.Lab) -> None:
@@ -69,10 +92,14 @@ def picture(lab: il.Lab) -> None:
 
 
 def main() -> None:
-    lab = il.load()
-    for name in sys.argv[1:] or RUNS:
-        measure(name, lab)
-    picture(lab)
+    for name in sys.argv[1:] or [ONE, *TASKS]:
+        command, task = f"make results RUN={name}", il.load_task("test" if name == ONE else name)
+        if name == ONE:
+            measure(RESULTS / ONE, command, il.load(), task, EQUAL_KEEP)
+            picture(il.load())
+        else:
+            measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, EQUAL_FLOPS)
+            join()
 
 
 if __name__ == "__main__":

@@ -25,11 +25,15 @@ class Running(threading.local):
 
     Attributes:
         prompt_length: tokens of the prompt that `generate` was given.
+        longest: tokens that `generate` may make at most.
+        read: `logits_to_keep` of the model: of how many of the last tokens it reads states, 0 for all.
         call: the forward pass of the vision-language model (a `Call`).
         encoding: the method that encodes images or videos (an `Encoding`).
     """
 
     prompt_length: int | None = None
+    longest: int | None = None
+    read: Any = 0
     call: Any = None
     encoding: Any = None
 

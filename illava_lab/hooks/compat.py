@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llava.modeling_llava import LlavaModel
+from transformers.utils import output_capturing
+
+try:  # before 5.17, packed towers take nothing that was made ahead
+    from transformers import vision_utils
+except ImportError:
+    vision_utils = None
 
 # Where placeholders are counted in ids of any device. Before, what was counted was as large as the states.
 COUNTS_PLACEHOLDERS = "expand_as" not in inspect.getsource(LlavaModel.get_placeholder_mask)
+# Where models ask their towers for the states of all layers, and those of some could be asked for, which are counted as
+# outputs of layers, without what enters the first.
+ASKS_FOR_LAYERS = "and hidden_states_layers is None" in inspect.getsource(output_capturing)
 # Attention that hides what comes later by itself, where it gets no mask for as many keys as queries.
 _CAUSAL = ("sdpa", "flash_attention_2", "flash_attention_3")
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters

@@ -133,9 +133,10 @@ def bench(
     check_flag("progress", progress)
     if image is None:
         # Here, for it reads parquet, and a machine that only times models needs no package for that.
-        from illava_lab.measuring.tasks import load_task
+        from illava_lab.measuring.task_files import load_task
 
-        image = load_task("test").image(load_task("test").samples["image_id"].iloc[0])
+        task = load_task("test")
+        image = task.shown(task.samples["image_id"].iloc[0])
     image = at_least_one("image", image)
     question = lab.inputs([image], [QUESTION])
     for batch in batches:

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach
 from illava_lab.measuring import distributed, measure
+from illava_lab.measuring.batches import batches, first_row
 from illava_lab.measuring.difference import keep_answers
-from illava_lab.measuring.predict import by_category, correct, predict
+from illava_lab.measuring.predict import answers, by_category, check_taken, correct, prompt_of
 from illava_lab.measuring.rows import (
     BASELINE,
     OneOrSeveral,
@@ -31,13 +32,13 @@ from illava_lab.measuring.rows import (
 from illava_lab.measuring.runlog import RunLog, model_settings
 from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.summary import MEASURED_AGAIN
-from illava_lab.measuring.tasks import Task, load_task
+from illava_lab.measuring.task_files import load_task
+from illava_lab.measuring.tasks import Task
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count, check_flag, check_question
 from illava_lab.session.lab import Lab, check_lab
-from illava_lab.session.room import check_prompt, positions_of
 
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
 AFTER_CATEGORIES = (
@@ -79,10 +80,11 @@ def compare(
         flops: fractions of the bare model's prefill FLOPs, for the first question; see `Schedule.for_budget`.
         preset: papers' settings by name, each a row with its own strategy; `il.presets` lists them.
         schedule: exact layers and amounts, for every strategy.
-        task: "test", "validation", the path of a Parquet file, or a Task.
+        task: the name of an embedded task or the path of a Parquet file (see `load_task`), or a Task. The turns of a
+            conversation are asked as in `il.chat`.
         limit: at most so many questions, of whole images taken evenly over the task.
         seed: of the bootstrap, and of strategies that have a `seed` and are not given as instances.
-        batch_size: questions per batch, for the answers and for the timings.
+        batch_size: questions (or conversations) per batch, for the answers and for the timings.
         timing: False leaves the columns of time empty (NaN).
         graphs: on CUDA, with captured graphs; see `il.attach`.
         out: folder for `table.csv` and `run.jsonl` (every finished row with its answers). The same call goes on where
@@ -115,9 +117,8 @@ def compare(
     task.check_images()
     for question in task.samples["question"]:
         check_question(question)
-    first = _first(lab, task)
-    check_prompt(lab.model, positions_of(lab.model, first))
-    check_batch("batch_size", batch_size, first)
+    check_taken(lab, task)
+    check_batch("batch_size", batch_size, _first(lab, task))
     plan = [baseline(), *asked.rows(lab.model, *(_prompt(lab, task) if asked.needs_prompt else ()))]
     log, done = None, {}
     if out is not None and distributed.is_first():
@@ -137,10 +138,10 @@ def compare(
     with _bar(len(task) * runs, "answers", "question", progress) as bar:
         for row in todo:
             bar.set_postfix_str(row.label)
-            right, answers = None, None
+            right, said = None, None
             try:
-                values, answers = _measure(lab, task, row, batch_size, graphs, bar)
-                right = rights[row.label] = correct(answers, task)
+                values, said = _measure(lab, task, row, batch_size, graphs, bar)
+                right = rights[row.label] = correct(said, task)
                 values |= _ratios(speeds, row) | _accuracy(right, rights[plan[0].label], task, seed) | {"status": "ok"}
             except Exception as error:  # a stranger's strategy may fail in any way; the others go on
                 if row.name == BASELINE:
@@ -149,7 +150,7 @@ def compare(
             values |= {"strategy": row.name, **row.budget, "seed": seed, "samples": len(task)}
             finished[row.label] = values
             if log:
-                log.add(row.label, row, values, right=None if right is None else right.tolist(), answers=answers)
+                log.add(row.label, row, values, right=None if right is None else right.tolist(), answers=said)
                 log.write_table(_table([finished[r.label] for r in plan if r.label in finished], task))
     table = _table([finished[row.label] for row in plan], task)
     keep_answers(table, {row.label: rights[row.label] for row in plan if row.label in rights}, task, seed)
@@ -163,8 +164,7 @@ def compare(
 
 def _first(lab: Lab, task: Task, times: int = 1) -> dict[str, torch.Tensor]:
     """Model inputs of the first question, by which costs and times are taken, `times` over."""
-    sample = task.samples.iloc[0]
-    return lab.inputs([task.image(sample["image_id"])] * times, [sample["question"]] * times)
+    return prompt_of(lab, task, first_row(task), times)
 
 
 def _prompt(lab: Lab, task: Task) -> tuple[int, list[Layout]]:
@@ -193,7 +193,7 @@ def _measure(
     failure, values, own = None, {}, []
     left: list[float] = []
     # Whole batches, so that every question has the neighbours that it has in a single process.
-    starts = distributed.share(range(0, len(task), batch_size))
+    share = distributed.share(batches(task, batch_size))
     try:
         values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
         with attach(lab.model, row.strategy, schedule, graphs=graphs) as trace:
@@ -203,7 +203,7 @@ def _measure(
                 left.extend(trace.left(image) / trace.layout(image).tokens for image in images)
                 bar.update(questions)
 
-            own = predict(lab, task, batch_size, answered, starts)
+            own = answers(lab, task, share, answered)
     except Exception as error:
         failure = error
     # Whatever failed here, the other processes wait for an answer.
@@ -213,7 +213,8 @@ def _measure(
     if any(reasons):
         raise LabError(next(filter(None, reasons)))
     shares = distributed.gather(left)
-    return values | {"kept": float(np.mean(shares)) if shares else math.nan}, distributed.gather(own)
+    values |= {"kept": float(np.mean(shares)) if shares else math.nan}
+    return values, [text for _, text in sorted(distributed.gather(own))]
 
 
 def _ratios(speeds: dict[str, measure.Speed | Exception], row: Row) -> dict[str, float]:

@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from illava_lab.errors import LabError
-from illava_lab.measuring.tasks import Task
+from illava_lab.measuring.batches import Batch, batches
+from illava_lab.measuring.tasks import Task, check_task
+from illava_lab.models.processors import check_takes_videos
 from illava_lab.session.asked import check_count
 from illava_lab.session.lab import Lab, check_lab
+from illava_lab.session.prompt import Inputs
+from illava_lab.session.room import check_prompt, positions_of
+from illava_lab.session.talk import talk
 
 
-def predict(
-    lab: Lab,
-    task: Task,
-    batch_size: int = 8,
-    done: Callable[[int], object] | None = None,
-    starts: Sequence[int] | None = None,
-) -> list[str]:
+def predict(lab: Lab, task: Task, batch_size: int = 8, done: Callable[[int], object] | None = None) -> list[str]:
     """Greedy answers to all questions of a task; inside an `attach` block, with that reduction.
 
+    The turns of a conversation are asked as in `il.chat`: in their order, and the model hears its own answers.
+
     Args:
+        batch_size: questions, or conversations, that are answered at once.
         done: called after each batch with its number of questions, for a progress bar.
-        starts: the batches to do, each by its first question; None for all.
+
+    Returns:
+        One answer for each row of `task.samples`, in their order.
 
     Raises:
-        LabError: no Task, a batch size that is no whole number of at least 1, or as `Lab.answer`.
+        LabError: no Task, a batch size that is no whole number of at least 1, a task that shows what the model does
+            not take, or as `Lab.answer`.
     """
     check_lab(lab)
-    if not isinstance(task, Task):
-        raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
     batch_size = check_count("batch_size", batch_size)
+    if done is not None and not callable(done):
+        raise LabError(f"done must be a function that takes a number of questions, got {done!r:.80}")
+    check_taken(lab, check_task(task))
+    said = dict(answers(lab, task, batches(task, batch_size), done))
+    return [said[row] for row in range(len(task))]
+
+
+def answers(
+    lab: Lab, task: Task, asked: Iterable[Batch], done: Callable[[int], object] | None = None
+) -> list[tuple[int, str]]:
+    """The same for some batches (see `batches`): rows of `task.samples` with the answers to them."""
+    out: list[tuple[int, str]] = []
+    questions, image_ids = task.samples["question"].tolist(), task.samples["image_id"].tolist()
     longest = answer_tokens(lab, task)
-    answers: list[str] = []
-    for start in range(0, len(task), batch_size) if starts is None else starts:
-        batch = task.samples.iloc[start : start + batch_size]
-        pictures = {image_id: task.image(image_id) for image_id in batch["image_id"].unique()}
-        images = [pictures[image_id] for image_id in batch["image_id"]]
-        answers += lab.answer(images, list(batch["question"]), max_new_tokens=longest)
+    for batch in asked:
+        shown = {image_id: task.shown(image_id) for image_id in dict.fromkeys(image_ids[rows[0]] for rows in batch)}
+        images = [shown[image_ids[rows[0]]] for rows in batch]
+        turns = [[questions[row] for row in rows] for rows in batch]
+        if task.conversations:
+            said = talk(lab, images, turns)
+        else:
+            said = [[one] for one in lab.answer(images, [own[0] for own in turns], max_new_tokens=longest)]
+        found = [pair for rows, own in zip(batch, said, strict=True) for pair in zip(rows, own, strict=True)]
+        out += found
         if done is not None:
-            done(len(batch))
-    return answers
+            done(len(found))
+    return out
+
+
+def prompt_of(lab: Lab, task: Task, row: int, times: int = 1) -> Inputs:
+    """Model inputs of one question, `times` over."""
+    sample = task.samples.iloc[row]
+    return lab.inputs([task.shown(sample["image_id"])] * times, [sample["question"]] * times)
+
+
+def check_taken(lab: Lab, task: Task) -> None:
+    """Refuse a task before any work if the model takes no videos, or has too few positions for what it shows.
+
+    The positions are those of the question that shows the most pictures; `Lab.answer` looks at all.
+
+    Raises:
+        LabError: names the model's family, or both numbers.
+    """
+    if task.kind == "frames":
+        check_takes_videos(lab.model.config, lab.source)
+    pictures = [len(task.encoded(image_id)) for image_id in task.samples["image_id"]]
+    most = pictures.index(max(pictures))
+    check_prompt(lab.model, positions_of(lab.model, prompt_of(lab, task, most)))
 
 
 def answer_tokens(lab: Lab, task: Task) -> int:

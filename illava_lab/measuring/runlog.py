@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pandas as pd
 import torch
 import transformers
 
+from illava_lab import __version__
 from illava_lab.errors import LabError
 from illava_lab.files import append, clear_parts, write_whole
 from illava_lab.measuring import loglines
 from illava_lab.measuring.belonging import Belonging
+from illava_lab.measuring.machine import machine
 from illava_lab.measuring.rows import Row
 from illava_lab.measuring.summary import measured_again
 from illava_lab.paths import quoted
@@ -93,7 +96,9 @@ class RunLog:
         Raises:
             LabError: it cannot be written; what was there before still is.
         """
-        entry = {"label": label, "digest": self._belonging.of(row), "schedule": repr(row.schedule)}
+        entry: dict[str, Any] = {"label": label, "digest": self._belonging.of(row), "schedule": repr(row.schedule)}
+        # A sweep may go on for days, and its folder move: of each row it is known when and where it was measured.
+        entry |= {"measured": {"date": date.today().isoformat(), "processor": machine(), "illava_lab": __version__}}
         try:
             append(self._log, loglines.line({**entry, "row": values, **more}))
         except OSError as error:

@@ -168,11 +168,13 @@ def _take(steps: Iterator[Any], count: int) -> None:
         next(steps)
 
 
-def _warm_up(model: nn.Module, inputs: Inputs, configuration: Configuration, graphs: bool) -> None:
-    """Before the clock runs, let be captured what can be."""
+def _warm_up(
+    model: nn.Module, inputs: Inputs, configuration: Configuration, graphs: bool, steps: int = WARM_UP
+) -> None:
+    """Before the clock runs, let be captured what can be; a long answer needs larger buffers than a short one."""
     if graphs and configuration is not None:
         for _ in range(WARM_UP):
-            _take(decoding(model, inputs, prefill(model, inputs)), WARM_UP)
+            _take(decoding(model, inputs, prefill(model, inputs)), steps)
 
 
 def answer_seconds(
@@ -186,7 +188,7 @@ def answer_seconds(
     """
     out = []
     with inference_mode(), attached(model, configuration, graphs):
-        _warm_up(model, inputs, configuration, graphs)
+        _warm_up(model, inputs, configuration, graphs, max(WARM_UP, *lengths))
         start, there = timer(), 1
         steps = decoding(model, inputs, prefill(model, inputs))
         for length in lengths:

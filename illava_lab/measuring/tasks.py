@@ -1,26 +1,26 @@
-"""Tasks: questions about images with one short right answer each."""
+"""Tasks: questions with one short right answer each, about what they show: a picture, several, or a video."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from os import PathLike, fsdecode
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from illava_lab.errors import LabError
-from illava_lab.models.folder import first_line
+from illava_lab.errors import LabError, one_of
 from illava_lab.models.images import read_image
-from illava_lab.paths import data_dir, is_file, quoted
+from illava_lab.models.video import Video, read_video
+from illava_lab.paths import quoted
 from illava_lab.session.asked import check_count
 
-COLUMNS = ("image", "question", "answer", "category", "image_id")
-
-
-EMBEDDED = ("test", "validation")
+Kind = Literal["image", "images", "frames"]
+Shown: TypeAlias = "Image.Image | list[Image.Image] | Video"
+FPS = 2.0
+"""Frames of a second: a file names none. Qwen-VL, which alone asks, samples films at this rate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,21 @@ class Task:
     """Questions with their right answers.
 
     Attributes:
-        name: "test", "validation" or a path.
-        samples: one row per question, numbered from 0: question, answer, category, image_id.
-        images: image_id -> encoded image (PNG or another format that `read_image` reads).
+        name: of an embedded task, or a path.
+        samples: one row per question, numbered from 0: question, answer, category, image_id. In conversations also
+            turn: the rows of one image_id are asked in that order, and the model hears its own earlier answers.
+        images: image_id -> encoded picture (PNG or another format that `read_image` reads), or a tuple of them.
+        kind: what that is: "image", one picture; "images", the pictures of one prompt in order; "frames", those of one
+            video.
     """
 
     name: str
     samples: pd.DataFrame
-    images: dict[str, bytes]
+    images: Mapping[str, bytes | tuple[bytes, ...]]
+    kind: Kind = "image"
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, get_args(Kind))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,30 +52,94 @@ class Task:
         """In alphabetical order."""
         return sorted(self.samples["category"].unique())
 
-    def image(self, image_id: str) -> Image.Image:
-        """The decoded image.
+    @property
+    def conversations(self) -> bool:
+        """Whether the questions about one image_id are the turns of a conversation."""
+        return "turn" in self.samples
+
+    @property
+    def size(self) -> str:
+        """How much there is of it, in words: "1280 questions about 320 images"."""
+        count = self.samples["image_id"].nunique()
+        what = {"image": "image", "images": "set of images", "frames": "video"}[self.kind]
+        several = what if count == 1 else "sets of images" if self.kind == "images" else f"{what}s"
+        of = " in conversations" if self.conversations else ""
+        return f"{len(self)} question{'' if len(self) == 1 else 's'}{of} about {count} {several}"
+
+    def encoded(self, image_id: str) -> tuple[bytes, ...]:
+        """The encoded pictures, in order.
 
         Raises:
-            LabError: it cannot be read.
+            LabError: no such image_id.
         """
         try:
-            return read_image(self.images[image_id])
-        except LabError as error:
-            raise LabError(f"task {quoted(self.name)}, image {quoted(image_id)}: {error}") from None
+            found = self.images[image_id]
+        except (KeyError, TypeError):
+            raise LabError(f"task {quoted(self.name)} has no image_id {image_id!r:.80}") from None
+        return (found,) if isinstance(found, bytes) else tuple(found)
 
-    def check_images(self) -> None:
-        """Decode every image once, so that a broken one is found before hours of work and not after.
+    def image(self, image_id: str) -> Image.Image:
+        """The decoded picture, of a task that shows one.
 
         Raises:
-            LabError: an image cannot be read.
+            LabError: it cannot be read, there is none, or the task shows several or a video.
+        """
+        if self.kind != "image":
+            what = "several pictures" if self.kind == "images" else "a video"
+            raise LabError(f"task {quoted(self.name)} shows {what} for a question, not one picture: use task.shown")
+        return self.pictures(image_id)[0]
+
+    def pictures(self, image_id: str) -> list[Image.Image]:
+        """The decoded pictures: one, several, or the frames of a video.
+
+        Raises:
+            LabError: one cannot be read, or there is no such image_id.
+        """
+        encoded, decoded = self.encoded(image_id), []
+        part = "frame" if self.kind == "frames" else "picture"
+        for number, data in enumerate(encoded, 1):
+            try:
+                decoded.append(read_image(data))
+            except LabError as error:
+                which = f", {part} {number} of {len(encoded)}" if self.kind != "image" else ""
+                raise LabError(f"{self._place(image_id)}{which}: {error}") from None
+        return decoded
+
+    def shown(self, image_id: str) -> Shown:
+        """What the questions about an image_id show, as `lab.ask` takes it: a picture, a list of them, or a `Video`.
+
+        Every frame of a video is shown.
+
+        Raises:
+            LabError: as `pictures`, or frames of different sizes.
+        """
+        pictures = self.pictures(image_id)
+        if self.kind == "image":
+            return pictures[0]
+        if self.kind == "images":
+            return pictures
+        try:
+            return read_video(pictures, frames=len(pictures), fps=FPS)
+        except LabError as error:
+            raise LabError(f"{self._place(image_id)}: {error}") from None
+
+    def _place(self, image_id: str) -> str:
+        return f"task {quoted(self.name)}, image {quoted(image_id)}"
+
+    def check_images(self) -> None:
+        """Decode everything once, so that what is broken is found before hours of work and not after.
+
+        Raises:
+            LabError: a picture cannot be read, or the frames of a video are of different sizes.
         """
         for image_id in self.images:
-            self.image(image_id)
+            self.shown(image_id)
 
     def limited(self, limit: int | None) -> Task:
         """At most `limit` questions of whole images, but at least one image; None for all.
 
         Every category is there as long as there is room. The draw is fixed: the same limit gives the same questions.
+        Conversations stay whole.
 
         Raises:
             LabError: limit is no whole number of at least 1.
@@ -88,51 +159,29 @@ class Task:
                 chosen.add(image_id)
                 room -= len(asked[image_id])
         samples = self.samples[self.samples["image_id"].isin(chosen)].reset_index(drop=True)
-        return Task(self.name, samples, {key: value for key, value in self.images.items() if key in chosen})
+        return replace(self, samples=samples, images={i: data for i, data in self.images.items() if i in chosen})
 
     def digest(self) -> str:
-        """A fingerprint of every question, answer and image."""
+        """A fingerprint of every question, answer and picture, and of how they are shown."""
         out = hashlib.sha256(self.samples.to_csv().encode(errors="surrogatepass"))
-        for image_id, data in self.images.items():
-            out.update(image_id.encode(errors="surrogatepass") + hashlib.sha256(data).digest())
+        if self.kind != "image":
+            out.update(self.kind.encode())
+        for image_id in self.images:
+            out.update(image_id.encode(errors="surrogatepass"))
+            encoded = self.encoded(image_id)
+            if self.kind != "image":
+                out.update(str(len(encoded)).encode())
+            for data in encoded:
+                out.update(hashlib.sha256(data).digest())
         return out.hexdigest()[:16]
 
 
-def load_task(name: str | PathLike = "test") -> Task:
-    """The embedded "test" or "validation" set, or a Parquet file with the columns of `COLUMNS`.
-
-    `image` holds encoded images as bytes; rows with the same `image_id` share one image.
+def check_task(task: Any) -> Task:
+    """The task, if it is one.
 
     Raises:
-        LabError: no such file, one that cannot be read, a missing column, a missing or empty value.
+        LabError: something else.
     """
-    if not isinstance(name, (str, PathLike)) or not str(name):
-        raise LabError(f"task must be {' or '.join(map(repr, EMBEDDED))} or a Parquet file, got {name!r}")
-    name = fsdecode(name)
-    path = data_dir() / f"{name}.parquet" if name in EMBEDDED else Path(name)
-    if not is_file(path):
-        known = " or ".join(map(repr, EMBEDDED))
-        raise LabError(f"task must be {known} or a Parquet file; there is no file {quoted(path)}")
-    shown = quoted(name)
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:  # readers of damaged files raise whatever they stumble over
-        raise LabError(f"task {shown}: not a Parquet file that can be read ({first_line(error)})") from None
-    missing = [column for column in COLUMNS if column not in table]
-    if missing:
-        raise LabError(f"task {shown} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
-    if table.empty:
-        raise LabError(f"task {shown} holds no questions")
-    for column in COLUMNS:
-        wrong = table[column].isna()
-        if column == "image":
-            wrong |= ~table[column].map(lambda value: isinstance(value, bytes))
-        elif column in ("question", "answer"):
-            wrong |= table[column].astype(str).str.strip() == ""
-        if wrong.any():
-            row = int(np.argmax(wrong.to_numpy()))
-            raise LabError(f"task {shown}, row {row}: the column {column!r} holds no usable value")
-    samples = table[list(COLUMNS[1:])].astype(str).reset_index(drop=True)
-    first = ~samples["image_id"].duplicated().to_numpy()
-    images = dict(zip(samples["image_id"][first], table["image"][first], strict=True))
-    return Task(name, samples, images)
+    if not isinstance(task, Task):
+        raise LabError(f"task must be a Task, such as load_task('test'), got {task!r}")
+    return task

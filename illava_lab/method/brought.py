@@ -60,6 +60,11 @@ def handing_out(noted: list[Any]) -> Iterator[None]:
         _now.handed_out = before
 
 
+def capturing() -> bool:
+    """Whether what runs in this thread is captured, or rehearsed for that."""
+    return _now.noted is not None or _now.handed_out is not None
+
+
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
     """Whole numbers or booleans known on the host, as one tensor."""
     # To wait for the copy would be to wait for all that the device has still to do.

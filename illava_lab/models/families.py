@@ -77,14 +77,20 @@ class LayerParts(NamedTuple):
     mlp: str = "mlp"
 
 
-# vision model_type -> the parts of an encoder layer, and has the tower a CLS token
+_CLIP_PARTS = LayerParts("layer_norm1", "self_attn", "layer_norm2")
+_QWEN_PARTS = LayerParts("norm1", "attn", "norm2")
+
+# vision model_type -> the parts of an encoder layer, and has the tower a CLS token. Published Qwens call their tower by
+# the name of the whole model, which older releases of transformers leave as it is.
 TOWERS: dict[str, tuple[LayerParts, bool]] = {
-    "clip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), True),
-    "siglip_vision_model": (LayerParts("layer_norm1", "self_attn", "layer_norm2"), False),
+    "clip_vision_model": (_CLIP_PARTS, True),
+    "siglip_vision_model": (_CLIP_PARTS, False),
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
-    "qwen2_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
-    "qwen2_5_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
-    "qwen3_vl_vision": (LayerParts("norm1", "attn", "norm2"), False),
+    **{
+        f"{qwen}{end}": (_QWEN_PARTS, False)
+        for qwen in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        for end in ("_vision", "")
+    },
 }
 
 DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")

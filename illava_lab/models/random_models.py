@@ -133,9 +133,19 @@ def _config(spec: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _tokenizer(
-    vocabulary: int, special: dict[str, int], bos: str | None, eos: str, pad: str, starts_with_bos: bool
+    vocabulary: int,
+    special: dict[str, int],
+    bos: str | None,
+    eos: str,
+    pad: str,
+    starts_with_bos: bool,
+    named: dict[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
-    """One token a word, and the special tokens at their published ids."""
+    """One token a word, and the special tokens at their published ids.
+
+    Args:
+        named: attribute of the tokenizer -> token, for what its processor looks up there.
+    """
     names = {index: token for token, index in special.items()}
     words = {names.get(index, f"token{index}"): index for index in range(vocabulary)}
     unknown = next(token for token, index in words.items() if index not in names)
@@ -147,5 +157,5 @@ def _tokenizer(
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, padding_side="left",
-        additional_special_tokens=list(special),
+        **({"extra_special_tokens": named} if named else {"additional_special_tokens": list(special)}),
     )  # fmt: skip

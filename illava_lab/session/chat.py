@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TextStreamer
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
-from illava_lab.method.blocks import block, gradients_kept
+from illava_lab.method.blocks import block
 from illava_lab.models.video import ImageOrVideo
 from illava_lab.schedules.budget import AnyStrategy, choose
 from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
 from illava_lab.session.asked import at_least_one, check_count, check_flag, check_question
-from illava_lab.session.generation import ALWAYS, CHOOSING, check_defaults, check_given
+from illava_lab.session.generation import CHOOSING, check_given
 from illava_lab.session.lab import Lab, check_lab, read_shown
 from illava_lab.session.prompt import schedule_for
-from illava_lab.session.room import check_answer, check_tokens, positions_of
-from illava_lab.session.words import plain
+from illava_lab.session.turn import LONGEST, Said, new_tokens, next_answers, next_inputs, text_of
 from illava_lab.trace.trace import Trace
-
-_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for an answer where a chat template is asked what follows one
 
 
 class _Pieces(TextStreamer):
@@ -48,23 +42,6 @@ class _Pieces(TextStreamer):
             self._stream(text)
 
 
-@dataclass(frozen=True, eq=False)
-class _Said:
-    """All that a conversation goes on from: made when a turn has ended well, and not changed after that.
-
-    Attributes:
-        tokens: (1, S) what was asked and answered.
-        cache: what the model remembers of them.
-        axes: what Qwen-VL keeps on the model between calls: how far its positions are from the number of tokens.
-        saved: positions that the prompt takes less than it has tokens, because images have rows and columns of them.
-    """
-
-    tokens: Tensor
-    cache: Any
-    axes: Any
-    saved: int
-
-
 class Chat:
     """A conversation. Make one with `chat`; it lives as long as that block.
 
@@ -78,7 +55,7 @@ class Chat:
     ) -> None:
         self.trace, self.strategy, self.budget = trace, strategy, budget
         self._lab, self._images, self._over, self._answering = lab, images, False, False
-        self._said: _Said | None = None
+        self._said: Said | None = None
 
     @property
     def tokens(self) -> Tensor | None:
@@ -89,7 +66,7 @@ class Chat:
         self,
         question: str,
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = LONGEST,
         stream: Callable[[str], object] | None = None,
         **generation: Any,
     ) -> Answer:
@@ -136,71 +113,17 @@ class Chat:
 
     def _turn(
         self, question: str, max_new_tokens: int, stream: Callable[[str], object] | None, generation: dict[str, Any]
-    ) -> tuple[Answer, _Said]:
+    ) -> tuple[Answer, Said]:
         """The answer, and what the conversation goes on from then."""
-        model, tokenizer, before = self._lab.model, self._lab.processor.tokenizer, self._said
-        if before is None:
-            inputs = self._lab.inputs([self._images], [question])
-            saved = inputs["input_ids"].shape[1] - positions_of(model, inputs)
-        else:
-            ids = torch.cat([before.tokens, self._next(question, before.tokens)], dim=1)
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            saved = before.saved
-        asked = inputs["input_ids"].shape[1]
-        check_defaults(model)
-        check_answer(model, asked - saved, max_new_tokens)
-        if before is not None:
-            inputs["past_key_values"] = _fork(before.cache)
-            _set_axes(model, before.axes)
-        pieces = _Pieces(tokenizer, stream)
+        lab, pieces = self._lab, _Pieces(self._lab.processor.tokenizer, stream)
+        inputs = next_inputs(lab, [self._images], [question], self._said)
         start = time.perf_counter()
-        with gradients_kept():
-            out = model.generate(
-                **inputs,
-                **{**ALWAYS, "do_sample": False, **{name: generation[name] for name in generation if name in CHOOSING}},
-                max_new_tokens=max_new_tokens,
-                streamer=pieces,
-                return_dict_in_generate=True,
-            )
-        new = out.sequences[0, asked:]
+        chosen = {name: generation[name] for name in generation if name in CHOOSING}
+        said = next_answers(lab, inputs, self._said, max_new_tokens, **chosen, streamer=pieces)
+        (new,) = new_tokens(said, inputs)
         first, last = pieces.times[1], pieces.times[-1]  # entry 0 is the prompt
-        text = tokenizer.decode(new, skip_special_tokens=True).strip()
         timing = Timing(first - start, last - first, len(new))
-        answer = Answer(text, self.trace, timing, strategy=self.strategy, budget=self.budget)
-        return answer, _Said(out.sequences, out.past_key_values, _axes(model), saved)
-
-    def _next(self, question: str, before: Tensor) -> Tensor:
-        """(1, T) what follows the tokens `before` (1, S), which end with an answer, up to the place of the next one."""
-        processor = self._lab.processor
-        said = [("user", "?"), ("assistant", _ANSWER), ("user", plain(processor, question.strip()))]
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
-        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        after = prompt.split(_ANSWER, 1)[1]
-        with one_at_a_time(processor):
-            ids: Tensor = processor.tokenizer(after, add_special_tokens=False, return_tensors="pt").input_ids
-        check_tokens(self._lab.model, ids)
-        ids = ids.to(before.device)
-        # The model has often ended its answer itself.
-        return ids[:, 1:] if ids[0, 0] == before[0, -1] else ids
-
-
-def _fork(cache: Any) -> Any:
-    """A cache that goes on from another one and leaves it as it is; keys and values are not copied.
-
-    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has.
-    """
-    held = [held for layer in cache.layers for held in (layer.keys, layer.values)]
-    return copy.deepcopy(cache, {id(tensor): tensor for tensor in held})
-
-
-def _axes(model: Any) -> Any:
-    return getattr(model.model, "rope_deltas", None)
-
-
-def _set_axes(model: Any, axes: Any) -> None:
-    """Other prompts that the model answered in between have left theirs."""
-    if axes is not None:
-        model.model.rope_deltas = axes
+        return Answer(text_of(lab, new), self.trace, timing, strategy=self.strategy, budget=self.budget), said
 
 
 @block

@@ -1,4 +1,4 @@
-"""Load a lab: the embedded model, a checkpoint, or a published size with random weights."""
+"""Load a lab: an embedded model, a checkpoint, or a published size with random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from illava_lab.errors import LabError
 from illava_lab.models import random_models
 from illava_lab.models.loading import check_arguments, open_checkpoint
-from illava_lab.paths import data_dir, quoted
+from illava_lab.paths import EMBEDDED, data_dir, embedded_model, quoted
 from illava_lab.session.lab import Lab
 
 
@@ -23,6 +23,9 @@ def load(
     revision: str | None = None,
 ) -> Lab:
     """A lab with the embedded model (no argument: CPU, no download), a checkpoint folder, or a hub id.
+
+    The embedded model is a small LLaVA-1.5, which learned to look at one picture. "embedded:onevision" is another that
+    needs no download, a small LLaVA-OneVision: crops, several pictures, videos, conversations.
 
     Only safetensors inside its folder are read, and no code of a checkpoint is ever run: one that names code of its
     own, as `auto_map` in any of its files does, is refused, and so are adapters and quantised weights. Of a hub id
@@ -41,11 +44,11 @@ def load(
         revision: branch, tag or commit of a hub id, so that results can be repeated.
 
     Raises:
-        LabError: a folder that is no checkpoint, holds no safetensors, files that are damaged or lead elsewhere,
-            weights that are not those of its configuration, or a processor that prepares no question for its model;
-            code of its own; an unsupported family; a hub id that cannot be fetched (unknown, gated, no network); too
-            little memory (says how much is needed and how much there is); an unknown dtype, or a device or package
-            that is not there.
+        LabError: an embedded model that is not there; a folder that is no checkpoint, holds no safetensors, files that
+            are damaged or lead elsewhere, weights that are not those of its configuration, or a processor that prepares
+            no question for its model; code of its own; an unsupported family; a hub id that cannot be fetched (unknown,
+            gated, no network); too little memory (says how much is needed and how much there is); an unknown dtype, or
+            a device or package that is not there.
     """
     check_arguments(device, dtype, device_map, quantize)
     if source is not None and not isinstance(source, (str, PathLike)):
@@ -57,5 +60,8 @@ def load(
         if device_map is not None or quantize or revision:
             raise LabError(f"{quoted(name)} is built on one device, without device_map, quantize and revision")
         return Lab(*random_models.build(name.removeprefix(random_models.PREFIX), device, dtype), name)
-    folder = data_dir() / "model" if source is None else Path(name)
+    if source is None:
+        folder = data_dir() / "model"
+    else:
+        folder = embedded_model(name) if name.startswith(EMBEDDED) else Path(name)
     return Lab(*open_checkpoint(name, folder, device, dtype, device_map, quantize, revision), name)

@@ -15,6 +15,8 @@ from illava_lab.method.rows import row_index
 from illava_lab.models.layout import Layout
 from illava_lab.trace.step import Step
 
+INTERPOLATED = 2**24  # bytes of interpolated states at once, which are wider than those that go on
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
@@ -174,6 +176,16 @@ def fill(layout: Layout, weight: Tensor, features: Tensor) -> Tensor:
     Features of patches that are gone must be numbers: weight 0 does not hide NaN.
     """
     source = layout.on(weight.device)[0]
+    each = max(1, INTERPOLATED // (len(weight) * features.shape[2] * weight.element_size()))
+    parts = [
+        _interpolated(*part, features)
+        for part in zip(torch.split(source, each), torch.split(weight, each, 1), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _interpolated(source: Tensor, weight: Tensor, features: Tensor) -> Tensor:
+    """The same of some visual tokens: source (s, K), weight (R, s, K)."""
     parts = (features[:, source[:, k]] * weight[:, :, k, None] for k in range(source.shape[1]))
     out = reduce(torch.add, parts)
     return out.masked_fill(weight.sum(-1, keepdim=True) == 0, torch.nan).to(features.dtype)

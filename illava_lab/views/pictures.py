@@ -105,6 +105,25 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], title: str = "", siz
     return figure
 
 
+def in_a_row(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Pictures beside each other on white, as a question shows several or the frames of a video.
+
+    Args:
+        gap: pixels between them.
+
+    Raises:
+        LabError: no pictures.
+    """
+    if not pictures:
+        raise LabError("pictures must hold at least one picture, got none")
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row, left = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white"), 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    return row
+
+
 def to_png(figure: Figure, dpi: int = 90) -> bytes:
     """The figure as PNG bytes, without a browser."""
     buffer = BytesIO()

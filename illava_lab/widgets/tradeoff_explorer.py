@@ -24,7 +24,7 @@ from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
 from illava_lab.paths import is_file, quoted
-from illava_lab.views.pictures import to_png
+from illava_lab.views.pictures import in_a_row, to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
 from illava_lab.views.words import as_label
 from illava_lab.widgets.output import live_figure, show_widget, sync
@@ -135,7 +135,7 @@ def lost_picture(task: Task, questions: pd.DataFrame, title: str) -> Figure:
     for axes, row in zip(figure.subplots(1, SHOWN), [*first.itertuples(), *[None] * SHOWN], strict=False):
         axes.set_axis_off()
         if row is not None:
-            axes.imshow(task.image(row.image_id))
+            axes.imshow(in_a_row(task.pictures(row.image_id)))
             question = textwrap.fill(row.question, 22)
             axes.set_title(as_label(f"{question}\nright: {row.answer}\nsaid: {row.said}"), fontsize=6.5)
     figure.suptitle(as_label(title) + (f", {len(first)} shown" if len(questions) > len(first) else ""), fontsize=10)
@@ -146,11 +146,14 @@ def _page(task: Task, questions: pd.DataFrame, title: str) -> str:
     """The same in HTML."""
     cells = []
     for row in questions.head(SHOWN).itertuples():
-        picture = base64.b64encode(task.images[row.image_id]).decode()
+        encoded = task.encoded(row.image_id)
+        data = encoded[0] if len(encoded) == 1 else _png(in_a_row(task.pictures(row.image_id)))
+        picture = base64.b64encode(data).decode()
         question, answer, said = (html.escape(words) for words in (row.question, row.answer, row.said))
         words = f"{question}<br>right: <b>{answer}</b>, said: <b>{said}</b>"
-        image = f'<img src="data:image/png;base64,{picture}" alt="{html.escape(row.image_id)}" width="112">'
-        cells.append(f'<div style="width:124px;line-height:1.25;font-size:12px">{image}<br>{words}</div>')
+        width = 112 * min(3, len(encoded))
+        image = f'<img src="data:image/png;base64,{picture}" alt="{html.escape(row.image_id)}" width="{width}">'
+        cells.append(f'<div style="width:{width + 12}px;line-height:1.25;font-size:12px">{image}<br>{words}</div>')
     return f'<b>{html.escape(title)}</b><div style="display:flex;flex-wrap:wrap;gap:6px">{"".join(cells)}</div>'
 
 
@@ -284,7 +287,10 @@ def _stacked(pngs: Sequence[bytes]) -> bytes:
     images = [Image.open(BytesIO(png)).convert("RGB") for png in pngs]
     width = max(image.width for image in images)
     images = [image.resize((width, round(image.height * width / image.width))) for image in images]
-    out = Image.fromarray(np.concatenate([np.asarray(image) for image in images]))
+    return _png(Image.fromarray(np.concatenate([np.asarray(image) for image in images])))
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = BytesIO()
-    out.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

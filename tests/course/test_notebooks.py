@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import statistics
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -74,44 +77,68 @@ def test_committed_outputs_belong_to_the_committed_code(path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------- set-up
+SET_UP = code_cells(read(NOTEBOOKS[0]))[0].source
+WEB = "git+https://github.com/illava-lab/illava-lab"
+
+
 def test_the_set_up_is_the_same_everywhere() -> None:
-    cells = {code_cells(read(path))[0].source for path in NOTEBOOKS}
-    assert len(cells) == 1
-    assert len([line for line in cells.pop().splitlines() if line and not line.startswith("#")]) <= 11
+    assert {code_cells(read(path))[0].source for path in NOTEBOOKS} == {SET_UP}
+    assert len([line for line in SET_UP.splitlines() if line and not line.startswith("#")]) <= 16
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_the_set_up_installs_only_what_is_missing_and_keeps_torch_and_numpy(
-    missing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import importlib.util
-    from importlib.metadata import version
+def run_set_up(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, installs: bool
+) -> tuple[list[str], InteractiveShell, Any]:
+    """Run the cell in a folder where the lab is missing. Returns what pip was asked, the shell, and how it ended."""
+    shell, asked, lab = InteractiveShell(), [], sys.modules["illava_lab"]
 
+    def pip(line: str) -> None:
+        asked.append(line)
+        if installs:
+            sys.modules["illava_lab"] = lab
+
+    shell.register_magic_function(pip, magic_name="pip")
+    monkeypatch.setitem(sys.modules, "illava_lab", None)  # type: ignore[arg-type]
+    monkeypatch.chdir(folder)
+    return asked, shell, shell.run_cell(SET_UP)
+
+
+def test_the_set_up_installs_nothing_where_the_lab_is() -> None:
     shell, asked = InteractiveShell(), []
     shell.register_magic_function(lambda line: asked.append(line), magic_name="pip")
-    find = importlib.util.find_spec
-    if missing:
-        there = lambda name: None if name == "illava_lab" and not asked else find(name)
-        monkeypatch.setattr(importlib.util, "find_spec", there)
-    shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source).raise_error()
+    shell.run_cell(SET_UP).raise_error()
+    assert shell.user_ns["lab"].source == "embedded" and asked == []
+
+
+@pytest.mark.parametrize("home", ["a wheel", "a clone", "the web"])
+def test_the_set_up_installs_from_what_is_near_and_keeps_what_must_not_change(
+    home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a clone" / "my notebooks"
+    folder.mkdir(parents=True)
+    source = WEB
+    if home != "the web":
+        (folder.parent / "illava_lab").mkdir()
+        source = str(folder.parent)
+    if home == "a wheel":  # the nearest
+        source = str(folder / "illava_lab-0.1.0-py3-none-any.whl")
+        Path(source).touch()
+    asked, shell, done = run_set_up(monkeypatch, folder, installs=True)
+    done.raise_error()
     assert shell.user_ns["lab"].source == "embedded"
-    if not missing:
-        assert asked == []
-        return
     (line,) = asked
-    assert "git+https://github.com/illava-lab/illava-lab" in line
-    assert {f"torch=={version('torch')}", f"numpy=={version('numpy')}"} <= set(line.split())
+    keeps = [f"{name}=={version(name)}" for name in ("torch", "numpy", "jupyter_server")]
+    assert sorted(shlex.split(line)) == sorted(["install", "--quiet", source, *keeps])
 
 
-def test_the_set_up_says_in_one_sentence_that_the_lab_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    shell, find = InteractiveShell(), importlib.util.find_spec
-    shell.register_magic_function(lambda line: None, magic_name="pip")  # as where there is no network
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "illava_lab" else find(name))
-    done = shell.run_cell(code_cells(read(NOTEBOOKS[0]))[0].source)
+def test_the_set_up_says_in_one_sentence_that_the_lab_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, shell, done = run_set_up(monkeypatch, tmp_path, installs=False)  # as where there is no network
     assert isinstance(done.error_in_exec, SystemExit) and "lab" not in shell.user_ns
-    assert "cannot be reached: install the lab from a clone or a wheel" in str(done.error_in_exec)
+    assert str(done.error_in_exec) == (
+        f"{WEB} cannot be installed: put a clone or wheel of the lab beside this notebook, then run this again."
+    )
 
 
 # --------------------------------------------------------------------------------------------- form

@@ -17,11 +17,14 @@ def scaled_down(name: str) -> dict:
     text |= dict(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
     )
-    if "depth" in vision:
-        vision |= dict(embed_dim=32, depth=3, num_heads=2, hidden_size=32)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)
+    small |= dict(depth=3, embed_dim=32, num_heads=2, out_hidden_size=32)
+    small |= dict(deepstack_visual_indexes=[0, 1], fullatt_block_indexes=[1])
+    vision |= {key: value for key, value in small.items() if key in vision}
+    if "head_dim" in text:
+        text["head_dim"] = 8
+    if "mrope_section" in text.get("rope_parameters", ()):
         text["rope_parameters"]["mrope_section"] = [2, 1, 1]
-    else:
-        vision |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)
     return spec
 
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub of our own: it answers as the real one does for one model, a gated one and unknown ones."""
+"""A small Hugging Face hub of our own: it answers as the real one does, for a model, a gated one and unknown ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+
+import pytest
+from huggingface_hub import constants, file_download
 
 COMMIT = "0123456789" * 4
 REVISIONS = ("main", "v1", COMMIT)
@@ -60,3 +63,16 @@ def serving(model: str, folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def point_at(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process's client take `address` for the hub, as HF_ENDPOINT and HF_HOME do for a new process."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    template = "HUGGINGFACE_CO_URL_TEMPLATE"
+    for module in (constants, file_download):
+        if hasattr(module, template):
+            there = getattr(module, template)
+            monkeypatch.setattr(module, template, address + there[there.index("/{repo_id}") :])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from illava_lab.hooks.graphs import store
-from illava_lab.hooks.graphs.recorder import Recording
+from illava_lab.hooks.graphs.recorder import Recording, Rehearsed
 from illava_lab.method.brought import handing_out, noting
 
 
@@ -46,9 +46,13 @@ class Rehearsal:
     def pool(self) -> None:
         return None
 
-    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
+    def rehearse(self, run: Callable[[], Any], device: torch.device) -> Rehearsed:
         with noting() as brought:
-            run()
+            return Rehearsed(run(), brought, 0)
+
+    def record(
+        self, run: Callable[[], Any], device: torch.device, pool: Any, brought: list[Any], room: int
+    ) -> Recording:
         with handing_out(brought):
             outputs = run()
         constant = {id(x) for x in tensors_in(brought)}
@@ -69,7 +73,7 @@ class Rehearsal:
                     x.data.copy_(now)
             self.replayed += 1
 
-        return Recording(outputs, replay, 0, brought)
+        return Recording(outputs, replay, 0)
 
 
 @contextmanager
@@ -103,9 +107,13 @@ class WithoutValues:
     def pool(self) -> None:
         return None
 
-    def record(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
+    def rehearse(self, run: Callable[[], Any], device: torch.device) -> Rehearsed:
         with noting() as brought:
-            run()
+            return Rehearsed(run(), brought, 0)
+
+    def record(
+        self, run: Callable[[], Any], device: torch.device, pool: Any, brought: list[Any], room: int
+    ) -> Recording:
         try:
             with handing_out(brought), FakeTensorMode(allow_non_fake_inputs=True):
                 run()

@@ -16,7 +16,7 @@ import illava_lab as il
 from illava_lab.measuring.compare import AFTER_CATEGORIES, BEFORE_CATEGORIES, compare
 from illava_lab.measuring.rows import wanted
 from illava_lab.measuring.summary import summary, summary_by_category
-from illava_lab.measuring.tasks import load_task
+from illava_lab.measuring.task_files import load_task
 
 module = importlib.import_module("illava_lab.measuring.compare")  # `illava_lab.measuring.compare` is the function
 
@@ -102,7 +102,7 @@ def test_times_are_ratios_with_their_spread(lab: il.Lab) -> None:
 
 
 def test_a_bare_model_that_fails_is_no_comparison(lab: il.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "predict", lambda *a, **kw: 1 / 0)
+    monkeypatch.setattr(module, "answers", lambda *a, **kw: 1 / 0)
     with pytest.raises(il.LabError, match="bare model fails on this task: ZeroDivisionError"):
         run(lab, ["illava"], [0.5])
 

@@ -1,20 +1,18 @@
-"""Tasks, exact match and the paired interval."""
+"""Answers, exact match and the paired interval."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import illava_lab as il
 from illava_lab.measuring.predict import answer_tokens, by_category, correct, predict
 from illava_lab.measuring.statistics import paired_difference
-from illava_lab.measuring.tasks import COLUMNS, load_task
+from illava_lab.measuring.task_files import load_task
 
 
 @pytest.fixture(scope="module")
@@ -23,49 +21,6 @@ def lab() -> Iterator[il.Lab]:
     torch.set_num_threads(1)  # on busy cores, waiting for a second thread costs more than it brings
     yield il.load()
     torch.set_num_threads(threads)
-
-
-def test_a_limit_takes_whole_images_of_every_category() -> None:
-    task = load_task("test")
-    sizes = task.samples["image_id"].value_counts()
-    for limit in (40, 100, 200):
-        part = task.limited(limit)
-        assert limit - sizes.max() < len(part) <= limit
-        assert part.categories == task.categories
-        assert part.samples["image_id"].value_counts().to_dict() == {key: sizes[key] for key in part.images}
-        assert part.samples.equals(task.limited(limit).samples)
-    assert len(task.limited(1).images) == 1
-    assert task.limited(10**9) is task
-    for wrong in (0, -3, True, 2.5):
-        with pytest.raises(il.LabError, match="limit"):
-            task.limited(wrong)
-
-
-def broken_task(folder: Path, **columns: object) -> Path:
-    table = load_task("validation").limited(8)
-    frame = table.samples.assign(image=[table.images[i] for i in table.samples["image_id"]])
-    for name, value in columns.items():
-        frame = frame.drop(columns=name) if value is None else frame.assign(**{name: [value] * len(frame)})
-    frame.to_parquet(folder / "task.parquet")
-    return folder / "task.parquet"
-
-
-def test_bad_tasks_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "text.parquet").write_text("no table")
-    with pytest.raises(il.LabError, match="not a Parquet file"):
-        load_task(tmp_path / "text.parquet")
-    with pytest.raises(il.LabError, match="'test' or 'validation' or a Parquet file.*tset"):
-        load_task("tset")
-    for column in COLUMNS:
-        with pytest.raises(il.LabError, match=f"lacks the column '{column}'"):
-            load_task(broken_task(tmp_path, **{column: None}))
-    with pytest.raises(il.LabError, match="row 0.*'answer'"):
-        load_task(broken_task(tmp_path, answer="  "))
-    with pytest.raises(il.LabError, match="row 0.*'image'"):
-        load_task(broken_task(tmp_path, image="a path"))
-    png = next(iter(load_task("validation").images.values()))
-    with pytest.raises(il.LabError, match="image .*: "):
-        load_task(broken_task(tmp_path, image=png[: len(png) // 2])).check_images()
 
 
 def test_exact_match_ignores_case_and_outer_space() -> None:
@@ -131,17 +86,6 @@ def test_one_image_has_a_difference_but_no_interval() -> None:
     found = paired_difference(np.array([True, False]), np.array([True, True]), ["a", "a"])
     assert found.value == -0.5
     assert np.isnan([found.low, found.high]).all()
-
-
-def test_a_task_made_elsewhere_loads(tmp_path: Path) -> None:
-    table = load_task("validation").limited(8)
-    frame = table.samples.assign(image=[table.images[i] for i in table.samples["image_id"]], extra=1)
-    frame["image_id"] = pd.factorize(frame["image_id"])[0]  # numbers are fine too
-    frame.to_parquet(tmp_path / "own.parquet")
-    own = load_task(tmp_path / "own.parquet")
-    assert list(own.samples["question"]) == list(table.samples["question"])
-    assert own.image("0").size == table.image(table.samples["image_id"][0]).size
-    assert own.digest() != table.digest()
 
 
 @pytest.mark.slow

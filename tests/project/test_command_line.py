@@ -13,14 +13,19 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
+from helpers.onevision import save_onevision
+from helpers.task_files import rows, write
 
 import illava_lab as il
 from illava_lab.__main__ import _split_jupyter, main
-from illava_lab.measuring.tasks import load_task
+from illava_lab.measuring.task_files import load_task
+from illava_lab.measuring.task_names import EMBEDDED, ONE_PICTURE, OTHERS
 from illava_lab.method import names, registry
+from illava_lab.paths import EMBEDDED_MODELS
 from illava_lab.schedules.presets import PRESETS
 
 COMMAND = [sys.executable, "-m", "illava_lab"]
@@ -69,6 +74,34 @@ def test_compare_prints_and_writes(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "mine"
     assert sorted(path.name for path in folder.iterdir()) == ["run.jsonl", "table.csv", "tradeoff.html", "tradeoff.png"]
     assert list(pd.read_csv(folder / "table.csv")["strategy"]) == ["none", "illava", "random"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "turns", "size"),
+    [
+        ("images", (2, 3), None, "4 questions about 2 sets of images"),
+        ("frames", (8, 9), None, "4 questions about 2 videos"),
+        ("image", (1, 1), (2, 1), "3 questions in conversations about 2 images"),
+    ],
+)
+def test_compare_takes_every_kind_of_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, counts: tuple[int, ...], turns: Any, size: str
+) -> None:
+    model, task = save_onevision(tmp_path / "model"), write(tmp_path, rows(kind, counts, turns))
+    words = f"compare --strategies illava --keep 0.5 --no-timing --task {task} --model {model} --out {tmp_path / 'out'}"
+    assert main(words.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"model {str(model)!r}, task {str(task)!r}: {size}"
+    assert [line.split()[0] for line in lines[2:4]] == ["none", "illava"]
+
+
+def test_help_names_the_embedded_tasks_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    said = re.sub(r"\s+", "", capsys.readouterr().out)
+    for name in (*ONE_PICTURE, *OTHERS, *EMBEDDED_MODELS):
+        assert name in said
+    assert set(EMBEDDED) == {*ONE_PICTURE, *OTHERS, *(f"{name}-validation" for name in OTHERS)}
 
 
 @pytest.mark.slow
@@ -206,7 +239,10 @@ def test_ask_answers_and_counts_tokens(picture: Path, tmp_path: Path) -> None:
 HEAVY = ("torch", "transformers", "numpy", "pandas")
 QUICK = [
     ("--help",),
-    *((command, "--help") for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets")),
+    *(
+        (command, "--help")
+        for command in ("lab", "ask", "compare", "bench", "check", "strategies", "presets", "doctor")
+    ),
     ("presets",),
     ("compere",),
     ("compare", "--strategies", "ilava"),
@@ -216,6 +252,7 @@ QUICK = [
     ("ask", "nowhere.png", "What?", "--strategy", "tome", "--preset", "tome-16"),
     ("compare", "--keep", "1.5"),
     ("compare", "--task", "nowhere.parquet"),
+    ("compare", "--model", "embedded:nowhere"),
     ("compare", "--model", "no/such/folder"),
     ("ask", __file__, "What?", "--strategy", "tome", "--keep", "0.5", "--flops", "0.5"),
     ("ask", __file__, "What?", "--keep", "0.5"),
@@ -372,6 +409,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (("compare", "--limit", "many"), "argument --limit: 'many' is no whole number"),
         (("compare", "--limit", "0"), "argument --limit: must be at least 1, got '0'"),
         (("compare", "--task", "tset"), "there is no file 'tset'"),
+        (("compare", "--model", "embedded:one"), "there is no embedded model 'embedded:one'; there are 'embedded:"),
         (("compare", "--strategies", ","), "must be a name, got ''"),
         (("compare", "--strategies", "tome,tome"), "'tome' is given twice"),
         (("compare", "--strategies", 'illava(score="lse")'), "unknown strategy 'illava(score=\"lse\")'"),

@@ -22,6 +22,13 @@ SOURCES = (
     "illava_lab", "strategies", "data", "notebooks", "tests",
     "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "constraints.txt", "environment.yml",
 )  # fmt: skip
+# A file of each kind in the folders of the second model and of its tasks.
+STAND_INS = (
+    "onevision/stand-in.json",
+    "onevision/stand-in.safetensors",
+    "onevision/stand-in.jinja",
+    "tasks/stand-in.parquet",
+)
 
 
 def run(command: list[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
@@ -45,6 +52,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, copy / name, ignore=ignore)
         else:
             shutil.copy2(source, copy / name)
+    for name in STAND_INS:
+        (copy / "data" / name).parent.mkdir(exist_ok=True)
+        (copy / "data" / name).write_text("as in a clone that has everything", encoding="utf-8")
     out = tmp_path_factory.mktemp("dist")
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy])
     assert len(list(out.glob("*.tar.gz"))) == 1
@@ -60,7 +70,10 @@ def test_wheel_carries_everything(wheel: Path) -> None:
         for path in (CLONE / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
-    wanted |= {f"illava_lab/_data/model/{path.name}" for path in (CLONE / "data" / "model").iterdir() if path.is_file()}
+    for folder in ("model", "onevision", "tasks"):
+        files = (path for path in (CLONE / "data" / folder).glob("*") if path.is_file())
+        wanted |= {f"illava_lab/_data/{folder}/{path.name}" for path in files}
+    wanted |= {f"illava_lab/_data/{name}" for name in STAND_INS}
     wanted |= {f"illava_lab/_data/{path.name}" for path in (CLONE / "data").glob("*.parquet")}
     wanted |= {f"illava_lab/_data/{path.name}" for path in (CLONE / "data").glob("*.csv")}
     wanted |= {f"illava_lab/_data/configs/{path.name}" for path in (CLONE / "data" / "configs").iterdir()}

@@ -9,6 +9,7 @@ from helpers.labs import LAB_KINDS, noise, small_lab
 
 import illava_lab as il
 from illava_lab.session.room import known_positions, positions_of
+from illava_lab.session.turn import following
 
 
 @pytest.mark.parametrize("kind", LAB_KINDS)
@@ -54,7 +55,7 @@ def test_a_conversation_ends_where_the_positions_end(kind: str, monkeypatch: pyt
     taken = positions_of(lab.model, inputs)
     with il.chat(lab, image, "fastv") as talk:
         talk.say("a", max_new_tokens=5)
-        again = talk._next("a", talk.tokens).shape[1]
+        again = following(lab, "a", int(talk.tokens[0, -1])).shape[0]
         known = taken + 5 + again + 3
         monkeypatch.setattr(lab.model.config.get_text_config(), "max_position_embeddings", known)
         with pytest.raises(il.LabError, match=rf"from 1 to 4, got 5: the prompt takes {known - 3} of the {known} pos"):

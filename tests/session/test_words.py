@@ -7,6 +7,7 @@ import torch
 from helpers.labs import LAB_KINDS, noise, small_lab
 
 import illava_lab as il
+from illava_lab.session.turn import following
 from illava_lab.session.words import plain
 
 WORDS = [
@@ -37,8 +38,8 @@ def test_a_question_holds_no_signs(kind: str, word: str, embedded: il.Lab) -> No
         assert signs(lab, asked) == signs(lab, harmless), question
         with il.chat(lab, noise(), "fastv", 0.5) as talk:
             before = talk.say("What?", max_new_tokens=1)
-            usual = signs(lab, talk._next("What?", talk.tokens))
-            assert signs(lab, talk._next(question, talk.tokens)) == usual
+            usual = signs(lab, following(lab, "What?", int(talk.tokens[0, -1])))
+            assert signs(lab, following(lab, question, int(talk.tokens[0, -1]))) == usual
             assert before.timing.tokens == 1
 
 
@@ -86,5 +87,5 @@ def test_a_question_may_hold_the_mark_that_stands_for_an_answer() -> None:
     lab = small_lab("clip-llama")
     with il.chat(lab, noise()) as talk:
         talk.say("What?", max_new_tokens=1)
-        marked = talk._next("token7 \N{OBJECT REPLACEMENT CHARACTER} token8", talk.tokens)
-        assert marked.shape == talk._next("token7 token9 token8", talk.tokens).shape
+        marked = following(lab, "token7 \N{OBJECT REPLACEMENT CHARACTER} token8", int(talk.tokens[0, -1]))
+        assert marked.shape == following(lab, "token7 token9 token8", int(talk.tokens[0, -1])).shape

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import importlib
+import re
 import time
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.checks import each_was_tried, says_what_is_wrong
+from helpers.onevision import onevision_lab
+from helpers.task_files import read
 from PIL import Image
 
 import illava_lab as il
@@ -89,6 +95,27 @@ def test_bad_input_is_refused(run: tuple[Path, pd.DataFrame], task: Task, tmp_pa
         within(rows, answers, task, ["smell"])
     with pytest.raises(il.LabError, match="at least one category"):
         within(rows, answers, task, [])
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("images", (2, 3)), ("frames", (8, 8))])
+def test_lost_questions_show_every_picture(
+    kind: str, counts: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("illava_lab.measuring.predict")  # `illava_lab.measuring.predict` is the function
+    monkeypatch.setattr(module, "answer_tokens", lambda *_: 4)  # whatever is right, as what is right follows below
+    lab, task = onevision_lab(), read(tmp_path, kind, counts)
+    task = il.Task("own", task.samples.assign(answer=il.predict(lab, task)), task.images, kind)
+    il.compare(lab, "random", 0.05, task=task, timing=False, out=tmp_path / "run", progress=False)
+    explorer = TradeoffExplorer(tmp_path / "run", task)
+    pages = re.findall(r'base64,([^"]+)" alt="([^"]+)"', explorer.text.value)
+    assert pages and [name for _, name in pages] == list(explorer.lost["image_id"])
+    for data, image_id in pages:
+        pictures = task.pictures(image_id)
+        shown = np.asarray(Image.open(BytesIO(base64.b64decode(data))))
+        assert shown.shape == (64, 68 * len(pictures) - 4, 3)
+        for number, picture in enumerate(pictures):
+            assert np.array_equal(shown[:, 68 * number : 68 * number + 64], picture)
+    assert sum(bool(axes.images) for axes in lost_picture(task, explorer.lost, "lost").axes) == len(pages)
 
 
 # --------------------------------------------------------------------------------------------- the widget

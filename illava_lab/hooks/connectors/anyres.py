@@ -75,6 +75,6 @@ class Anyres:
         layout, device = image.layout, packed.device
         assert image.left is not None
         if not layout.interpolates:
-            return packed.masked_fill(~image.left.to(device)[:, None], torch.nan)
+            return packed.masked_fill_(~image.left.to(device)[:, None], torch.nan)
         filled = fill(layout, image.weight[None].to(device), features.reshape(1, -1, features.shape[-1]))[0]
         return torch.where(layout.marker_on(device)[:, None], packed, filled)

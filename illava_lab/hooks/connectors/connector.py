@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
@@ -15,6 +15,8 @@ from illava_lab.hooks.changes import Changes
 from illava_lab.hooks.encoding import Encoding, note
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage
+
+ON_HOST = ("image_sizes", "batch_num_images")  # from which the host works out how pictures were cut
 
 
 class Connector(Protocol):
@@ -48,16 +50,24 @@ def _encode(
     running = attachment.running
     if running.encoding is not None:  # Qwen3-VL encodes a video by its method for images
         return original(*args, **kwargs)
-    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    signature = inspect.signature(original)
+    given = signature.bind(*args, **kwargs).arguments
     _refuse_other_features(attachment, given)
     encoding = Encoding()
     with running.during("encoding", encoding):
-        features = original(*args, **kwargs)
+        features = original(
+            *map(_brought, signature.parameters, args), **{name: _brought(name, x) for name, x in kwargs.items()}
+        )
     images = connector.images(encoding, features, given)
     note(features, images)
     if running.call is not None:
         running.call.encoded[medium] = images
     return features
+
+
+def _brought(name: str, value: Any) -> Any:
+    """Sizes on the host, before the tower runs: behind it, each time one is read the host would wait for the tower."""
+    return value.cpu() if name in ON_HOST and isinstance(value, Tensor) else value
 
 
 def _refuse_other_features(attachment: Attachment, given: dict[str, Any]) -> None:

@@ -11,19 +11,22 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+from illava_lab.hooks.graphs.buffers import Buffers, Shape, Slot
+from illava_lab.hooks.graphs.counted import nbytes
 from illava_lab.hooks.graphs.model_state import ModelState
 from illava_lab.hooks.graphs.recorder import RECORDERS, Recording
+from illava_lab.hooks.graphs.staging import Input, Staging, write
 from illava_lab.models.families import Anatomy
 
 GRAPHS = 24  # at most so many of a model
-MEMORY_SHARE = 0.2  # of the device's memory, for all of them and the buffers of caches
+MEMORY_SHARE = 0.2  # of the device's memory, for all of them, their inputs and the buffers of caches
 SEEN = 256
 TIMES = 3  # so often is one captured that had to go, unless the model has changed
 
@@ -32,11 +35,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """One graph, the tensors that it reads, and the buffers that it writes to besides."""
+    """One graph, the tensors that it reads, and the slot of the buffers in which it works, if it does."""
 
     inputs: list[Tensor]
     recording: Recording
-    about: Any = None
+    brought: list[Any]
+    slot: Slot | None
+
+
+class Held(NamedTuple):
+    """Bytes that stay allotted on the device.
+
+    Attributes:
+        graphs: their pool, in which their outputs lie, with what they need in between.
+        inputs: the memory from which they read, and what was brought for them once.
+        caches: the buffers for keys and values.
+    """
+
+    graphs: int
+    inputs: int
+    caches: int
 
 
 class Graphs:
@@ -47,7 +65,8 @@ class Graphs:
         self.state, self.device = state, state.device
         self.recorder = RECORDERS[self.device.type]
         self.lock = threading.RLock()
-        self.slots: OrderedDict[Hashable, list[Any]] = OrderedDict()  # buffers for caches, by their sizes
+        self.buffers = Buffers(self.device, self._drop_stale)
+        self._staging = Staging(self.device)
         self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._refused: dict[Hashable, str] = {}
@@ -60,70 +79,85 @@ class Graphs:
     def replay(
         self,
         key: Hashable,
-        inputs: Sequence[Tensor],
-        run: Callable[[list[Tensor]], Any],
-        take: Callable[[Any], T],
+        inputs: Sequence[Input],
+        run: Callable[[list[Tensor], Slot | None], Any],
+        take: Callable[[Any, Slot | None], T],
         through: type[Exception] | tuple[type[Exception], ...] = (),
-        about: Any = None,
+        needs: Callable[[Any], Shape] | None = None,
+        slot: Slot | None = None,
     ) -> T | None:
-        """What `take` makes of what `run(inputs)` gives, computed by a graph; None where it must be computed plainly.
+        """What `take` makes of what `run` gives, computed by a graph; None where it must be computed plainly.
 
         Args:
             key: says everything that decides what `run` does, but for the values of `inputs`.
             inputs: tensors on the device.
-            run: computes on tensors of the same shapes. The graph is captured when a key comes for the second time.
-            take: copies what it needs: the next replay writes to the outputs again.
+            run: computes on tensors of the same shapes, and in the slot that its keys and values go to. The graph is
+                captured when a key comes for the second time.
+            take: copies what it needs of the outputs: the next replay of any graph may write over the inputs, and that
+                of this one writes to the outputs again.
             through: exceptions of `run` that are the caller's.
-            about: buffers that it writes to; when these go, it goes.
+            needs: tells from what `run` gives without a slot which buffers it would write to; None where it writes to
+                none, or to those of `slot`. Whose cache is there is moved out before anything is written.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
             return None
         with self.lock:
             self._check()
             key = (key, tuple((tuple(x.shape), x.dtype) for x in inputs))
-            captured = self._captured(key, inputs, run, through, about)
+            if not self._captures(key, inputs) or (needs is not None and not self.buffers.vacate()):
+                return None
+            captured = self._captured(key, inputs, run, through, needs, slot)
             if captured is None:
                 return None
             with self._in_turn():
                 for own, given in zip(captured.inputs, inputs, strict=True):
-                    own.copy_(given)
+                    write(own, given)
                 captured.recording.replay()
-                return take(captured.recording.outputs)
+                return take(captured.recording.outputs, captured.slot)
 
     def _check(self) -> None:
         """Forget graphs of a model that has changed since."""
         now = self.state.fingerprint()
         if now != self._fingerprint:
+            wanted = self._staging.wanted
             self._forget_graphs()
+            self._staging.wanted = wanted
             self._refused.clear()
             self._times.clear()
             self._fingerprint = now
 
+    def _captures(self, key: Hashable, inputs: Sequence[Input]) -> bool:
+        """Whether there is a graph, or one is to be captured now."""
+        if key in self._kept:
+            return True
+        if key in self._refused:
+            return False
+        if key not in self._seen:
+            self._seen[key] = None
+            self._staging.want(inputs)
+            if len(self._seen) > SEEN:
+                self._seen.popitem(last=False)
+            return False
+        if self._times[key] >= TIMES:
+            self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
+            return False
+        return True
+
     def _captured(
         self,
         key: Hashable,
-        inputs: Sequence[Tensor],
-        run: Callable[[list[Tensor]], Any],
+        inputs: Sequence[Input],
+        run: Callable[[list[Tensor], Slot | None], Any],
         through: type[Exception] | tuple[type[Exception], ...],
-        about: Any,
+        needs: Callable[[Any], Shape] | None,
+        slot: Slot | None,
     ) -> Captured | None:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if key in self._refused:
-            return None
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > SEEN:
-                self._seen.popitem(last=False)
-            return None
-        if self._times[key] >= TIMES:
-            self._refuse(key, f"there is no room to keep it: it had to go {TIMES} times")
-            return None
         try:
             with torch.inference_mode(False), torch.no_grad():
-                own = [x.clone() for x in inputs]  # that may be written to in every mode
-                recording = self.recorder.record(lambda: run(own), self.device, self._pool)
+                captured = self._record(inputs, run, needs, slot)
         except LabError:
             return None  # the plain way says it too
         except through:
@@ -135,46 +169,81 @@ class Graphs:
         except Exception as error:
             self._refuse(key, error)
             return None
-        if recording.size > self.most:
+        size = captured.recording.size
+        if size > self.most:
             self._forget_graphs()
-            self._refuse(key, f"it needs {recording.size / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed")
+            self._refuse(key, f"it needs {size / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed")
             return None
         self._times[key] += 1
-        self._grown += recording.size + sum(x.numel() * x.element_size() for x in own)
-        captured = self._kept[key] = Captured(own, recording, about)
+        self._grown += size
+        self._kept[key] = captured
         self.make_room()
         return captured  # also where all graphs had to go: it still runs once
+
+    def _record(
+        self,
+        inputs: Sequence[Input],
+        run: Callable[[list[Tensor], Slot | None], Any],
+        needs: Callable[[Any], Shape] | None,
+        slot: Slot | None,
+    ) -> Captured:
+        own = self._staging.views(inputs)
+        for x, given in zip(own, inputs, strict=True):
+            write(x, given)
+        rehearsed = self.recorder.rehearse(lambda: run(own, slot), self.device)
+        brought, peak, shape = rehearsed.brought, rehearsed.peak, None if needs is None else needs(rehearsed.outputs)
+        del rehearsed
+        if shape is not None:
+            if shape.nbytes > self.most:
+                raise MemoryError(
+                    f"its cache needs {shape.nbytes / 2**30:.1f} GiB, {self.most / 2**30:.1f} are allowed"
+                )
+            slot = self.buffers.slot(shape)
+        written = nbytes([one.recording.outputs for one in self._kept.values()])
+        room = max(0, peak - (self._grown - written))  # what these do not hold is free in the pool
+        recording = self.recorder.record(lambda: run(own, slot), self.device, self._pool, brought, room)
+        return Captured(own, recording, brought, slot)
 
     def _refuse(self, key: Hashable, why: Any) -> None:
         self._refused[key] = str(why).splitlines()[0] if str(why) else type(why).__name__
         warnings.warn(f"graphs: this cannot be captured, and runs without ({self._refused[key]})", stacklevel=2)
 
     def make_room(self) -> None:
-        """Buffers that were used longest ago go, but for the newest; then all graphs, which share their memory."""
+        """The graphs that were used longest ago go; and all of them, who share their memory, where it is too much."""
         while len(self._kept) > GRAPHS:
             self._kept.popitem(last=False)
-        while self.memory > self.most and len(self.slots) > 1:
-            _, gone = self.slots.popitem(last=False)
-            for key in [key for key, one in self._kept.items() if one.about in gone]:
-                del self._kept[key]
         if self.memory > self.most:
             self._forget_graphs()
 
+    def _drop_stale(self) -> None:
+        """Graphs that work in buffers which are gone go, too: no fault of theirs."""
+        for key, one in list(self._kept.items()):
+            if one.slot is not None and not self.buffers.knows(one.slot):
+                del self._kept[key]
+                self._times[key] -= 1
+
     @property
     def most(self) -> float:
-        """Bytes that graphs and buffers may hold."""
+        """Bytes that graphs, inputs and buffers may hold."""
         if self.device.type != "cuda":
             return float("inf")
         return MEMORY_SHARE * torch.cuda.get_device_properties(self.device).total_memory
 
     @property
+    def held(self) -> Held:
+        """Bytes of the device that stay allotted."""
+        read = [[own.inputs, own.brought] for own in self._kept.values()]
+        written = nbytes([own.recording.outputs for own in self._kept.values()])
+        return Held(max(self._grown, written), nbytes([self._staging.memory, read]), self.buffers.nbytes)
+
+    @property
     def memory(self) -> int:
-        """Bytes of the device that graphs and buffers hold."""
-        slots = [slot for slots in self.slots.values() for slot in slots]
-        return self._grown + sum(x.numel() * x.element_size() for slot in slots for x in (*slot.keys, *slot.values))
+        """All of them."""
+        return sum(self.held)
 
     def _forget_graphs(self) -> None:
         self._kept.clear()
+        self._staging = Staging(self.device)
         self._grown, self._pool = 0, self.recorder.pool()
 
     def _in_turn(self) -> Any:
@@ -185,7 +254,7 @@ class Graphs:
         with self.lock:
             self._forget_graphs()
             self._seen.clear()
-            self.slots.clear()
+            self.buffers = Buffers(self.device, self._drop_stale)
 
 
 class _Turn:

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.graphs.buffers import Slot
 from illava_lab.hooks.llm.cache import CacheState, state_of
 from illava_lab.hooks.llm.call import Call, only_usual
 from illava_lab.hooks.llm.decode import Decode
-from illava_lab.hooks.llm.slots import ROOM, Slot, slot_for
+from illava_lab.hooks.llm.slots import slot_for
 
 
 class _Written:
@@ -29,7 +30,7 @@ class _Written:
         return slot.keys[layer_idx].index_copy_(2, at, key), slot.values[layer_idx].index_copy_(2, at, value)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.slot.lengths[0]
+        return self.slot.shape.lengths[0]
 
 
 class Step:
@@ -37,7 +38,7 @@ class Step:
 
     Args:
         states: (B, 1, C); positions: (..., B, 1); filler: for each segment (1,) long, slots of the prompts that are
-            not taken; tail: (B, ROOM) bool, which tokens behind the prompts are seen; count: (1,) long, how many there
+            not taken; tail: (B, room) bool, which tokens behind the prompts are seen; count: (1,) long, how many there
             are before this one; shift: for each segment (B,) long or None.
     """
 
@@ -50,11 +51,12 @@ class Step:
         self._given: list[dict[str, Any]] = []
         rotary = attachment.anatomy.language_model.rotary_emb
         self.positions = [positions if by is None else positions - by[:, None] for by in shift]
+        room = slot.shape.room
         for number, layer in enumerate(first):
-            length = slot.lengths[layer]
-            behind = torch.arange(length + ROOM, dtype=torch.long, device=states.device) - (length - filler[number])
-            own = torch.cat([slot.valid[number], tail.new_zeros((len(tail), ROOM))], 1)
-            seen = torch.where(behind < 0, own, tail[:, behind.clamp(0, ROOM - 1)])
+            length = slot.shape.lengths[layer]
+            behind = torch.arange(length + room, dtype=torch.long, device=states.device) - (length - filler[number])
+            own = torch.cat([slot.valid[number], tail.new_zeros((len(tail), room))], 1)
+            seen = torch.where(behind < 0, own, tail[:, behind.clamp(0, room - 1)])
             given: dict[str, Any] = {"attention_mask": seen[:, None, None]}
             if shift[number] is not None and number:
                 given["position_embeddings"] = rotary(states, position_ids=self.positions[number])
@@ -82,7 +84,7 @@ def captured_decode(
     state = state_of(cache)
     assert state is not None
     with graphs.lock:
-        slot = slot_for(graphs, cache, state)
+        slot = slot_for(graphs, cache, state, decode.generated, attachment.running.longest)
         if slot is None:
             return None
         return _captured(attachment, call, original, kwargs, slot, state)
@@ -93,7 +95,7 @@ def _ordinary(decode: Decode, kwargs: dict[str, Any]) -> bool:
     return (
         only_usual(kwargs)
         and kwargs["inputs_embeds"].shape[1] == 1
-        and 0 <= decode.generated < ROOM
+        and decode.generated >= 0
         and all(type(layer) is DynamicLayer for layer in cache.layers)
     )
 
@@ -105,14 +107,14 @@ def _captured(
     decode: Decode = call.llm
     hidden, positions, mask = kwargs["inputs_embeds"], decode.positions, kwargs.get("attention_mask")
     count, device, first = decode.generated, hidden.device, [segment.layer for segment in state.segments]
-    tail = torch.zeros((len(hidden), ROOM), dtype=torch.bool, device=device)
+    tail = torch.zeros((len(hidden), slot.shape.room), dtype=torch.bool, device=device)
     tail[:, : count + 1] = True if mask is None else mask[:, state.prompt_length :].bool()
-    filler = [slot.lengths[segment.layer] - segment.length for segment in state.segments]
+    filler = [slot.shape.lengths[segment.layer] - segment.length for segment in state.segments]
     numbers = [torch.full((1,), value, dtype=torch.long, device=device) for value in (*filler, count)]
     shifts = [segment.shift for segment in state.segments]
     inputs = [hidden, positions, tail, *numbers, *(shift for shift in shifts if shift is not None)]
 
-    def record(own: list[Tensor]) -> tuple[type, Tensor]:
+    def record(own: list[Tensor], _: Slot | None) -> tuple[type, Tensor]:
         states, places, seen, *rest = own
         fillers, so_far, moved = rest[: len(first)], rest[len(first)], iter(rest[len(first) + 1 :])
         shift = [None if by is None else next(moved) for by in shifts]
@@ -129,11 +131,11 @@ def _captured(
             )
         return type(out), out.last_hidden_state
 
-    def take(out: tuple[type, Tensor]) -> Any:
+    def take(out: tuple[type, Tensor], _: Slot | None) -> Any:
         kind, last = out
         cache = kwargs["past_key_values"]
         slot.show(cache, count + 1)
         return kind(last_hidden_state=last.clone(), past_key_values=cache)
 
     key = ("decode", slot.number, tuple(first), tuple(shift is None for shift in shifts), attachment.positions)
-    return attachment.graphs.replay(key, inputs, record, take, about=slot)
+    return attachment.graphs.replay(key, inputs, record, take, slot=slot)

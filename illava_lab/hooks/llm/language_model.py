@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.graphs.parts import in_parts, width_of
 from illava_lab.hooks.llm.cache import CacheState, bind, state_of
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.captured_decode import captured_decode
@@ -44,6 +45,8 @@ class LanguageModel:
             if index in self.plan or index + 1 in self.plan:  # one tap for what was, and for a look ahead
                 observe = self._observe if index + 1 in self.plan else None
                 changes.attribute(layer.self_attn, "config", TappedConfig(layer.self_attn.config, observe))
+            if self.attachment.graphs is not None:
+                changes.method(layer.mlp, "forward", partial(in_parts, width_of(layer.mlp)))
 
     @property
     def _call(self) -> Call:

@@ -203,6 +203,13 @@ class Prefill:
             out["last_hidden_state"] = self.sequence.spread(out.last_hidden_state)
         return out
 
+    def end(self, hidden: Tensor, count: int) -> Tensor:
+        """(B, count, C): of states (B, L, C) those of the last `count` tokens, which are text in all prompts."""
+        if self.sequence.filler is None:
+            return hidden[:, -count:].clone()
+        at = torch.arange(self.sequence.length - count, self.sequence.length, dtype=torch.long, device=hidden.device)
+        return hidden.index_select(1, at - self.sequence.filler)
+
     def cache_state(self) -> CacheState:
         """What decoding needs."""
         prompt, tail, segments = self.prompt, self.sequence.tail, self.segments

@@ -36,6 +36,8 @@ class Watch:
             return
         if hasattr(self.model, "generate"):
             changes.method(self.model, "generate", self._generate)
+        if self.attachment.graphs is not None and self.model is not self.anatomy.base:
+            changes.method(self.model, "forward", self._read)
         if COUNTS_PLACEHOLDERS:
             changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
 
@@ -63,7 +65,13 @@ class Watch:
         if kwargs.get("cache_implementation", config.cache_implementation) == "paged":  # transformers would only log it
             raise LabError("paged caches are not supported while a strategy is attached; use the default dynamic cache")
         length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
-        with self.attachment.running.during("prompt_length", length):
+        longest, running = kwargs.get("max_new_tokens", config.max_new_tokens), self.attachment.running
+        with running.during("prompt_length", length), running.during("longest", longest):
+            return original(*args, **kwargs)
+
+    def _read(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around a forward pass that makes logits of the states that the language model returns."""
+        with self.attachment.running.during("read", kwargs.get("logits_to_keep", 0)):
             return original(*args, **kwargs)
 
     def _forward(self, original: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.graphs.fresh import pack, unpack
+from illava_lab.hooks.compat import vision_utils
+from illava_lab.hooks.graphs.fresh import copied, pack, unpack
 from illava_lab.hooks.graphs.keys import strategy_key
-from illava_lab.trace.survivors import Survivors
+from illava_lab.hooks.towers.tables import tables_of
+from illava_lab.method.brought import brought
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -24,52 +27,71 @@ def captured_tower(
 ) -> tuple[Any, Any] | None:
     """What `run(args, kwargs)` returns, computed by a graph; None where it must be computed plainly.
 
-    Only towers that see rows of patches: those that pack pictures of any size read values to cut their sequence.
-
     Args:
         run: returns what the tower returned, and the form of the call; form_of: makes one that has not run.
     """
     graphs, anatomy, running = attachment.graphs, attachment.anatomy, attachment.running
     # Somebody who calls the tower himself may look at hidden states that are not kept here.
     inside = running.call is not None or running.prompt_length is not None
-    if graphs is None or anatomy.cells is not None or not inside or attachment.strategy.own_count:
+    if graphs is None or not inside or attachment.strategy.own_count:
         return None
-    by_name = "pixel_values" in kwargs
-    pixels = kwargs["pixel_values"] if by_name else args[0]
-    others = {name: value for name, value in kwargs.items() if name != "pixel_values"}
+    grids = None
+    if anatomy.cells is not None:
+        grids = _grids(attachment, kwargs)
+        if grids is None:
+            return None
+        kwargs = {**kwargs, "grid_thw": grids}  # on the host from here on
+    name = "pixel_values" if grids is None else "hidden_states"
+    pixels = kwargs[name] if name in kwargs else args[0]
+    others = {key: value for key, value in kwargs.items() if key not in (name, "grid_thw")}
     if not isinstance(pixels, Tensor) or not all(isinstance(value, _PLAIN) for value in (*others.values(), *args[1:])):
         return None
     read = _feature_layers(attachment)
 
-    def record(inputs: list[Tensor]) -> Any:
-        if by_name:
-            out, form = run(args, {**kwargs, "pixel_values": inputs[0]})
+    def record(inputs: list[Tensor], _: Any) -> Any:
+        (own,) = inputs
+        more = {} if grids is None else brought(lambda: tables_of(anatomy.tower, grids, own.device))
+        if name in kwargs:
+            out, form = run(args, {**kwargs, **more, name: own})
         else:
-            out, form = run((inputs[0], *args[1:]), kwargs)
+            out, form = run((own, *args[1:]), {**kwargs, **more})
         states = out.get("hidden_states")
-        parts: dict[str, Any] = {name: value for name, value in out.items() if isinstance(value, Tensor)}
+        parts = {key: value for key, value in out.items() if key != "hidden_states" and value is not None}
         if states is not None:
             parts["hidden_states"] = {i % len(states): states[i] for i in read}
-        left = form.survivors
-        return type(out), parts, len(states or ()), pack((form.steps, left.place, left.size))
+            if anatomy.shuffle == 1:  # these are what the projector is given, and nothing else is read
+                parts = {"hidden_states": parts["hidden_states"]}
+        return type(out), parts, len(states or ()), pack(form.told())
 
-    def take(outputs: Any) -> tuple[Any, Any]:
+    def take(outputs: Any, _: Any) -> tuple[Any, Any]:
         kind, written, depth, packed = outputs
-        parts: dict[str, Any] = {name: x.clone() for name, x in written.items() if isinstance(x, Tensor)}
+        parts = copied(written)
         if depth:  # of those that nobody reads, none is kept
-            read = {i: x.clone() for i, x in written["hidden_states"].items()}
-            parts["hidden_states"] = tuple(read.get(i) for i in range(depth))
-        steps, place, size = unpack(packed)
+            parts["hidden_states"] = tuple(parts["hidden_states"].get(i) for i in range(depth))
         form = form_of(args, kwargs)
-        form.steps, form.survivors = steps, Survivors(place.shape[1], place.device, lambda: place, lambda: size)
+        form.tell(unpack(packed))
         return kind(**parts), form
 
-    key = _key(attachment, others, args[1:], by_name), tuple(read)
+    sizes = None if grids is None else tuple(map(tuple, grids.tolist()))
+    key = _key(attachment, others, args[1:], name in kwargs), tuple(read), sizes
     return graphs.replay(key, [pixels], record, take)
 
 
+def _grids(attachment: Attachment, kwargs: dict[str, Any]) -> Tensor | None:
+    """(images, 3) on the host, the sizes that a packed tower is called with; None where it cannot be captured.
+
+    Once patches are gone, how many are left in a window of attention is known on the device only.
+    """
+    cells, grids = attachment.anatomy.cells, kwargs.get("grid_thw")
+    assert cells is not None
+    known = cells.window is None or not attachment.schedule.plan("encoder")
+    if vision_utils is None or not known or not isinstance(grids, Tensor) or kwargs.get("output_hidden_states"):
+        return None
+    return grids.to("cpu", torch.long)
+
+
 def _feature_layers(attachment: Attachment) -> list[int]:
-    layer = attachment.anatomy.base.config.vision_feature_layer
+    layer = getattr(attachment.anatomy.base.config, "vision_feature_layer", [])
     return [layer] if isinstance(layer, int) else list(layer)
 
 

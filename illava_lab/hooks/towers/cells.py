@@ -20,7 +20,7 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.towers.rows import ask_rows, shrink, with_holes, with_smaller
+from illava_lab.hooks.towers.rows import ask_rows, known_survivors, shrink, with_holes, with_smaller
 from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, at_cells, cell_places
 from illava_lab.trace.step import Step
@@ -124,6 +124,13 @@ class ShuffledCells:
         return with_holes(out, self.patches.place, self.anatomy.patches, torch.nan)
 
     # ---- what is left
+    def told(self) -> Any:
+        return self.steps, self.survivors.place, self.survivors.size
+
+    def tell(self, told: Any) -> None:
+        self.steps, place, size = told
+        self.survivors = known_survivors(place, size)
+
     @property
     def patches(self) -> Survivors:
         return self.survivors.behind(1)

@@ -23,11 +23,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.towers.rows import known_survivors
+from illava_lab.hooks.towers.tables import on_device
 from illava_lab.method.ask import ask, by_count, own_counts, take_note
+from illava_lab.method.brought import brought, upload
 from illava_lab.method.keep import Keep, kept
 from illava_lab.method.tokens import Tokens
 from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
@@ -79,7 +83,7 @@ def packed_frames(grids: list[list[int]], merge: int, window: int | None, device
             row, start = row + 1, start + grid[0] * grid[1]
     out = []
     for grid, frames in members.items():
-        first = torch.tensor([start for _, start in frames], dtype=torch.long, device=device)[:, None]
+        first = upload(np.array([start for _, start in frames], np.int64), device)[:, None]
         # Window by window: windows, and the cells within each, in raster order.
         at = first + window_of_cells(grid, window or max(grid), device).flatten().argsort(stable=True).argsort()
         survivors = Survivors.everything(0, len(frames), at.shape[1], device)
@@ -92,18 +96,20 @@ class PackedCells:
 
     Attributes:
         frames: the images and temporal slices, in batches of equal size.
+        order: (cells that are left,) long, which they are.
         grids: (time, height, width) in patches of each image or video.
     """
+
+    order: Tensor
 
     def __init__(self, attachment: Attachment, args: tuple, kwargs: dict[str, Any]) -> None:
         assert attachment.anatomy.cells is not None
         self.attachment, self.cells = attachment, attachment.anatomy.cells
         grids: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-        device = (args[0] if args else kwargs["hidden_states"]).device
         self.grids: list[list[int]] = grids.tolist()
-        self.frames = packed_frames(self.grids, self.cells.side, self.cells.window, device)
-        self.total = sum(frames.at.numel() for frames in self.frames)  # cells before any reduction
-        self.order = torch.arange(self.total, dtype=torch.long, device=device)  # those left, as they were numbered then
+        # cells before any reduction
+        self.total = sum(time * height * width for time, height, width in self.grids) // self._patches
+        self.frames: list[Frames] = []
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
@@ -119,6 +125,9 @@ class PackedCells:
 
     # ---- the tower
     def enter_tower(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        device = (args[0] if args else kwargs["hidden_states"]).device
+        self.frames = packed_frames(self.grids, self.cells.side, self.cells.window, device)
+        self.order = torch.arange(self.total, dtype=torch.long, device=device)  # those left, as they were numbered then
         return args, kwargs
 
     def leave_tower(self, out: Any) -> Any:
@@ -148,12 +157,13 @@ class PackedCells:
         index = self._with_patches(self.order)
         return tuple(table[index.to(table.device)] for table in tables)
 
-    def _boundaries(self, bounds: Tensor) -> Tensor:
+    def _boundaries(self, bounds: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """The boundaries that are left; `max_seqlen` may stay, an upper bound is all that kernels need."""
         lengths = self._lengths()
         if len(bounds) == len(lengths) + 1:  # one sequence for each frame: their lengths are known
-            ends = torch.tensor([0, *lengths], dtype=torch.long).cumsum(0) * self._patches
-            return ends.to(bounds.device, bounds.dtype, non_blocking=True)
+            ends = np.cumsum([0, *lengths]) * self._patches
+            return upload(ends, bounds.device).to(bounds.dtype) if isinstance(bounds, Tensor) else ends
+        assert isinstance(bounds, Tensor)
         left = torch.searchsorted(self.order, bounds.to(self.order.device) // self._patches) * self._patches
         return left.unique_consecutive().to(bounds.device, bounds.dtype)
 
@@ -199,15 +209,14 @@ class PackedCells:
             self._taps,
             self._layer["position_embeddings"],
             self._scaling,
-            self._layer["cu_seqlens"].long(),
+            brought(lambda: on_device(self._layer["cu_seqlens"], hidden.device)),
             [self._with_patches(frames.at) for frames in self.frames],
             self._log_size(),
             self._patches,
             longest=self._longest(layer),
         )
         self._taps = []
-        schedule, strategy, out, left = self.attachment.schedule, self.attachment.strategy, cells, []
-        asked = []
+        schedule, strategy, out, left, parts = self.attachment.schedule, self.attachment.strategy, cells, [], []
         for frames in self.frames:
             rows = cells[frames.at]  # (F, n, 4C)
             noted: dict[str, Any] = {} if frames.noted is None else {"noted": frames.noted}
@@ -224,19 +233,20 @@ class PackedCells:
             )
             if layer in self.attachment.looks:
                 frames.noted = take_note(strategy, tokens, frames.noted)
-            if layer in schedule.encoder:
-                asked += self._asked(frames, tokens, rows, schedule.encoder[layer])
-        for frames, tokens, rows, keep in asked:
-            reduction = ask(strategy, tokens, keep)
-            self.steps.append(Step("encoder", layer, frames.rows, reduction, tokens.count, reduction.slots))
-            frames.at, frames.survivors = frames.at.gather(1, reduction.anchor), frames.survivors.after(reduction)
-            if frames.noted is not None:
-                frames.noted = frames.noted[tokens.row, reduction.anchor]
-            out = out.index_copy(0, frames.at.flatten(), reduction.apply(rows).flatten(0, 1))
-            left.append(frames.at.flatten())
-        if not left:  # only looked at
+            if layer not in schedule.encoder:
+                continue
+            for part, own, states, keep in self._asked(frames, tokens, rows, schedule.encoder[layer]):
+                reduction = ask(strategy, own, keep)
+                self.steps.append(Step("encoder", layer, part.rows, reduction, own.count, reduction.slots))
+                part.at, part.survivors = part.at.gather(1, reduction.anchor), part.survivors.after(reduction)
+                if part.noted is not None:
+                    part.noted = part.noted[own.row, reduction.anchor]
+                out = out.index_copy(0, part.at.flatten(), reduction.apply(states).flatten(0, 1))
+                left.append(part.at.flatten())
+                parts.append(part)
+        if not parts:  # only looked at
             return hidden
-        order, self.frames = torch.cat(left).sort().values, [frames for frames, _, _, _ in asked]
+        order, self.frames = torch.cat(left).sort().values, parts
         self.order, self._short = self.order[order], {}
         for frames in self.frames:
             frames.at = torch.searchsorted(order, frames.at)
@@ -259,6 +269,17 @@ class PackedCells:
         return out.new_full((self.total, out.shape[1]), torch.nan).index_copy_(0, self.order.to(out.device), out)
 
     # ---- what is left
+    def told(self) -> Any:
+        frames = [(frames.first, frames.at, frames.survivors.place, frames.survivors.size) for frames in self.frames]
+        return self.steps, frames, self.order, [(frames.rows, frames.grid) for frames in self.frames]
+
+    def tell(self, told: Any) -> None:
+        self.steps, frames, self.order, known = told
+        self.frames = [
+            Frames(rows, grid, first, at, known_survivors(place, size))
+            for (first, at, place, size), (rows, grid) in zip(frames, known, strict=True)
+        ]
+
     @property
     def patches(self) -> Survivors:
         """All cells of the call as one row: places count through all images."""

@@ -114,6 +114,13 @@ class Rows:
         return 0.0 if any(media.pack for media in self.anatomy.media.values()) else torch.nan
 
     # ---- what is left
+    def told(self) -> Any:
+        return self.steps, self.survivors.place, self.survivors.size
+
+    def tell(self, told: Any) -> None:
+        self.steps, place, size = told
+        self.survivors = known_survivors(place, size)
+
     @property
     def patches(self) -> Survivors:
         return self.survivors.behind(self.skip)
@@ -123,6 +130,11 @@ class Rows:
     @property
     def kept(self) -> float:
         return (self.survivors.count - self.skip) / self.anatomy.patches
+
+
+def known_survivors(place: Tensor, size: Tensor) -> Survivors:
+    """Tokens whose places and sizes (R, M) are there already."""
+    return Survivors(place.shape[1], place.device, lambda: place, lambda: size)
 
 
 class Reduced(Protocol):

@@ -10,6 +10,7 @@ How a tower lays out its patches is the business of a *form*, made anew for each
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.compat import ASKS_FOR_LAYERS
 from illava_lab.hooks.encoding import Encoding, TowerCall
+from illava_lab.hooks.graphs.parts import in_parts, width_of
 from illava_lab.hooks.tap import TappedConfig
 from illava_lab.hooks.towers.captured import captured_tower
 
@@ -58,6 +61,14 @@ class Form(TowerCall, Protocol):
         """What the tower returns: no holes, patches in raster order."""
         ...
 
+    def told(self) -> Any:
+        """What the tower left, for somebody who captures it: made of tensors and numbers."""
+        ...
+
+    def tell(self, told: Any) -> None:
+        """What `told` gave, to a form of the same call that has not run."""
+        ...
+
     def enter_projector(self, hidden: Tensor) -> Tensor:
         """What the projector sees: no holes."""
         ...
@@ -85,6 +96,9 @@ class Tower:
             LabError: proportional attention is asked of a kernel that takes no mask of numbers.
         """
         module, layers = self.anatomy.tower, self.anatomy.encoder_layers
+        if self.attachment.graphs is not None:
+            for mlp in (getattr(layer, self.anatomy.layer_parts.mlp) for layer in layers):
+                changes.method(mlp, "forward", partial(in_parts, width_of(mlp)))
         if not self.plan and self.attachment.schedule.image is None:
             if self.attachment.graphs is not None:
                 changes.method(module, "forward", self._tower)
@@ -129,16 +143,32 @@ class Tower:
             form = encoding.tower = form_of(args, kwargs)
             with running.during("encoding", encoding):
                 args, kwargs = form.enter_tower(args, kwargs)
-                out = original(*args, **kwargs)
+                wanted = self._layers_read(kwargs)
+                out = original(*args, **kwargs | wanted)
                 if isinstance(out, tuple):
                     raise LabError(
                         "the vision tower returned a tuple; call it with return_dict=True while a strategy is attached"
                     )
+                if wanted:
+                    out["hidden_states"] = (None, *out.hidden_states)  # what enters the first layer
                 return form.leave_tower(out), form
 
         done = captured_tower(self.attachment, run, form_of, args, kwargs)
         out, encoding.tower = run(args, kwargs) if done is None else done
         return out
+
+    def _layers_read(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Asks for the states that the projector is given instead of those of all layers, which would be held on to.
+
+        Nothing, where they are asked for one by one already, or where somebody calls the tower himself.
+        """
+        running, entries = self.attachment.running, len(self.anatomy.encoder_layers) + 1
+        inside = running.call is not None or running.prompt_length is not None
+        layer = getattr(self.anatomy.base.config, "vision_feature_layer", -1)
+        read = {one % entries for one in ([layer] if isinstance(layer, int) else layer)}
+        if kwargs.get("output_hidden_states") is not True or not (ASKS_FOR_LAYERS and inside) or 0 in read:
+            return {}
+        return {"output_hidden_states": [entry - 1 for entry in read]}
 
     # ---- inside a layer
     def _pass(self, original: Callable, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

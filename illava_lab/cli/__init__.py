@@ -1,0 +1,1 @@
+"""The command line: words that commands share, and commands that are a file each."""
