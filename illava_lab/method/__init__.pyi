@@ -4,6 +4,10 @@ from .errors import LabError as LabError
 from .errors import one_of as one_of
 from .few_sums import FewSums as FewSums
 from .few_sums import Sums as Sums
+from .frames import cosine_to as cosine_to
+from .frames import frame_of as frame_of
+from .frames import same_place_before as same_place_before
+from .frames import same_place_in as same_place_in
 from .host_made import host_made as host_made
 from .keep import Keep as Keep
 from .keep import check_keep as check_keep

@@ -11,7 +11,7 @@ from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
-from illava_lab.method.tokens import Stage, Tokens
+from illava_lab.method.tokens import Medium, Stage, Tokens
 
 # One for all layers of a stage, or pairs of a layer and its strategy; None where nothing is reduced.
 Part = Strategy | tuple[tuple[int, Strategy], ...] | None
@@ -98,6 +98,11 @@ class Composed(Strategy):
         if isinstance(part, Strategy):
             return part.first_llm_layer
         return min((layer for layer, _ in part or ()), default=1)
+
+    @property
+    def media(self) -> tuple[Medium, ...]:  # type: ignore[override]
+        taken = [medium for part in self._of("llm") for medium in part.media]
+        return tuple(dict.fromkeys(taken)) or Strategy.media
 
     @property
     def smallest_keep(self) -> float:  # type: ignore[override]

@@ -16,7 +16,7 @@ from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep
 from illava_lab.method.ranking import highest
 from illava_lab.method.token_map import TokenMap
-from illava_lab.method.tokens import Stage, Tokens
+from illava_lab.method.tokens import Medium, Stage, Tokens
 
 
 class Paper(NamedTuple):
@@ -43,6 +43,7 @@ class Strategy:
         stages: where it may run.
         first_llm_layer: the first LLM layer before which it can run: 0, on what the projector made, if it asks for no
             attention of the layer before.
+        media: what it reduces in the LLM. Where it is videos alone, a picture beside one stays whole.
         home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
@@ -62,6 +63,7 @@ class Strategy:
     paper: ClassVar[Paper | None] = None
     stages: ClassVar[tuple[Stage, ...]] = ("encoder", "llm")
     first_llm_layer: ClassVar[int] = 1
+    media: ClassVar[tuple[Medium, ...]] = ("image", "video")
     home: ClassVar[tuple[Stage, ...]] = ()
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0

@@ -20,6 +20,8 @@ from illava_lab.method.rows import row_index
 Stage = Literal["image", "encoder", "llm"]
 STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
 
+Medium = Literal["image", "video"]
+
 STATISTICS: dict[str, str] = {
     "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
     "cls_attention": "(B, N): attention that CLS pays to each token, mean over heads",
@@ -61,6 +63,8 @@ class Tokens:
         protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
             attached models keep those without showing them).
         grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
+        frames: (frames, tokens of each) that `position` counts through, of a video in the LLM; else None.
+            `same_place_before` and its like say what lies where a token lies in other frames.
         plan: layer -> how much is kept, of the layers of this stage that reduce; empty where nobody said.
         row: (B, 1) long, 0 to B-1: ``x[tokens.row, index]`` are rows of x (B, N, C) by index (B, M).
 
@@ -85,6 +89,7 @@ class Tokens:
         protected: Given = None,
         protected_count: int | None = None,
         grid: tuple[int, int] | None = None,
+        frames: tuple[int, int] | None = None,
         plan: Mapping[int, Keep] | None = None,
         site: Any = None,
         **statistics: Tensor,
@@ -98,6 +103,7 @@ class Tokens:
         if unknown:
             raise LabError(f"unknown statistic {unknown[0]!r}; known are {', '.join(STATISTICS)}")
         self.stage, self.layer, self.hidden, self.grid, self.plan = stage, layer, hidden, grid, plan or {}
+        self.frames = frames
         self._given: dict[str, Given] = {"size": size, "position": position, "protected": protected}
         for name, value in self._given.items():
             if isinstance(value, Tensor):
@@ -188,6 +194,7 @@ class Tokens:
             protected=(lambda: self.protected[at]) if self.has_protected else None,
             protected_count=self.protected_count,
             grid=self.grid,
+            frames=self.frames,
             plan=self.plan,
             site=_SomeRows(self, at),
         )

@@ -94,7 +94,9 @@ class Plan:
                 first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
                 if not first <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first} to {last}")
-                strategy.at(stage, layer)
+                own = strategy.at(stage, layer)
+                if stage == "llm" and not set(own.media) & set(anatomy.media):
+                    raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, which this model does not take")
         looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []
         if looks and min(self.encoder) < min(looks):
             raise LabError(

@@ -27,6 +27,7 @@ class Case:
     reduced: bool = False
     equal: bool = False
     entry: bool = False
+    video: bool = False
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     writer: Strategy | None = None  # who noted something of the tokens of an encoder
@@ -52,7 +53,8 @@ class Case:
         protected = f", {self.newlines} of them protected line ends" if self.newlines else ", CLS first" * self.cls
         height, width = squarest_grid(2 * self.patches if self.reduced else self.patches)
         parts = [f"{self.stage} stage", f"batch {self.batch}", f"{self.count} tokens{protected}", f"keep {self.keep}"]
-        parts += [f"grid {height} x {width}" + (" with patches missing" if self.reduced else "")]
+        parts += [f"{height} frames of {width} tokens" if self.video else f"grid {height} x {width}"]
+        parts[-1] += " with patches missing" if self.reduced else ""
         parts += ["all tokens equal"] if self.equal else []
         parts += ["in front of the first layer"] if self.entry else []
         parts += [str(self.dtype).removeprefix("torch.")] if self.dtype != torch.float32 else []
@@ -64,5 +66,5 @@ class Case:
 def _shared_tokens(case: Case) -> Tokens:
     return example_tokens(
         case.stage, case.patches, case.batch, cls=case.cls, newlines=case.newlines, reduced=case.reduced,
-        equal=case.equal, entry=case.entry, dtype=case.dtype, device=case.device,
+        equal=case.equal, entry=case.entry, video=case.video, dtype=case.dtype, device=case.device,
     )  # fmt: skip

@@ -48,6 +48,7 @@ def example_tokens(
     reduced: bool = False,
     equal: bool = False,
     entry: bool = False,
+    video: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -62,6 +63,7 @@ def example_tokens(
         newlines: LLM only, protected tokens at random places, others in every row.
         reduced: as after an earlier reduction: patches are missing, and others stand for several.
         equal: all tokens are alike.
+        video: LLM only, frames of a video: as many as the squarest grid has rows, each as long as one of these.
         entry: LLM only, in front of its first layer, where there is no attention yet.
 
     Raises:
@@ -105,7 +107,8 @@ def example_tokens(
         position=position.to(device),
         protected=protected.to(device) if extra else None,
         protected_count=None,
-        grid=(height, width),
+        grid=None if video else (height, width),
+        frames=(height, width) if video else None,
         plan=None,
         site=lacks,
         **given,

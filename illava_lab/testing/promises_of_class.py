@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from illava_lab.errors import LabError
 from illava_lab.method.registry import KINDS, strategies
 from illava_lab.method.strategy import Paper, Strategy
-from illava_lab.method.tokens import STAGES
+from illava_lab.method.tokens import STAGES, Medium
 from illava_lab.testing.cases import Case
 from illava_lab.testing.faults import same
 from illava_lab.testing.promise import promise
@@ -43,6 +43,8 @@ def metadata(subject: Subject, case: None) -> str | None:
         return (
             f"first_llm_layer is {own.first_llm_layer!r}: it must be a whole number, 0 where no attention is asked for"
         )
+    if not isinstance(own.media, tuple) or not own.media or not set(own.media) <= set(get_args(Medium)):
+        return f"media is {own.media!r}: it must be a tuple taken from {get_args(Medium)}"
     if not 0 <= own.smallest_keep < 1:
         return f"smallest_keep is {own.smallest_keep!r}: it must be a fraction, 0 for no limit"
     return None

@@ -50,10 +50,11 @@ class Subject:
     def sites(self) -> dict[Case, str]:
         """Each place that the strategy's stages have (as a Case of 9 patches) -> why it cannot run there, or ""."""
         stages = STAGES if self.strategy.kind == "none" else self.strategy.stages
+        film = {"video": True} if "image" not in self.strategy.media else {}
         places: dict[Stage, list[dict[str, Any]]] = {
             "image": [dict(cls=True), dict()],
             "encoder": [dict(cls=True), dict(), dict(cls=True, reduced=True), dict(reduced=True)],
-            "llm": [dict(entry=self.strategy.first_llm_layer == 0), dict(reduced=True)],
+            "llm": [dict(entry=self.strategy.first_llm_layer == 0, **film), dict(reduced=True, **film)],
         }
         writer = self.strategy if self.strategy.looks(24) else None
         cases = [

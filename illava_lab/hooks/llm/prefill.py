@@ -24,6 +24,7 @@ from illava_lab.hooks.tap import peek
 from illava_lab.method.ask import ask, own_counts
 from illava_lab.method.brought import upload
 from illava_lab.method.keep import kept
+from illava_lab.method.token_map import TokenMap
 from illava_lab.sites.attention import UnequalText
 from illava_lab.trace.step import Step
 from illava_lab.trace.trace import Prefilled
@@ -130,17 +131,21 @@ class Prefill:
         present, merged, done, pending = sequence.present, [], [], [*self.groups]
         gone: list[int] = []
         plan, strategy = self.attachment.schedule.plan("llm"), self.attachment.strategy
+        media = strategy.at("llm", index).media
         while pending:
             group = pending.pop(0)
             group.to(hidden.device)
             try:
                 tokens = llm_tokens(index, group, around, self.entry, sequence, norm, plan)
-                own = own_counts(strategy, tokens, plan[index])
+                own = own_counts(strategy, tokens, plan[index]) if group.medium in media else None
                 if own is not None and len(set(own)) > 1:
                     pending = [*split(group, own), *pending]
                     continue
-                keep = kept(plan[index], group.count, f"llm layer {index}") if own is None else own[0]
-                reduction = ask(strategy, tokens, keep)
+                if group.medium in media:
+                    keep = kept(plan[index], group.count, f"llm layer {index}") if own is None else own[0]
+                    reduction = ask(strategy, tokens, keep)
+                else:
+                    reduction = TokenMap.identity(tokens)
             except UnequalText:
                 pending = [*split(group, [image.text_after for image in group.images]), *pending]
                 continue

@@ -102,6 +102,7 @@ def llm_tokens(
         protected=(lambda: _last_of(group)) if group.ends else None,
         protected_count=int(group.ends),
         grid=group.grid,
+        frames=group.frames,
         plan=plan,
         site=site if around.seen is not None else EntrySite(site),
     )

@@ -184,6 +184,7 @@ def with_smaller(pixels: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[t
 def _tokens(form: Reduced, stage: Stage, layer: int, hidden: Tensor, site: Any) -> Tokens:
     anatomy = form.attachment.anatomy
     survivors = form.survivors = form.survivors.to(hidden.device)
+    noted: dict[str, Any] = {} if form.noted is None else {"noted": form.noted.to(hidden.device)}
     return Tokens(
         stage,
         hidden,
@@ -195,7 +196,7 @@ def _tokens(form: Reduced, stage: Stage, layer: int, hidden: Tensor, site: Any) 
         grid=anatomy.grid,
         plan=form.attachment.schedule.plan(stage),
         site=site,
-        **({} if form.noted is None else {"noted": form.noted.to(hidden.device)}),
+        **noted,
     )
 
 
