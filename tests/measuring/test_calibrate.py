@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import illava_lab as il
-from illava_lab.measuring.tasks import load_task
+from illava_lab.measuring.task_files import load_task
 
 
 @pytest.fixture(scope="module")

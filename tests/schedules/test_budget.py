@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import IMAGE_TOKEN, KINDS, PATCHES, QWENS, Prompt, make_inputs, random_llava, shared_llava
+from helpers.every import of_pictures
 from helpers.qwen import qwen_inputs
 
 import illava_lab as il
@@ -12,7 +13,7 @@ from illava_lab.measuring import measure
 from illava_lab.models.families import describe
 from illava_lab.schedules.flops import prefill_flops
 
-REDUCING = [name for name in il.strategies() if name != "none"]
+REDUCING = [name for name in of_pictures() if name != "none"]
 
 ENDS_THE_ENCODER = (
     "divprune", "fastervlm", "flowcut", "holov", "pool", "prumerge", "prumerge+", "prunesid", "scope", "visionzip",
