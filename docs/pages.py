@@ -15,6 +15,7 @@ from illava_lab.method.registry import OWN
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import table
 from illava_lab.schedules.presets import PRESETS, Preset
+from illava_lab.widgets import front
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,12 +80,33 @@ def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
     return {"text/html": f"<figure>{picture}{caption}</figure>"}
 
 
+# --------------------------------------------------------------------------------------------- the machine
+def write_machine(folder: Path) -> None:
+    """Write the front-end and the stored runs where the pages look for them: as scripts, which run from files, too."""
+    stored = (CLONE / "docs" / "machine.json").read_text(encoding="utf-8").strip()
+    (folder / "machine.js").write_text(front.page_script(), encoding="utf-8")
+    (folder / "machine.css").write_text(front.style(), encoding="utf-8")
+    (folder / "machine_runs.js").write_text(f"window.illavaRuns = {stored};\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    """The machine on a page at the top of the site, with a picture of it where no script runs."""
+    return (
+        "```{raw} html\n"
+        '<link rel="stylesheet" href="_static/machine.css">\n'
+        '<div class="machine"><noscript>Here the machine runs: it needs JavaScript.</noscript></div>\n'
+        '<script src="_static/machine.js"></script>\n<script src="_static/machine_runs.js"></script>\n'
+        '<script>illavaMachine.mount(document.querySelector(".machine"), illavaRuns);</script>\n```'
+    )
+
+
 # --------------------------------------------------------------------------------------------- the methods
 def fill(text: str) -> str:
     """Put what is generated into a page, in the place of its mark."""
     marks = {
         "<!-- methods -->": _methods, "<!-- families -->": table, "<!-- statistics -->": _statistics,
         "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
+        "<!-- machine -->": _machine,
     }  # fmt: skip
     for mark, make in marks.items():
         if mark in text:

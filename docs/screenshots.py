@@ -41,6 +41,11 @@ class Widget(NamedTuple):
     move: Callable[[Reader, Locator], None]
 
 
+def move_machine(reader: Reader, output: Locator) -> None:
+    output.locator(".im-map").last.hover(position={"x": 38, "y": 44})
+    expect(output.locator(".im-said")).to_contain_text("stands for")
+
+
 def text(output: Locator) -> Locator:
     """The sentence that says what a widget shows."""
     return output.locator(".widget-html-content").last
@@ -93,6 +98,9 @@ def choose(reader: Reader, output: Locator) -> None:
 
 
 WIDGETS = {
+    "machine": Widget(
+        'widgets.Machine(lab, image, [question, "What is the word?"], "tome", keep=0.3).show()', move_machine
+    ),
     "keep-slider": Widget('widgets.KeepSlider(lab, image, question, "illava").show(0.5)', move_keep_slider),
     "redundancy-explorer": Widget(
         'widgets.RedundancyExplorer(lab, {"scene": image}, "What is the word?", patch=20).show(stage="encoder", layer=4)',

@@ -43,31 +43,34 @@ def prefill_flops(
             has, a typical one where pictures come in any size.
         trace: of a run on the first prompt under this strategy and schedule, in place of `layouts`.
     """
-    prompt = prompt_shape(describe(model), schedule, text_tokens, layouts, trace)
-    total = sum(sum(part) for part in _by_layer(model, prompt).values())
-    if strategy is not None:
-        stages: tuple[Stage, ...] = ("encoder", "llm")
-        for stage in stages:
-            plan, looks = prompt.plan[stage], strategy.looks(prompt.anatomy.encoder_depth) if stage == "encoder" else []
-            asked = {*plan, *(layer for layer in looks if layer <= max(plan, default=-1))}
-            total += sum(reduction_flops(model, prompt, strategy, stage, layer) for layer in sorted(asked))
-    return total
+    parts = flops_by_layer(model, schedule, strategy, text_tokens=text_tokens, layouts=layouts, trace=trace)
+    return sum(sum(part) for part in parts.values())
 
 
 def flops_by_layer(
     model: nn.Module,
     schedule: Plan | None = None,
+    strategy: Strategy | None = None,
     *,
     text_tokens: int,
     layouts: Sequence[Layout] | None = None,
+    trace: Trace | None = None,
 ) -> dict[str, list[float]]:
     """Where the FLOPs of a prefill go: "patches" (their embedding), "encoder", "pooling" (its head), "projector" (with
     those of layers in between), "llm" and "head".
 
-    "encoder" and "llm" have an entry for each layer, the others one. What a strategy computes is left out. Arguments
-    as in `prefill_flops`.
+    "encoder" and "llm" have an entry for each layer, the others one. What the strategy computes is in the layer that
+    reduces; without one it is left out. Arguments as in `prefill_flops`.
     """
-    return _by_layer(model, prompt_shape(describe(model), schedule, text_tokens, layouts))
+    prompt = prompt_shape(describe(model), schedule, text_tokens, layouts, trace)
+    out = _by_layer(model, prompt)
+    if strategy is not None:
+        stages: tuple[Stage, ...] = ("encoder", "llm")
+        for stage in stages:
+            plan, looks = prompt.plan[stage], strategy.looks(prompt.anatomy.encoder_depth) if stage == "encoder" else []
+            for layer in sorted({*plan, *(layer for layer in looks if layer <= max(plan, default=-1))}):
+                out[stage][layer] += reduction_flops(model, prompt, strategy, stage, layer)
+    return out
 
 
 def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:

@@ -139,8 +139,8 @@ def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
         torch.empty(1, length, config.hidden_size, device="meta") @ weights  # counted, not computed
         return query, key
 
-    alike = Counter((v.before(layer), v.llm[layer], v.entered, v.one_grid) for v in prompt.visuals)
-    for (before, after, entry, grid), images in alike.items():
+    alike = Counter((v.before(layer), v.llm[layer], v.entered, v.one_grid, v.rows) for v in prompt.visuals)
+    for (before, after, entry, grid, rows), images in alike.items():
         at, text = _around(before, length, prompt.text, random.device)
         places = _around(entry, start, prompt.text, random.device)
         at, places = at.expand(images, -1), (places[0].expand(images, -1), places[1])
@@ -149,7 +149,8 @@ def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
             value=key, ahead=ahead, last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
             entry=partial(_entry, entered, *places),
         )  # fmt: skip
-        tokens = Tokens("llm", tokens_at(sequence, at, site.prompt), layer=layer, grid=grid, site=site)
+        hidden, frames = tokens_at(sequence, at, site.prompt), (rows, -(-entry // rows))
+        tokens = Tokens("llm", hidden, layer=layer, grid=grid, frames=frames, site=site)
         yield _Asked(1, tokens, tokens.hidden, after)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from illava_lab.session.likely import Word
 from illava_lab.trace.trace import Trace
 
 
@@ -34,6 +35,7 @@ class Answer:
         note: one sentence that names them and says what the model knows; empty where it knows every word.
         strategy: what reduced the visual tokens, with its settings.
         budget: what it was given, such as "keep 0.5"; "keep 0.5 (the default)" where nobody gave it any.
+        words: for each of the first steps of the answer, the most probable words with their probabilities.
     """
 
     text: str
@@ -43,3 +45,4 @@ class Answer:
     note: str = ""
     strategy: str = "none"
     budget: str = "keep 1"
+    words: tuple[tuple[Word, ...], ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.video_utils import VideoMetadata
 
@@ -27,6 +27,7 @@ from illava_lab.schedules.plan import Plan
 from illava_lab.session.answer import Answer, Timing
 from illava_lab.session.asked import as_list, at_least_one, check_count, check_entries, check_flag, check_question
 from illava_lab.session.generation import ALWAYS, check_defaults
+from illava_lab.session.likely import Likely
 from illava_lab.session.prompt import schedule_for
 from illava_lab.session.room import check_answer, check_tokens, positions_of
 from illava_lab.session.words import plain
@@ -185,17 +186,19 @@ class Lab:
         chosen, budget = choose(strategy, keep, flops, preset, schedule)
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         check_flag("graphs", graphs)
-        inputs, clock = self.inputs([at_least_one("image", image)], [question]), _Clock()
+        inputs, clock, likely = self.inputs([at_least_one("image", image)], [question]), _Clock(), Likely()
         self._check(inputs, max_new_tokens)
         schedule = schedule_for(self.model, chosen, budget, inputs)
         with attach(self.model, chosen, schedule, graphs=graphs) as trace:
             start = time.perf_counter()
-            generated = self._generate(inputs, max_new_tokens, streamer=clock)
+            noting = LogitsProcessorList([likely])
+            generated = self._generate(inputs, max_new_tokens, streamer=clock, logits_processor=noting)
         first, last = clock.times[1], clock.times[-1]  # entry 0 is the prompt
         timing = Timing(first - start, last - first, len(clock.times) - 1)
         tokenizer, asked = self.processor.tokenizer, plain(self.processor, question)
         with one_at_a_time(self.processor):
             unknown, note = unknown_words(tokenizer, asked), note_on_unknown_words(tokenizer, asked)
+            words = likely.words(tokenizer)
         if note:
             warnings.warn(note, stacklevel=2)
         return Answer(
@@ -206,6 +209,7 @@ class Lab:
             note or "",
             strategy=chosen.label,
             budget=str(budget),
+            words=words,
         )
 
     def __repr__(self) -> str:

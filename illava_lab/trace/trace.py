@@ -64,11 +64,11 @@ class Trace:
 
     def layout(self, image: int = 0) -> Layout:
         """What image number `image` is made of without any reduction: crops, patches, visual tokens."""
-        return self._image(image).layout
+        return self.encoded(image).layout
 
     def entered(self, image: int = 0) -> int:
         """Visual tokens that the encoder left of image number `image` to the language model, markers not counted."""
-        return self._image(image).tokens
+        return self.encoded(image).tokens
 
     def left(self, image: int = 0) -> int:
         """Visual tokens of image number `image` that the last layer of the language model saw, markers not counted."""
@@ -80,10 +80,10 @@ class Trace:
     def places(self, image: int, layer: int) -> list[Tensor]:
         """For each encoder row of image number `image`: (n,) the patches whose places are still held in front of an
         encoder layer, in no particular order."""
-        visual, out = self._image(image), []
+        visual, out = self.encoded(image), []
         for row in visual.rows:
             place = torch.arange(-self.cls_tokens, visual.layout.patches[1] * visual.layout.patches[2])
-            for step, own in _steps_of(visual, row):
+            for step, own in steps_of(visual, row):
                 if step.stage == "image" or step.layer < layer:
                     place = place[step.map.anchor[own].cpu()]
             out.append(place[place >= 0])
@@ -98,7 +98,7 @@ class Trace:
         Raises:
             LabError: no such image.
         """
-        visual, followed = self._image(image), self.steps[:steps]
+        visual, followed = self.encoded(image), self.steps[:steps]
         layout, patches = visual.layout, visual.layout.patches[1] * visual.layout.patches[2]
         rows = [self._encoder_row(visual, row, followed, patches) for row in visual.rows]
         encoded = sparse.block_diag(rows, format="csr")
@@ -116,12 +116,17 @@ class Trace:
         for step in followed:
             if step.stage == "llm" and image in step.rows:
                 row = list(step.rows).index(image)
-                weights, kept = _matrix(step.map, row) @ weights, step.map.anchor[row].cpu().numpy()
+                weights, kept = matrix_of(step.map, row) @ weights, step.map.anchor[row].cpu().numpy()
                 order = kept.argsort(kind="stable")
                 weights, anchor = weights[order], anchor[kept[order]]
         return Sources(torch.from_numpy(weights.toarray()), torch.from_numpy(anchor), layout.patches[1:], layout.boxes)
 
-    def _image(self, image: int) -> EncodedImage:
+    def encoded(self, image: int = 0) -> EncodedImage:
+        """Image number `image` as the encoder hands it to the language model.
+
+        Raises:
+            LabError: no such image.
+        """
         images = self._make().images
         count = len(images)
         if not 0 <= image < count:
@@ -132,9 +137,9 @@ class Trace:
         """(P, P): what stands in the place of each patch of one encoder row; empty where nothing does."""
         skip = self.cls_tokens
         weights, anchor = sparse.eye_array(patches + skip, format="csr"), np.arange(patches + skip)
-        for step, own in _steps_of(visual, row):
+        for step, own in steps_of(visual, row):
             if step in followed:
-                weights, anchor = _matrix(step.map, own) @ weights, anchor[step.map.anchor[own].cpu().numpy()]
+                weights, anchor = matrix_of(step.map, own) @ weights, anchor[step.map.anchor[own].cpu().numpy()]
         entries = np.ones(len(anchor)), (anchor, np.arange(len(anchor)))
         spread = sparse.coo_array(entries, shape=(patches + skip, len(anchor)))
         return (spread.tocsr() @ weights)[skip:, skip:]
@@ -143,14 +148,14 @@ class Trace:
         return "Trace(\n" + "".join(f"  {step}\n" for step in self.steps) + ")"
 
 
-def _steps_of(visual: EncodedImage, row: int) -> Iterator[tuple[Step, int]]:
+def steps_of(visual: EncodedImage, row: int) -> Iterator[tuple[Step, int]]:
     """The encoder's reductions of one of its rows, in order, and which row of the map it is there."""
     for step in visual.steps:
         if row in step.rows:
             yield step, list(step.rows).index(row)
 
 
-def _matrix(reduction: TokenMap, row: int) -> sparse.csr_array:
+def matrix_of(reduction: TokenMap, row: int) -> sparse.csr_array:
     """(M, N) weights of one row of a map."""
     anchor = reduction.anchor[row].cpu().numpy()
     slot, source, weight = np.arange(len(anchor)), anchor, np.ones(len(anchor))

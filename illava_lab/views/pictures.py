@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -17,11 +16,12 @@ from illava_lab.session.answer import Answer
 from illava_lab.session.lab import Lab
 from illava_lab.trace.sources import Sources
 from illava_lab.trace.trace import Trace
+from illava_lab.views.colors import LARGEST, grid_rgb
+from illava_lab.views.seen import window_of
 from illava_lab.views.words import as_label
 
-# Okabe and Ito's colours, told apart also by colour-blind readers; black and grey are left for "gone".
-GROUP_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 CELL = 24  # pixels per patch in a picture
+OUTLINE, TINT, LINE = 2, 0.6, (150, 150, 150)
 
 
 def seen_image(lab: Lab, image: ImageLike) -> Image.Image:
@@ -34,41 +34,55 @@ def seen_image(lab: Lab, image: ImageLike) -> Image.Image:
 
 
 def token_picture(image: Image.Image, sources: Sources) -> Image.Image:
-    """The image under its visual tokens.
+    """The image, in grey, under its visual tokens.
 
-    A token that stands for one patch shows that patch. Patches that were merged into one token share a colour, and
-    the token's own place has a thick frame. Patches that no token stands for are dark.
+    A token has the colour of its place in the picture, the same in every picture of it. One that stands for several
+    patches has these outlined; its own place has a white frame. The `LARGEST` largest groups, and all that are as large
+    as the last of these, are filled with it. A patch that is a token by itself is left as it is. Patches that no token
+    stands for are dark.
 
     Args:
         image: as the model sees it (`seen_image`).
         sources: of that image, from `Trace.sources`; of one in crops, `Sources.crop`.
     """
     rows, columns = sources.grid
-    picture = np.asarray(image.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.NEAREST)).astype(
-        float
-    )
-    patches = picture.reshape(rows, CELL, columns, CELL, 3).swapaxes(1, 2).reshape(rows * columns, CELL, CELL, 3).copy()
+    size = columns * CELL, rows * CELL
+    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.NEAREST)).astype(float)
+    cells = np.repeat(grey.reshape(rows, CELL, columns, CELL).swapaxes(1, 2)[..., None], 3, axis=-1)
     owner = sources.owner().numpy()
     members = np.bincount(owner[owner >= 0], minlength=len(sources.anchor))
-    groups = {int(m): to_rgb(GROUP_COLORS[i % len(GROUP_COLORS)]) for i, m in enumerate(np.flatnonzero(members > 1))}
-    for patch, survivor in enumerate(owner):
-        if survivor < 0:
-            patches[patch] = patches[patch].mean(axis=-1, keepdims=True) * 0.15 + 10
-        elif int(survivor) in groups:
-            patches[patch] = 0.45 * patches[patch] + 0.55 * 255 * np.array(groups[int(survivor)])
-    tiled = patches.reshape(rows, columns, CELL, CELL, 3).swapaxes(1, 2).reshape(rows * CELL, columns * CELL, 3)
-    out = Image.fromarray(tiled.round().clip(0, 255).astype(np.uint8))
+    groups = [int(group) for group in np.argsort(-members, kind="stable") if members[group] > 1]
+    own = grid_rgb(sources.grid, window_of(sources.boxes.view(rows, columns, 4)))[sources.anchor.numpy()].astype(float)
+    least = members[groups[:LARGEST]].min(initial=len(owner))
+    filled = np.isin(owner, np.flatnonzero(members >= least)).reshape(rows, columns)
+    color = own[owner.clip(0)].reshape(rows, columns, 1, 1, 3)
+    cells[filled] = (1 - TINT) * cells[filled] + TINT * np.broadcast_to(color, cells.shape)[filled]
+    cells[(owner < 0).reshape(rows, columns)] *= 0.15
+    out = Image.fromarray(cells.swapaxes(1, 2).reshape(*size[::-1], 3).round().clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(out)
-    for line in range(1, rows):
-        pen.line([(0, line * CELL), (out.width, line * CELL)], fill=(60, 60, 60))
-    for line in range(1, columns):
-        pen.line([(line * CELL, 0), (line * CELL, out.height)], fill=(60, 60, 60))
-    for survivor in groups:
-        row, column = divmod(int(sources.anchor[survivor]), columns)
-        box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
-        pen.rectangle(box, outline=(0, 0, 0), width=5)
-        pen.rectangle(box, outline=(255, 255, 255), width=2)
+    for patch, group in enumerate(owner.tolist()):
+        left, top = (part * CELL for part in divmod(patch, columns)[::-1])
+        for beside, inside, side in _sides(patch, rows, columns):
+            line = [left + side[0] * CELL, top + side[1] * CELL, left + side[2] * CELL, top + side[3] * CELL]
+            if group >= 0 and members[group] > 1 and not (inside and owner[beside] == group):
+                pen.line(line, fill=tuple(own[group].astype(int)), width=OUTLINE)
+            elif group >= 0 and members[group] == 1:
+                pen.line(line, fill=LINE)
+    for group in groups:
+        left, top = (part * CELL for part in divmod(int(sources.anchor[group]), columns)[::-1])
+        box = left + 2, top + 2, left + CELL - 2, top + CELL - 2
+        pen.rectangle(box, outline=(255, 255, 255), width=5)
+        pen.rectangle(box, outline=tuple(own[group].astype(int)), width=2)
     return out
+
+
+def _sides(patch: int, rows: int, columns: int) -> Iterator[tuple[int, bool, tuple[int, int, int, int]]]:
+    """The patch beside each side of a patch, whether there is one, and where the side lies (in cells)."""
+    row, column = divmod(patch, columns)
+    yield patch - columns, row > 0, (0, 0, 1, 0)
+    yield patch + columns, row < rows - 1, (0, 1, 1, 1)
+    yield patch - 1, column > 0, (0, 0, 0, 1)
+    yield patch + 1, column < columns - 1, (1, 0, 1, 1)
 
 
 def after_stage(trace: Trace, stage: str, image: int = 0) -> Sources:

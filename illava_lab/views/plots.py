@@ -17,17 +17,12 @@ from illava_lab.errors import LabError
 from illava_lab.files import write_whole
 from illava_lab.measuring.summary import baseline_of, budget_label
 from illava_lab.paths import quoted
+from illava_lab.views.colors import BLUE, GREEN, MARKERS, METHODS, ORANGE, PINK, RED, SKY, looks
 from illava_lab.views.words import as_html, as_label
 
-# Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# (plotly, matplotlib); so many that a colour comes back with another marker.
-MARKERS = (
-    ("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"),
-    ("x", "X"), ("star", "*"), ("triangle-down", "v"),
-)  # fmt: skip
+COLORS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)  # of lines that are no methods
 BASELINE = "none"
-BASELINE_COLOR = "#555555"
+BASELINE_COLOR = METHODS[BASELINE].color
 
 Axis = Literal["flops", "tokens", "time"]
 AXES: dict[str, tuple[str, str]] = {
@@ -208,7 +203,7 @@ def layers(tables: Mapping[str, pd.DataFrame], column: str, label: str) -> Figur
         drawn = {}
         for number, (name, table) in enumerate(tables.items()):
             own = table[(table["stage"] == stage) & table[column].notna()]
-            marker = MARKERS[number % len(MARKERS)][1]
+            marker = list(MARKERS.values())[number % len(MARKERS)]
             (drawn[name],) = axes.plot(
                 own["layer"],
                 own[column].astype(float),
@@ -260,8 +255,8 @@ def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
     if pd.isna(baseline[column]):
         raise LabError(f"x={x!r} needs the column {column!r}, which this table leaves empty")
     rows = table[(table["status"] == "ok") & (table["strategy"] != BASELINE)]
-    lines = []
-    for number, (name, own) in enumerate(rows.groupby("strategy", sort=False)):
+    lines, drawn = [], looks(map(str, rows["strategy"]))
+    for name, own in rows.groupby("strategy", sort=False):
         own = own.sort_values(column)
         percent = own[["difference", "difference_low", "difference_high"]] * 100
         lines.append(
@@ -272,8 +267,8 @@ def _lines(table: pd.DataFrame, x: str) -> tuple[float, list[_Line]]:
                 below=(percent["difference"] - percent["difference_low"]).fillna(0).tolist(),
                 above=(percent["difference_high"] - percent["difference"]).fillna(0).tolist(),
                 budget=[budget_label(row) for row in own.itertuples()],
-                color=COLORS[number % len(COLORS)],
-                markers=MARKERS[number % len(MARKERS)],
+                color=drawn[str(name)].color,
+                markers=(drawn[str(name)].marker, MARKERS[drawn[str(name)].marker]),
             )
         )
     return float(baseline["accuracy"] * 100), lines

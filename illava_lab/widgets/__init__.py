@@ -1,6 +1,7 @@
 """Widgets: thin views on computed data. Each has a plain-function twin, and a picture for readers without a kernel."""
 
 from illava_lab.widgets.keep_slider import KeepSlider
+from illava_lab.widgets.machine import Machine
 from illava_lab.widgets.merge_explorer import MergeExplorer, merge_figure
 from illava_lab.widgets.output import show_figure, show_plot, show_widget
 from illava_lab.widgets.panels import still
@@ -22,6 +23,7 @@ __all__ = [
     "COLORS",
     "PARTS",
     "KeepSlider",
+    "Machine",
     "MergeExplorer",
     "RedundancyExplorer",
     "ScheduleDesigner",

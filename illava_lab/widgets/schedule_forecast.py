@@ -17,11 +17,11 @@ from illava_lab.models.families import describe
 from illava_lab.schedules.flops import flops_by_layer
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
+from illava_lab.views.colors import BARE, STAGES
 from illava_lab.views.words import as_label
 
 PARTS = {"encoder": "image encoder", "projector": "projector", "llm": "LLM"}
-COLORS = {"encoder": "#0072B2", "projector": "#009E73", "llm": "#D55E00"}
-BARE = "#d9d9d9"
+COLORS = STAGES
 
 
 # ---------------------------------------------------------------------------------------------- what a schedule costs

@@ -156,7 +156,10 @@ def test_what_no_configuration_can_be_is_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "text.json").write_text("no json")
     for source, says in [
-        ("random:llava-9b", "no configuration for 'random:llava-9b'; there are llava-1.5-13b, llava-1.5-7b, "),
+        (
+            "random:llava-9b",
+            "no configuration for 'random:llava-9b'; there are internvl3-8b, llava-1.5-13b, llava-1.5-7b, ",
+        ),
         (f"random:{tmp_path / 'none.json'}", "no configuration for"),
         (f"random:{tmp_path / 'list.json'}", "must hold a JSON object, and holds list"),
         (f"random:{tmp_path / 'text.json'}", "is not laid out like"),

@@ -70,7 +70,7 @@ def test_the_labs_own_rows_are_those_of_its_tables(rows: dict[str, Row]) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("accuracy", 97.5), ("accuracy", None), ("model", "/home/me/model"), ("model", "random:llava-1.5-7b"),
+        ("accuracy", 97.5), ("accuracy", None), ("model", "/somewhere/model"), ("model", "random:llava-1.5-7b"),
         ("task", "../mine.parquet"), ("budget", {"kind": "keep", "amount": 50}), ("budget", {"kind": "preset", "amount": 0.5}),
         ("difference", [0.1]), ("prefill_time", [0, 0, 0]), ("date", "yesterday"), ("weights", "none"), ("more", 1),
         ("by", ""), ("format", 2), ("questions", 0),
@@ -152,10 +152,10 @@ def test_folders_of_whoever_measured_stay_out_of_the_file(compared: Path, tmp_pa
     lines = loglines.read(compared / "run.jsonl")
     assert lines is not None
     for given, shown in {
-        "/home/me/secret/llava": "llava", str(tmp_path): tmp_path.name, "llava-hf/llava-1.5-7b-hf": "llava-hf/llava-1.5-7b-hf",
+        "/somewhere/secret/llava": "llava", str(tmp_path): tmp_path.name, "llava-hf/llava-1.5-7b-hf": "llava-hf/llava-1.5-7b-hf",
         "./mine/llava": "llava", "embedded": "embedded",
     }.items():  # fmt: skip
-        settings = lines.settings | {"model": given, "task": "/home/me/secret/task.parquet"}
+        settings = lines.settings | {"model": given, "task": "/somewhere/secret/task.parquet"}
         folder = tmp_path / "log"
         folder.mkdir(exist_ok=True)
         (folder / "run.jsonl").write_text("".join([loglines.head(settings), *map(loglines.line, lines.entries)]))
