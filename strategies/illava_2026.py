@@ -49,7 +49,9 @@ class ILLaVA2026(Strategy):
             that reason. The expansion ignores `keep`; here `keep` holds, and 4G tokens are the G groups that an
             expansion to G groups has. Merging after this choice, and cutting the last group if need be, is ours.
 
-    The code merges in the dtype of the model; here in float32, cast once.
+    The code merges in the dtype of the model; here in float32, cast once. In the LLM the code for Qwen3-VL reduces each
+    frame of a video on its own; here the tokens of all frames are ranked together, unless it is composed with
+    ``frames="each"`` (`illava_lab.compose`).
     """
 
     name = "illava-2026"

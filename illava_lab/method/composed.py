@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, one_of
+from illava_lab.method.by_frame import count_by_frame, map_by_frame
 from illava_lab.method.keep import Keep
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
@@ -23,21 +24,31 @@ class Composed(Strategy):
 
     Args:
         encoder, llm: the strategy of a stage, or layer -> strategy; None where nothing is reduced.
+        frames: in the LLM the frames of a video are reduced "together", or "each" on its own.
     """
 
     name = "composed"
 
     encoder: Any = None
     llm: Any = None
+    frames: str = "together"
 
     def __post_init__(self) -> None:
         for stage in STAGES:
             object.__setattr__(self, stage, _checked(stage, getattr(self, stage)))
         if not self.parts:
             raise LabError("compose needs a strategy for encoder, for llm, or for both")
+        one_of("frames", self.frames, ("together", "each"))
+        if self.frames == "each":
+            self._refuse_unequal_frames()
         noting = {part.label: part for part in self._of("encoder") if _notes(part)}
         if len(noting) > 1:
             raise LabError(f"compose: {' and '.join(noting)} both take notes in the encoder, and only one of them can")
+
+    def _refuse_unequal_frames(self) -> None:
+        for stage, _, part in self.placed:
+            if part.own_count or (stage == "llm" and part.media == ("video",)):
+                raise LabError(f"compose: frames='each' leaves each frame as many tokens, which {part.label} does not")
 
     # ---- what it is made of
     def _part(self, stage: Stage) -> Part:
@@ -75,11 +86,12 @@ class Composed(Strategy):
     @property
     def label(self) -> str:
         """The labels of its parts: ``tome + fastv``, or ``fastv at 2, pyramiddrop at 16`` where layers differ."""
-        return " + ".join(_label(part) for part in map(self._part, STAGES) if part is not None)
+        text = " + ".join(_label(part) for part in map(self._part, STAGES) if part is not None)
+        return f"{text}, frame by frame" if self.frames == "each" else text
 
     def __repr__(self) -> str:
-        given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        inside = [f"{name}={dict(part) if isinstance(part, tuple) else part!r}" for name, part in given if part]
+        given = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
+        inside = [f"{name}={dict(part) if isinstance(part, tuple) else part!r}" for name, part in given]
         return f"{type(self).__name__}({', '.join(inside)})"
 
     # ---- what its parts say of themselves
@@ -121,7 +133,7 @@ class Composed(Strategy):
 
     @property
     def own_count(self) -> bool:  # type: ignore[override]
-        return any(part.own_count for part in self.parts)
+        return self.frames == "each" or any(part.own_count for part in self.parts)
 
     @property
     def memory(self) -> Literal["linear", "quadratic"]:  # type: ignore[override]
@@ -129,9 +141,14 @@ class Composed(Strategy):
 
     # ---- what they do
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
-        return self.at(tokens.stage, tokens.layer).map(tokens, keep)
+        own = self.at(tokens.stage, tokens.layer)
+        if self.frames == "each" and tokens.frames is not None:
+            return map_by_frame(own, tokens, keep)
+        return own.map(tokens, keep)
 
     def count(self, tokens: Tokens, keep: Keep) -> Tensor | None:
+        if self.frames == "each" and tokens.frames is not None:
+            return count_by_frame(tokens, keep)
         own = self.at(tokens.stage, tokens.layer)
         return own.count(tokens, keep) if own.own_count else None
 

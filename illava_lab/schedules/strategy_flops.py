@@ -44,6 +44,8 @@ def reduction_flops(model: nn.Module, prompt: PromptShape, strategy: Strategy, s
     earlier = [take_note(strategy, asked.tokens, None) for asked in tokens_of(model, prompt, layer)] if looks else None
     for i, asked in enumerate(tokens_of(model, prompt, layer)):
         noted = None if earlier is None else earlier[i]
+        if stage == "llm" and "image" in strategy.at(stage, layer).media:  # pictures and films are counted alike
+            asked.tokens.frames = None
         if noted is not None:
             asked.tokens._statistics["noted"] = noted
         with within(FlopCounterMode(display=False)) as counter:

@@ -77,6 +77,22 @@ def test_without_a_video_it_is_refused_before_any_work() -> None:
 
 
 @torch.no_grad()
+def test_frame_by_frame_each_keeps_its_part() -> None:
+    model = shared_llava("qwen2.5-vl")
+    strategy = il.compose(encoder="stride", llm="fastv", frames="each")
+    inputs = make_inputs([Prompt(videos=1, images=1, seed=2), Prompt(videos=1, images=0, seed=2)], "qwen2.5-vl")
+    with il.attach(model, strategy, il.Schedule({1: 0.75}, {2: 0.5, 3: 0.6})) as trace:
+        model(**inputs)
+    for film in (1, 2):
+        frames, each = trace.layout(film).frames
+        left = round(round(round(each * 0.75) * 0.5) * 0.6)
+        kept = [sum(int(anchor) // each == frame for anchor in trace.sources(film).anchor) for frame in range(frames)]
+        assert frames > 1 and kept == [left] * frames
+    assert trace.left(0) == round(round(trace.entered(0) * 0.5) * 0.6)
+    assert il.Schedule.for_budget(strategy, model, flops=0.7).reduces
+
+
+@torch.no_grad()
 def test_over_time_and_then_over_space() -> None:
     """In one model: tokens that stand still go in front of the LLM, then those that nobody attends to."""
     model = shared_llava("qwen2.5-vl")

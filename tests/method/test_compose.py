@@ -98,12 +98,33 @@ def test_budgets_are_shared_over_the_stages_and_layers_of_its_parts():
         ({"llm": {"2": "fastv"}}, "layers of llm are whole numbers of at least 0, got '2'"),
         ({"encoder": {1: "flowcut", 3: "vscan"}}, "flowcut and vscan both take notes in the encoder"),
         ({"encoder": "tome+fastv"}, "must be one strategy or layer -> strategy, got what is composed: tome . fastv"),
+        ({"llm": "fastv", "frames": "every"}, "frames must be one of 'together', 'each'"),
+        ({"llm": "evs", "frames": "each"}, "frames='each' leaves each frame as many tokens, which evs does not"),
         ({"encoder": "tom"}, "unknown strategy 'tom'; did you mean tome"),
     ],
 )
 def test_what_cannot_be_composed_is_refused(given, says):
     with pytest.raises(il.LabError, match=says):
         il.compose(**given)
+
+
+@pytest.mark.parametrize("name", ["illava-2026", "pyramiddrop"])
+def test_each_frame_of_a_video_is_reduced_as_if_it_were_alone(name):
+    x, attention = torch.randn(2, 12, 6), torch.rand(2, 12)
+    given = {"text_attention": attention, "next_text_attention": attention}
+    tokens = il.Tokens("llm", x, layer=3, frames=(3, 4), **given)
+    strategy = il.compose(llm=name, frames="each")
+    out = strategy.map(tokens, 6)
+    assert out.slots == 6 and strategy.count(tokens, 0.5).tolist() == strategy.count(tokens, 7).tolist() == [6, 6]
+    for frame in range(3):
+        part = slice(4 * frame, 4 * frame + 4)
+        alone = get(name)().map(il.Tokens("llm", x[:, part], layer=3, **{n: v[:, part] for n, v in given.items()}), 2)
+        whole = out.matrix()[:, 2 * frame : 2 * frame + 2]
+        assert torch.equal(whole[:, :, part], alone.matrix()) and whole.sum() == alone.matrix().sum()
+        assert torch.equal(out.anchor[:, 2 * frame : 2 * frame + 2], alone.anchor + 4 * frame)
+    assert strategy.count(il.Tokens("llm", x, **given), 0.5) is None, "a picture is no video"
+    with pytest.raises(il.LabError, match="keep must be a multiple of the 3 frames, got 5"):
+        strategy.map(tokens, 5)
 
 
 def test_a_layer_without_a_strategy_is_refused_before_any_work():
@@ -142,7 +163,8 @@ def test_a_graph_knows_it_again():
     """A name makes a new instance for every answer, which must not be captured anew."""
     keys = [strategy_key(make_strategy(name)) for name in ("tome+fastv", "tome+fastv", "tome+dart")]
     keys += [strategy_key(il.compose(llm={layer: "fastv"})) for layer in (1, 2)]
-    assert keys[0] == keys[1] and len(set(keys)) == 4
+    keys += [strategy_key(il.compose(encoder="tome", llm="fastv", frames="each"))]
+    assert keys[0] == keys[1] and len(set(keys)) == 5
 
 
 @pytest.mark.slow
