@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
 from helpers.browser import Reader, chromium, drawn, jupyterlab, launched
+from helpers.chapters import FOLDER, IN_BROWSER, SECONDS, check_run, with_solutions
 from helpers.lab_server import Server
 from playwright.sync_api import Browser, Locator, expect
 
@@ -41,9 +43,17 @@ def reader(browser: Browser, server: Server) -> Iterator[Reader]:
     someone.page.close()
 
 
-def test_start_here(reader: Reader) -> None:
-    reader.open("00_start_here.ipynb")
-    reader.run_all()
+def run(reader: Reader, server: Server, chapter: str) -> None:
+    """Run all of a chapter, and its solutions after it."""
+    notebook = with_solutions(FOLDER / f"{chapter}.ipynb")
+    server.put(f"/api/contents/{chapter}.ipynb", {"type": "notebook", "format": "json", "content": notebook})
+    reader.open(f"{chapter}.ipynb")
+    start = time.time()
+    check_run(reader.run_all(), start, 2 * SECONDS)  # the browser is at work beside it
+
+
+def test_start_here(reader: Reader, server: Server) -> None:
+    run(reader, server, IN_BROWSER[0])
     # The keep slider: a key on its handle moves the list beside it, and the picture.
     slider = reader.output(reader.page.locator("img.widget-image"))
     handle, keep, picture = (
@@ -63,9 +73,8 @@ def test_start_here(reader: Reader) -> None:
     assert reader.complaints == []
 
 
-def test_merging_step_by_step(reader: Reader) -> None:
-    reader.open("02_merging_step_by_step.ipynb")
-    reader.run_all()
+def test_merging_step_by_step(reader: Reader, server: Server) -> None:
+    run(reader, server, IN_BROWSER[1])
     explorer = reader.output(reader.page.get_by_label("strategy"))
     plot, said = explorer.locator(".js-plotly-plot"), explorer.locator(".widget-html-content").last
     strategy, step, patch = (explorer.get_by_label(name) for name in ("strategy", "step", "patch"))

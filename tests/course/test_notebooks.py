@@ -14,51 +14,22 @@ from typing import Any
 
 import nbformat
 import pytest
+from helpers.browser import chromium
+from helpers.chapters import FOLDER, IN_BROWSER, NOTEBOOKS, check_run, code_cells, execute, read, with_solutions
 from IPython.core.interactiveshell import InteractiveShell
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-sys.path.insert(0, str(FOLDER))  # the script there is no package
-
-import execute  # noqa: E402
-
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SECONDS = 180  # what the notebooks promise
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
-
-
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def text_of(cell: nbformat.NotebookNode) -> str:
-    return "".join(out.get("text", "") for out in cell.outputs)
+RUN_HERE = [path for path in NOTEBOOKS if not (chromium() and path.stem in IN_BROWSER)]
 
 
 @pytest.mark.slow
-@by_name
+@pytest.mark.parametrize("path", RUN_HERE, ids=lambda path: path.stem)
 def test_it_runs_as_it_stands_and_its_solutions_are_right(path: Path, tmp_path: Path) -> None:
     for file in FOLDER.glob("*.ipynb"):
         shutil.copy(file, tmp_path)
-    notebook = read(path)
-    count, solved = len(notebook.cells), execute.solutions(notebook)
-    exercises = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", [])]
-    assert len(solved) == len(exercises) >= 3
-    # The solutions come after the whole notebook, in the same kernel: one run shows both.
-    for source in ("import time\nprint(time.time())", *(part for pair in solved for part in pair)):
-        notebook.cells.append(nbformat.v4.new_code_cell(source))
-    start = time.time()
+    notebook, start = with_solutions(path), time.time()
     execute.execute(notebook, tmp_path)
-    assert float(text_of(notebook.cells[count])) - start < SECONDS
-    as_it_stands = [text_of(cell) for cell in code_cells(notebook) if "print(check_" in cell.source][: len(solved)]
-    assert not any(text.startswith("Right") for text in as_it_stands), "an exercise is solved before it is done"
-    for cell in notebook.cells[count + 2 :: 2]:
-        assert text_of(cell).startswith("Right"), text_of(cell)
-    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) >= 4
+    check_run(code_cells(notebook), start)
 
 
 @by_name

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from helpers.lab_server import Server, serving
@@ -106,8 +107,8 @@ class Reader:
         self.page.goto(f"{self._server.url}/lab/tree/{notebook}?reset&token={self._server.token}")
         self._ready()
 
-    def run_all(self, minutes: float = 8) -> None:
-        """Clear all outputs, and run all cells.
+    def run_all(self, minutes: float = 8) -> list[dict[str, Any]]:
+        """Clear all outputs, and run all cells. Returns those of code, as a notebook stores them.
 
         Raises:
             AssertionError: a cell did not run, or ended with an error.
@@ -115,10 +116,12 @@ class Reader:
         self._command("notebook:clear-all-cell-outputs")
         self._command("notebook:run-all-cells", minutes)
         self._ready()
-        for cell in self.page.evaluate(CODE):
+        cells: list[dict[str, Any]] = self.page.evaluate(CODE)
+        for cell in cells:
             assert cell["execution_count"], f"did not run: {cell['source']}"
             errors = [out for out in cell["outputs"] if out["output_type"] == "error"]
             assert not errors, f"{errors[0]['ename']}: {errors[0]['evalue']}"
+        return cells
 
     def come_back(self) -> None:
         """Save, and load the page again: the kernel lives on, and the page has to ask it for the widgets."""

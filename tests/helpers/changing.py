@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -71,6 +72,9 @@ KINDS: dict[str, dict[str, str]] = {
     "monkey patch": {"mine.py": cls("self.one()", more="def one(self):\n    return 3") + "Mine.one = lambda self: @\n"},
 }  # fmt: skip
 
+# Of these, rows are measured: some import or remember something while they run.
+MEASURED = ("literal", "cached helper", "setting", "module of a module", "import in a function", "strategy by name")
+
 # What does not matter to what a file computes: text before it and after it.
 BESIDE = (
     '"""A docstring."""\n\n# a comment\n\nUNRELATED = 1\n\n\ndef unrelated():\n    return UNRELATED\n\n\n',
@@ -102,21 +106,25 @@ def name_of(kind: str) -> str:
 
 
 def run(folder: Path, out: Path) -> None:
-    """Compare all kinds whose files are in the folder."""
+    """Print the digest of every strategy whose file is in the folder, and compare those of `MEASURED`."""
     import importlib
 
     import torch
+    from helpers.labs import small_lab
 
     import illava_lab as il
+    from illava_lab.measuring.digest import digest
 
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(folder))
     modules = sorted(path.stem for path in folder.glob("strategy_*.py"))
-    names = [importlib.import_module(module).Mine.name for module in modules]
+    made = [importlib.import_module(module).Mine for module in modules]
+    print(json.dumps({mine.name: digest(mine()) for mine in made}))
     task = il.load_task("test").limited(1)
     one = il.Task("one question", task.samples[:1], task.images)
-    il.compare(il.load(), names, [0.5], task=one, timing=False, out=out, progress=False)
+    small = il.Lab(small_lab("clip-llama").model, small_lab("clip-llama").processor, "small")
+    il.compare(small, [name_of(kind) for kind in MEASURED], [0.5], task=one, timing=False, out=out, progress=False)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def prompts(kind: str) -> st.SearchStrategy[list[Prompt]]:
 
 
 @given(data=st.data(), name=st.sampled_from([*REDUCTIONS, "sparsevlm"]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_batch_equals_its_prompts_alone(kind, model, data, name):
     """Also for a strategy that reads all text after the image, of which every prompt has as much as it likes."""
     several = data.draw(prompts(kind))
@@ -248,7 +248,7 @@ def test_after_an_exception_inside_the_next_call_is_right(model, inputs):
     name=st.sampled_from(list(REDUCTIONS)), seed=st.integers(0, 5), images=st.integers(0, 2),
     first=st.integers(24, 36), second=st.integers(18, 24), llm=st.floats(0.05, 1.0), ramp=st.sampled_from(["reference", "size"]),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_patch_is_somewhere_exactly_once_or_dropped(kind, model, name, seed, images, first, second, llm, ramp):
     """Where the model interpolates, a patch is in as many tokens as it feeds; where it cuts off padding, nowhere."""
     videos = int(images == 0)

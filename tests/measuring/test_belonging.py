@@ -28,13 +28,13 @@ from illava_lab.measuring.digest import digest
 TESTS = Path(changing.__file__).parents[1]
 
 
-def run(folder: Path, out: Path, seed: int) -> str:
-    """Compare in a process of its own; what it says on stderr."""
+def run(folder: Path, out: Path, seed: int) -> tuple[str, dict[str, str]]:
+    """Compare in a process of its own; what it says on stderr, and the digest of each strategy before it runs."""
     env = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "helpers.changing", str(folder), str(out)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    return done.stderr, json.loads(done.stdout)
 
 
 def lines(out: Path) -> dict[str, str]:
@@ -50,18 +50,19 @@ def test_every_kind_of_change_is_noticed_and_nothing_else(tmp_path: Path) -> Non
     folder, out = tmp_path / "code", tmp_path / "out"
     for kind in changing.KINDS:
         changing.write(kind, folder, 1)
-    assert run(folder, out, seed=1) == ""
+    said, digests = run(folder, out, seed=1)
     first = lines(out)
-    assert len(first) == 1 + len(changing.KINDS)
+    assert said == "" and len(first) == 1 + len(changing.MEASURED) and len(digests) == len(changing.KINDS)
 
     for kind in changing.KINDS:
         changing.write(kind, folder, 1, beside=True)
-    assert run(folder, out, seed=2) == "", "comments, docstrings, places and unrelated code do not matter"
+    assert run(folder, out, seed=2) == ("", digests), "comments, docstrings, places and unrelated code do not matter"
     assert lines(out) == first
 
     for kind in changing.KINDS:
         changing.write(kind, folder, -1, beside=True)
-    said = run(folder, out, seed=3)
+    said, others = run(folder, out, seed=3)
+    assert [name for name in digests if others[name] == digests[name]] == []
     second = lines(out)
     kept = [name for name in first if first[name] == second[name]]
     assert kept == ["none"]

@@ -16,7 +16,7 @@ import illava_lab as il
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
-WORDS = ["compare", "--strategies", "random,fastv,illava", "--keep", "0.5", "--limit", "24", "--batch-size", "4"]
+WORDS = ["compare", "--strategies", "random,illava", "--keep", "0.5", "--limit", "20", "--batch-size", "4"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
@@ -31,7 +31,7 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model 'embedded', task 'test'") == 1  # only the first prints
 
-    one = il.compare(il.load(), ["random", "fastv", "illava"], [0.5], limit=24, batch_size=4, timing=False,
+    one = il.compare(il.load(), ["random", "illava"], [0.5], limit=20, batch_size=4, timing=False,
                      out=tmp_path / "one", progress=False)  # fmt: skip
     two = pd.read_csv(tmp_path / "two" / "table.csv")
     times = [name for name in one if "_ratio" in name]

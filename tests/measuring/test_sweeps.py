@@ -1,6 +1,6 @@
 """Sweeps that are killed with SIGKILL at random moments end with the table of an uninterrupted run.
 
-Ten kills for each kind; ILLAVA_KILLS=100 makes it a hundred.
+Five kills for each kind; ILLAVA_KILLS=100 makes it a hundred.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from helpers import sweep_child
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("ILLAVA_KILLS", "10"))
+KILLS = int(os.environ.get("ILLAVA_KILLS", "5"))
 TIMES = r".*_ms(_low|_high)?$|.*_ratio(_low|_high)?$|efficiency.*|over_hand.*|images_per_second"
 
 

@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup
 
 import illava_lab as il
 from illava_lab import course, widgets
+from illava_lab.__main__ import main
 from illava_lab.method.registry import OWN
 
 pytestmark = pytest.mark.slow
@@ -138,15 +139,14 @@ def test_the_reference_has_everything_public(site: Site) -> None:
                 assert own in described, f"docs/reference lacks {own}"
 
 
-def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path) -> None:
+def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (CLONE / "docs" / "your_strategy.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@il.register" in block]
     assert len(blocks) == 4
     (tmp_path / "methods.py").write_text("\n".join(blocks), encoding="utf-8")
-    check = [sys.executable, "-m", "illava_lab", "check", tmp_path / "methods.py"]
-    done = subprocess.run(check, cwd=CLONE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(name in done.stdout for name in ("largest-norm", "fold-by-norm", "first-look", "stands-still"))
+    assert main(["check", str(tmp_path / "methods.py")]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("largest-norm", "fold-by-norm", "first-look", "stands-still"))
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

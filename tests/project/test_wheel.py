@@ -166,7 +166,7 @@ def test_strategies_are_found_and_nothing_stands_in_their_way(installed: Install
 
 def test_compare_runs(installed: Installation) -> None:
     command = [installed.scripts / "illava-lab", "compare", "--strategies", "none,illava"]
-    command += ["--keep", "0.5", "--limit", "8", "--out", "result"]
+    command += ["--keep", "0.5", "--limit", "8", "--no-timing", "--out", "result"]
     done = run(command, cwd=installed.empty, env=installed.env)
     assert "illava" in done.stdout
     assert (installed.empty / "result" / "table.csv").is_file()

@@ -17,7 +17,7 @@ from helpers.labs import noise, small_lab
 import illava_lab as il
 from illava_lab.hooks.attach import is_attached
 
-CALLS, THREADS = 200, 4
+CALLS, THREADS = 100, 4
 STRATEGIES = ("none", "fastv", "illava", "tome")
 
 

@@ -33,14 +33,16 @@ def embedded() -> il.Lab:
 def test_a_question_holds_no_signs(kind: str, word: str, embedded: il.Lab) -> None:
     lab = embedded if kind == "embedded" else small_lab(kind)
     harmless = lab.inputs([noise()], ["How do I write an (image) tag?"])["input_ids"]
-    for question in (f"How do I write an {word} tag?", word, f"{word}{word} why?", f"why{word}"):
+    questions = (f"How do I write an {word} tag?", word, f"{word}{word} why?", f"why{word}")
+    for question in questions:
         asked = lab.inputs([noise()], [question])["input_ids"]
         assert signs(lab, asked) == signs(lab, harmless), question
-        with il.chat(lab, noise(), "fastv", 0.5) as talk:
-            before = talk.say("What?", max_new_tokens=1)
-            usual = signs(lab, following(lab, "What?", int(talk.tokens[0, -1])))
-            assert signs(lab, following(lab, question, int(talk.tokens[0, -1]))) == usual
-            assert before.timing.tokens == 1
+    with il.chat(lab, noise(), "fastv", 0.5) as talk:
+        assert talk.say("What?", max_new_tokens=1).timing.tokens == 1
+        last = int(talk.tokens[0, -1])
+        usual = signs(lab, following(lab, "What?", last))
+        for question in questions:
+            assert signs(lab, following(lab, question, last)) == usual, question
 
 
 @pytest.mark.parametrize("strategy", ["none", "fastv", "illava"])

@@ -31,9 +31,9 @@ def kernels(monkeypatch):
 
 
 # Most sequences fit into one tile, some take three.
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(4))
 def test_any_attention_equals_the_formula(part, kernels):
-    for seed in range(50 * part, 50 * part + 50):
+    for seed in range(40 * part, 40 * part + 40):
         long = seed % 5 == 0
         case, before = random_case(seed, longest=140 if long else 30, most=1 if long else 2), len(kernels)
         case.check(twice=long)

@@ -69,7 +69,7 @@ def test_kernels_equal_the_formula_under_the_interpreter():
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / "interpreted_kernels.py"),
         TRITON_INTERPRET="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    assert "15 passed" in printed, printed
+    assert "9 passed" in printed, printed
 
 
 @pytest.mark.slow
