@@ -46,4 +46,4 @@ def _rank_in_frame(alike: Tensor, frame: Tensor) -> Tensor:
     order = order.gather(1, frame.gather(1, order).argsort(dim=1, stable=True))
     own = frame.gather(1, order)
     rank = torch.arange(own.shape[1], dtype=torch.long, device=own.device) - torch.searchsorted(own, own)
-    return torch.zeros_like(rank).scatter(1, order, rank)
+    return rank.gather(1, order.argsort(dim=1))

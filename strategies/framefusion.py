@@ -73,7 +73,7 @@ class FrameFusion(Strategy):
     def _fold(tokens: Tokens, anchor: Tensor, merges: Tensor, before: Tensor, score: Tensor) -> TokenMap:
         """Tokens that merge, and have no slot, join the nearest before them that has or that does not merge."""
         keep, count = anchor.shape[1], tokens.count
-        slot_of = torch.full_like(before, -1).scatter(1, anchor, _numbers(keep, anchor).expand_as(anchor))
+        slot_of = torch.full_like(before, -1).index_put_((tokens.row, anchor), _numbers(keep, anchor))
         goes = merges & (slot_of < 0)
         root = torch.where(goes, before, _numbers(count, before))
         for _ in range((tokens.frames or (1, 1))[0].bit_length()):  # each doubles how far it reaches

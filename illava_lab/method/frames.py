@@ -62,11 +62,12 @@ def _frames(tokens: Tokens) -> tuple[int, int]:
 def _table(tokens: Tokens) -> Tensor:
     """(B, frames, places) long, the token that is there; -1 where there is none."""
     count, width = _frames(tokens)
-    table = torch.full((tokens.batch, count * width + 1), -1, dtype=torch.long, device=tokens.hidden.device)
-    index = torch.arange(tokens.count, dtype=torch.long, device=table.device).expand(tokens.batch, -1)
-    nowhere = (tokens.position < 0).logical_or_(tokens.position >= count * width)
-    table.scatter_(1, tokens.position.masked_fill(nowhere, count * width), index)
-    return table[:, :-1].view(tokens.batch, count, width)
+    every = count * width
+    index = torch.arange(tokens.count, dtype=torch.long, device=tokens.hidden.device).expand(tokens.batch, -1)
+    nowhere = (tokens.position < 0).logical_or_(tokens.position >= every)
+    place = torch.where(nowhere, every + index, tokens.position)  # behind the frames, each for itself
+    table = torch.full((tokens.batch, every + tokens.count), -1, dtype=torch.long, device=index.device)
+    return table.index_put_((tokens.row, place), index)[:, :every].view(tokens.batch, count, width)
 
 
 def _own(table: Tensor, tokens: Tokens) -> Tensor:
