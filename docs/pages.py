@@ -155,7 +155,8 @@ def _anchor(name: str) -> str:
 
 
 def _stages(cls: type[Strategy]) -> str:
-    return " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
+    names = " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
+    return f"{names}, videos" if cls.media == ("video",) else names
 
 
 def _summary(cls: type[Strategy]) -> str:
