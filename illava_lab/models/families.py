@@ -187,12 +187,9 @@ class Anatomy:
         return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
 
 
-def table() -> str:
-    """What is supported, as the Markdown table of the README."""
-    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
-    for kind, family in FAMILIES.items():
-        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
-    return "\n".join(lines)
+def kinds_of(config: Any) -> str:
+    """What transformers calls the family, the tower and the decoder of a configuration."""
+    return f"{config.model_type} with {config.vision_config.model_type} and {config.get_text_config().model_type}"
 
 
 def check_supported(config: Any) -> None:
