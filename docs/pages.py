@@ -13,7 +13,7 @@ import nbformat
 import illava_lab as il
 from illava_lab.method.registry import OWN
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import table
+from illava_lab.models.families import FAMILIES
 from illava_lab.schedules.presets import PRESETS, Preset
 from illava_lab.widgets import front
 
@@ -104,7 +104,7 @@ def _machine() -> str:
 def fill(text: str) -> str:
     """Put what is generated into a page, in the place of its mark."""
     marks = {
-        "<!-- methods -->": _methods, "<!-- families -->": table, "<!-- statistics -->": _statistics,
+        "<!-- methods -->": _methods, "<!-- families -->": _families, "<!-- statistics -->": _statistics,
         "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
         "<!-- machine -->": _machine,
     }  # fmt: skip
@@ -117,6 +117,13 @@ def fill(text: str) -> str:
 def _statistics() -> str:
     rows = "\n".join(f"| `{name}` | {text} |" for name, text in il.STATISTICS.items())
     return f"| statistic | shape and meaning |\n|---|---|\n{rows}"
+
+
+def _families() -> str:
+    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
+    for kind, family in FAMILIES.items():
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+    return "\n".join(lines)
 
 
 def _methods() -> str:
@@ -155,7 +162,8 @@ def _anchor(name: str) -> str:
 
 
 def _stages(cls: type[Strategy]) -> str:
-    return " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
+    names = " and ".join("LLM" if stage == "llm" else stage for stage in cls.stages) or "no stage"
+    return f"{names}, videos" if cls.media == ("video",) else names
 
 
 def _summary(cls: type[Strategy]) -> str:

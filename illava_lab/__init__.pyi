@@ -3,6 +3,7 @@ from .hooks.attach import attach as attach
 from .measuring import measure as measure
 from .measuring import redundancy as redundancy
 from .measuring.bench import bench as bench
+from .measuring.calibrate import calibrate as calibrate
 from .measuring.compare import compare as compare
 from .measuring.controls import controls as controls
 from .measuring.converse import converse as converse
@@ -16,6 +17,7 @@ from .measuring.summary import summary as summary
 from .measuring.summary import summary_by_category as summary_by_category
 from .measuring.task_files import load_task as load_task
 from .measuring.tasks import Task as Task
+from .method.compose import compose as compose
 from .method.ranking import highest as highest
 from .method.ranking import ranking as ranking
 from .method.registry import broken_plugins as broken_plugins

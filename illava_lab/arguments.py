@@ -174,9 +174,10 @@ def _check_strategy(given: str) -> None:
     from illava_lab.method import names
 
     if not names.known(given):
-        from illava_lab.method.registry import get_strategy  # loads torch
+        from illava_lab.method.registry import get_strategy, strategies  # loads torch
 
-        get_strategy(given)
+        if names.pair(given, strategies()) is None:
+            get_strategy(given)
 
 
 def _check_strategy_or_file(given: str) -> None:

@@ -25,12 +25,14 @@ import illava_lab as il
 from illava_lab.measuring import loglines
 from illava_lab.measuring.machine import environment
 from illava_lab.measuring.summary import summary_by_category
+from illava_lab.method.registry import make_strategy
 from illava_lab.paths import data_dir
 
 RESULTS = Path(__file__).parent
 EQUAL_KEEP: dict[str, Any] = {"strategy": ["none", "random", "fastv", "tome", "illava"], "keep": [0.7, 0.5, 0.3]}
+COMPOSED = ["tome+fastv", "visionzip+pyramiddrop", "scope+dart", "stride+fastv"]
 EQUAL_FLOPS: dict[str, Any] = {
-    "strategy": [*il.strategies(), il.get_strategy("illava-2026")(score="lse")],
+    "strategy": [*il.strategies(), il.get_strategy("illava-2026")(score="lse"), *COMPOSED],
     "flops": [0.7, 0.5, 0.35],
     "timing": False,
 }
@@ -44,6 +46,12 @@ TASKS = {
 }
 ONE = "embedded"
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
+
+
+def asked(task: il.Task) -> dict[str, Any]:
+    """`EQUAL_FLOPS` with the strategies that reduce what this task shows."""
+    medium = "video" if task.kind == "frames" else "image"
+    return EQUAL_FLOPS | {"strategy": [one for one in EQUAL_FLOPS["strategy"] if medium in make_strategy(one).media]}
 
 
 def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[str, Any]) -> None:
@@ -98,7 +106,7 @@ def main() -> None:
             measure(RESULTS / ONE, command, il.load(), task, EQUAL_KEEP)
             picture(il.load())
         else:
-            measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, EQUAL_FLOPS)
+            measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, asked(task))
             join()
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, add_at, highest, register, unit
+from illava_lab.method import Paper, Stage, Strategy, TokenMap, Tokens, picked, register, unit
 
 
 @register
@@ -14,7 +14,7 @@ class DivPrune(Strategy):
     ``argmax_j min_{i picked} D_ij``, until enough are picked; the rest is dropped.
 
     The reference prunes once, at the input of the LLM; here at the end of the encoder (its home, which costs the same),
-    before layer 1 of the LLM, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32),
+    at that input, or both. It counts ``int(round(ratio N))``, computes D in half precision (here float32),
     and may pick a token twice when only duplicates are left (here never). CLS is kept and takes no part: ours.
     """
 
@@ -22,6 +22,7 @@ class DivPrune(Strategy):
     paper = Paper("DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", "2503.02175", 2025)
     kind = "prune"
     home = ("encoder",)
+    first_llm_layer = 0
     memory = "quadratic"
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
@@ -36,15 +37,13 @@ class DivPrune(Strategy):
 
         itself.fill_(-torch.inf)  # so that nothing is picked again
         every = tokens.row[:, 0]
-        # Below every distance, so they are picked last, if at all; `highest` keeps protected ones all the same.
+        # Below every distance, so they are picked last, if at all; `picked` keeps protected ones all the same.
         gap, picks = torch.full_like(itself, torch.inf).masked_fill_(last, -1.0), [pick]
         for _ in range(keep - 1):
             gap = torch.minimum(gap, distance[every, pick])
             pick = gap.argmax(dim=1)
             picks.append(pick)
-        left = torch.arange(keep, 0, -1, dtype=gap.dtype, device=gap.device).expand(tokens.batch, -1)
-        score = add_at(torch.zeros_like(gap), tokens.row, torch.stack(picks, dim=1), left, in_place=True)
-        return TokenMap.keep(highest(score, keep, tokens), tokens.count, score=score)
+        return picked(picks, keep, tokens)
 
     @staticmethod
     def _distance(tokens: Tokens, last: Tensor) -> Tensor:
@@ -55,4 +54,4 @@ class DivPrune(Strategy):
         return distance.masked_fill_(last[:, None, :], torch.inf).nan_to_num_(0.0, posinf=torch.inf)
 
     def layers(self, stage: Stage, depth: int) -> list[int]:
-        return [depth - 1 if stage == "encoder" else min(1, depth - 1)]
+        return [depth - 1 if stage == "encoder" else 0]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from illava_lab.method import (
     FewSums,
+    Keep,
     LabError,
     Paper,
     Stage,
@@ -37,13 +38,20 @@ class ILLaVA2026(Strategy):
             cosine, averages weighted by the patches each stands for.
         score: "attention" is what the paper documents, its equation 3; "lse" is what the code computes (see `illava`).
         recycling: fraction of the kept tokens that recycle in mode "cluster" (`illava_pc_ratio` in the code).
+        cells: where a tower makes one visual token of each cell of patches (Qwen-VL). "mean" is ours: cells are ranked
+            by the mean over their patches, and as many stay as were asked for. "touched" is the code: *patches* are
+            ranked, ``round(patches keep)`` of them, down to whole cells, are to stay, and with them every cell that one
+            of them is in. Of 0.85 that leaves 0.92 to 1: what was asked for is nominal, and the picture decides. The
+            code merges patches before it completes cells; here cells are merged. Elsewhere a patch is a cell.
         groups: in the encoder, keep whole 2x2 groups of the grid, those with the highest-scored members. The code
             does it by expanding its choice to every group that a kept token touches, because the patch merger of
             Qwen-VL needs whole groups; with keep 0.85 that undoes almost all of the reduction. Off by default for
             that reason. The expansion ignores `keep`; here `keep` holds, and 4G tokens are the G groups that an
             expansion to G groups has. Merging after this choice, and cutting the last group if need be, is ours.
 
-    The code merges in the dtype of the model; here in float32, cast once.
+    The code merges in the dtype of the model; here in float32, cast once. In the LLM the code for Qwen3-VL reduces each
+    frame of a video on its own; here the tokens of all frames are ranked together, unless it is composed with
+    ``frames="each"`` (`illava_lab.compose`).
     """
 
     name = "illava-2026"
@@ -55,6 +63,7 @@ class ILLaVA2026(Strategy):
     score: str = "attention"
     recycling: float = 0.05
     groups: bool = False
+    cells: str = "mean"
 
     memory = "quadratic"
 
@@ -62,8 +71,27 @@ class ILLaVA2026(Strategy):
         one_of("mode", self.mode, ("drop", "shift", "cluster", "nearest"))
         one_of("score", self.score, ("attention", "lse"))
         one_of("groups", self.groups, (True, False))
+        one_of("cells", self.cells, ("mean", "touched"))
         if type(self.recycling) not in (int, float) or not 0 <= self.recycling <= 1:
             raise LabError(f"recycling must be a fraction from 0 to 1, got {self.recycling!r}")
+
+    @property
+    def own_count(self) -> bool:  # type: ignore[override]  # a setting decides
+        return self.cells == "touched"
+
+    def count(self, tokens: Tokens, keep: Keep) -> Tensor | None:
+        if tokens.stage == "llm":
+            return None
+        score = self._of_patches(tokens).masked_fill(tokens.protected[..., None], -torch.inf)
+        patches, cell = (tokens.count - tokens.protected_count) * score.shape[2], score.shape[2]
+        wanted = keep * cell if isinstance(keep, int) else round(patches * keep) // cell * cell
+        order = score.flatten(1).nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+        touched = (order.argsort(dim=1) < max(cell, wanted)).unflatten(1, score.shape[1:]).any(dim=2)
+        return touched.sum(dim=1) + tokens.protected_count
+
+    def _of_patches(self, tokens: Tokens) -> Tensor:
+        """(B, N, K) the score of each patch of each cell."""
+        return tokens.patch_lse if self.score == "lse" else tokens.patch_attention
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
@@ -114,7 +142,9 @@ class ILLaVA2026(Strategy):
         if self.mode == "shift":
             raster = torch.arange(tokens.count, 0, -1, dtype=torch.float32, device=tokens.hidden.device)
             return None, ranking(raster.expand(tokens.batch, -1), tokens)
-        if self.score == "lse":
+        if self.cells == "touched" and tokens.stage == "encoder":
+            score = self._of_patches(tokens).amax(dim=2)
+        elif self.score == "lse":
             score = tokens.lse
         else:
             score = tokens.attention_received if tokens.stage == "encoder" else tokens.text_attention

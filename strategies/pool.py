@@ -31,6 +31,7 @@ class Pool(Strategy):
     name = "pool"
     kind = "pool"
     home = ("encoder",)
+    first_llm_layer = 0
 
     bins: str = "adaptive"
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.method import (
+    Keep,
     LabError,
     Paper,
     Stage,
@@ -34,11 +35,13 @@ class PruMerge(Strategy):
 
     Slots are CLS, selected patches by falling score, gathered token; the lab gives the LLM all by place in the image.
 
-    The reference chooses its own number of patches, as many as are outliers of a (`outliers`). Here every image of a
-    batch keeps the `keep` that was asked for, the gathered token and CLS included. Outliers are the highest-scored
-    patches, so with ``keep = outliers + 1`` (and CLS) the choice is that of the reference.
-
     Args:
+        decides: "image" is the reference: each picture keeps as many patches as are outliers of a (`outliers`), and the
+            gathered token. "schedule" is ours: all keep equally many. Outliers are the highest-scored patches, so with
+            as many the choice is that of the reference.
+        typical: with "image", the share of tokens that pictures keep by themselves, on the mean (`il.calibrate` finds
+            it): they then keep more or fewer in proportion, as many on the mean as the schedule says (ours). 0 leaves
+            their own number, whatever the schedule says.
         merge: "sum" is the reference, whose division is commented out; "mean" is ours: weights of a slot sum to 1.
         neighbours: how many a selected patch takes in.
 
@@ -53,15 +56,32 @@ class PruMerge(Strategy):
 
     merge: str = "sum"
     neighbours: int = 32
+    decides: str = "schedule"
+    typical: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("merge", self.merge, ("sum", "mean"))
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 0:
             raise LabError(f"neighbours must be a whole number of at least 0, got {self.neighbours!r}")
+        one_of("decides", self.decides, ("schedule", "image"))
+        if type(self.typical) not in (int, float) or not 0 <= self.typical <= 1:
+            raise LabError(f"typical must be a fraction from 0 to 1, got {self.typical!r}")
 
     @property
     def averages(self) -> bool:  # type: ignore[override]  # a setting decides
         return self.merge == "mean"
+
+    @property
+    def own_count(self) -> bool:  # type: ignore[override]  # a setting decides
+        return self.decides == "image"
+
+    def count(self, tokens: Tokens, keep: Keep) -> Tensor:
+        patches = tokens.count - tokens.protected_count
+        share = keep if isinstance(keep, float) else keep / patches
+        own = self._selected(tokens).sum(dim=1) + 1
+        if self.typical:
+            own = (own.double() * (share / self.typical)).round_().long()
+        return own.clamp(min(2, patches), patches) + tokens.protected_count
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:
         if keep == tokens.count:
@@ -95,6 +115,10 @@ class PruMerge(Strategy):
         """(B, N) tokens, protected ones first, then the `count` patches to select."""
         return ranking(score, tokens)
 
+    def _selected(self, tokens: Tokens) -> Tensor:
+        """(B, N) bool: patches that the reference selects."""
+        return self.outliers(tokens)
+
     @staticmethod
     def outliers(tokens: Tokens) -> Tensor:
         """(B, N) bool: patches with ``a > Q3 + 1.5 (Q3 - Q1)`` in their image, which the reference would select."""
@@ -119,13 +143,24 @@ class PruMergePlus(PruMerge):
 
     name = "prumerge+"
 
-    def _order(self, tokens: Tokens, score: Tensor, count: int) -> Tensor:
-        outlier, patch = self.outliers(tokens), _patches(tokens)
-        found, patches, place = outlier.sum(1, keepdim=True), patch.sum(1, keepdim=True), patch.cumsum(1) - 1
+    def _selected(self, tokens: Tokens) -> Tensor:
+        outlier = self.outliers(tokens)
+        return outlier | self._spread(tokens, outlier, outlier.sum(1, keepdim=True))
+
+    @staticmethod
+    def _spread(tokens: Tokens, outlier: Tensor, found: Tensor) -> Tensor:
+        """(B, N) bool: every q-th patch, but for outliers."""
+        patch, score = _patches(tokens), tokens.wide_cls_attention
+        patches, place = patch.sum(1, keepdim=True), patch.cumsum(1) - 1
         stride = (patches // found.clamp_min(1) // 3).clamp_min(1)
-        spread = patch & ~outlier & ~score.isnan() & (place % stride == 0) & (place < patches - 1)
+        return patch & ~outlier & ~score.isnan() & (place % stride == 0) & (place < patches - 1)
+
+    def _order(self, tokens: Tokens, score: Tensor, count: int) -> Tensor:
+        outlier = self.outliers(tokens)
+        found = outlier.sum(1, keepdim=True)
+        spread, raster = self._spread(tokens, outlier, found), torch.arange(0, -tokens.count, -1, device=score.device)
         room, total = (count - found).clamp_min(0), spread.sum(1, keepdim=True).clamp_min(1)
         spread = spread & ((spread.cumsum(1) - 1) * room % total < room)
-        order = ranking(torch.where(spread, -place.to(score.dtype), score), tokens)
-        rank = 3 * (~patch).int() + 2 * outlier.int() + spread.int()
+        order = ranking(torch.where(spread, raster.to(score.dtype), score), tokens)
+        rank = 3 * tokens.protected.int() + 2 * outlier.int() + spread.int()
         return order.gather(1, rank.gather(1, order).argsort(dim=1, descending=True, stable=True))

@@ -18,6 +18,8 @@ class Random(Scorer):
     """
 
     name = "random"
+    first_llm_layer = 0
+
     seed: int = 0
 
     def __post_init__(self) -> None:

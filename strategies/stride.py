@@ -22,6 +22,7 @@ class Stride(Strategy):
     name = "stride"
     kind = "prune"
     home = ("encoder",)
+    first_llm_layer = 0
 
     pattern: str = "raster"
 

@@ -14,6 +14,7 @@ from illava_lab.doctor.unsupported import list_unsupported
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.method.registry import make_strategy
+from illava_lab.models.families import kinds_of
 from illava_lab.paths import data_dir
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.generation import CHOOSING, check_defaults
@@ -69,11 +70,10 @@ def examine(report: Report, source: str | None, place: dict[str, Any]) -> None:
 
 def _described(lab: Lab) -> str:
     model, config = lab.model, lab.model.config
-    parts = f"{config.model_type} with {config.vision_config.model_type} and {config.get_text_config().model_type}"
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     places = sorted({str(parameter.device) for parameter in model.parameters()})
     weights = f"{sum(sizes.values()):,} parameters in {str(model.dtype).removeprefix('torch.')}"
-    return f"{parts}, {weights} on {', '.join(places)}, attention {config._attn_implementation}"
+    return f"{kinds_of(config)}, {weights} on {', '.join(places)}, attention {config._attn_implementation}"
 
 
 def _generation(lab: Lab) -> str:

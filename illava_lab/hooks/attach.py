@@ -22,6 +22,7 @@ from illava_lab.hooks.towers.cells import ShuffledCells
 from illava_lab.hooks.towers.packed import PackedCells
 from illava_lab.hooks.towers.rows import Rows
 from illava_lab.hooks.towers.tower import Tower
+from illava_lab.hooks.towers.uneven import UnevenRows
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import block, undone
 from illava_lab.method.registry import make_strategy
@@ -114,7 +115,8 @@ def _install(changes: Changes, attachment: Attachment, model: nn.Module) -> None
         watch(changes, attachment, medium, _connector(attachment, medium))
     if attachment.schedule.reduces or attachment.graphs is not None:
         anatomy = attachment.anatomy
-        form: Any = PackedCells if anatomy.cells else ShuffledCells if anatomy.shuffle > 1 else Rows
+        rows: Any = UnevenRows if attachment.strategy.own_count else Rows
+        form: Any = PackedCells if anatomy.cells else ShuffledCells if anatomy.shuffle > 1 else rows
         Tower(attachment, form).install(changes)
         LanguageModel(attachment).install(changes)
     Watch(attachment, model).install(changes)

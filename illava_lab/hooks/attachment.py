@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NoReturn
 
 from illava_lab.errors import LabError
@@ -65,6 +66,12 @@ class Attachment:
     running: Running = field(default_factory=Running)
     closed: bool = False
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
+
+    @cached_property
+    def looks(self) -> frozenset[int]:
+        """Encoder layers at which the strategy takes notes: as far as there is a reduction that may read them."""
+        last = max(self.schedule.encoder, default=-1)
+        return frozenset(layer for layer in self.strategy.looks(self.anatomy.encoder_depth) if 0 <= layer <= last)
 
     def layout(self, key: Hashable, make: Callable[[], Layout]) -> Layout:
         """A layout, made once for each key: it depends on sizes only."""

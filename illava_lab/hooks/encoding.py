@@ -32,6 +32,7 @@ class TowerCall(Protocol):
         steps: its reductions.
         patches: what is left of each row's patches (or cells), CLS left out.
         kept: the fraction of them that is left of each row.
+        counts: how many are left of each row, where rows differ in that; else None.
     """
 
     steps: list[Step]
@@ -41,6 +42,9 @@ class TowerCall(Protocol):
 
     @property
     def kept(self) -> float: ...
+
+    @property
+    def counts(self) -> list[int] | None: ...
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
-"""Queries and keys of one chosen attention, without losing the fused kernel.
+"""Queries, keys and values of one chosen attention, without losing the fused kernel.
 
-A tapped attention runs as configured, and hands on its queries and keys.
+A tapped attention runs as configured, and hands them on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from illava_lab.errors import LabError
 
 TAP = "illava_lab_tap"
 
-# observe(query, key, mask, scaling)
-Observe = Callable[[Tensor, Tensor, Tensor | None, float], None]
+# observe(query, key, value, mask, scaling)
+Observe = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]
 # mask(key, mask) -> the mask to run with
 Mask = Callable[[Tensor, Tensor | None], Tensor | None]
 
@@ -28,8 +28,8 @@ class TappedConfig:
     """What one attention module sees as its config: everything live, except the name of its attention function.
 
     Args:
-        observe: called after each attention with the query (B, H, T, d) and the key (B, Hkv, S, d) as the kernel got
-            them: rotated, with cached keys.
+        observe: called after each attention with the query (B, H, T, d), the key and the value (B, Hkv, S, d) as the
+            kernel got them: rotated, with what is cached.
         mask: says which mask it runs with; None for the one that it is given.
     """
 
@@ -71,7 +71,7 @@ def _tapped_attention(
     mask = attention_mask if change is None else change(key, attention_mask)
     out = run(module, query, key, value, mask, **kwargs)
     if observe is not None:
-        observe(query, key, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
+        observe(query, key, value, mask, kwargs.get("scaling", query.shape[-1] ** -0.5))
     return out
 
 

@@ -65,6 +65,8 @@ def prefill(model: nn.Module, inputs: Inputs, strategy: Strategy, schedule: Plan
         LabError: there is no such loop for this model, these prompts or this schedule; it says why.
     """
     anatomy = describe(model)
+    if strategy.own_count:
+        raise LabError("there is no loop by hand where pictures decide how many of their tokens stay")
     medium = _medium(model, anatomy, inputs, schedule)
     with attach(model, strategy, schedule) as trace:
         run_model(model, inputs)
@@ -179,16 +181,17 @@ class _Loop:
         self._tower = getattr(anatomy.tower, "vision_model", anatomy.tower)
         left = shape.visuals[0].encoder[1:]
         self._encoder = [anatomy.cls_tokens + count * anatomy.patches_of_token for count in left]
-        self._llm = self._lengths([shape.length(index) for index in range(len(anatomy.llm_layers))])
+        lengths = [shape.length(index) for index in range(len(anatomy.llm_layers))]
+        self._llm = self._lengths(shape.length_before(0), lengths)
 
     @torch.inference_mode()
-    def _lengths(self, lengths: list[int]) -> list[_Lengths]:
+    def _lengths(self, entering: int, lengths: list[int]) -> list[_Lengths]:
         """Of every layer."""
         model, made = self._anatomy.language_model, {}
         first = self._model.get_input_embeddings()(self._ids)
-        if first.shape[1] != lengths[0]:
-            raise LabError(f"the loop by hand was to have {lengths[0]} tokens, but the prompts have {first.shape[1]}")
-        cos, sin = model.rotary_emb(first, position_ids=torch.arange(lengths[0], device=first.device)[None])
+        if first.shape[1] != entering:
+            raise LabError(f"the loop by hand was to have {entering} tokens, but the prompts have {first.shape[1]}")
+        cos, sin = model.rotary_emb(first, position_ids=torch.arange(entering, device=first.device)[None])
         for length in set(lengths):
             mask = causal_mask(model.config, first[:, :length], None, 0)
             made[length] = _Lengths(length, mask, (cos[..., :length, :], sin[..., :length, :]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -42,7 +43,7 @@ from illava_lab.session.lab import Lab, check_lab
 BEFORE_CATEGORIES = ("strategy", "keep", "flops", "preset", "schedule", "seed", "samples", "accuracy")
 AFTER_CATEGORIES = (
     "difference", "difference_low", "difference_high",
-    "tokens", "tokens_encoder", "tokens_llm",
+    "tokens", "tokens_encoder", "tokens_llm", "kept",
     "prefill_flops", "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high",
     "decode_ratio", "decode_ratio_low", "decode_ratio_high",
     "peak_bytes", "cache_bytes", "status",
@@ -94,7 +95,9 @@ def compare(
         progress: show progress bars, on stderr, for what takes longer than two seconds.
 
     Returns:
-        One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers,
+        One row per strategy and budget. Accuracies and differences are fractions, `tokens` means over layers, `kept`
+        the share of its visual tokens that a picture had left in the last LLM layer, as it was found, on the mean over
+        the questions: what was asked for is nominal where pictures decide themselves.
         `prefill_flops`, `cache_bytes` and `peak_bytes` are those of the first question alone,
         `prefill_ratio` and `decode_ratio` are times of a batch as multiples of those of "none" (median over rounds;
         low and high hold the middle half of them). `keep`, `flops`, `preset` and `schedule` say which budget the row
@@ -188,12 +191,19 @@ def _measure(
     """What the first question costs, and the answers to all, each process having answered its share."""
     schedule = row.planned
     failure, values, own = None, {}, []
+    left: list[float] = []
     # Whole batches, so that every question has the neighbours that it has in a single process.
     share = distributed.share(batches(task, batch_size))
     try:
         values = dataclasses.asdict(measure.cost(lab.model, _first(lab, task), row.strategy, schedule))
-        with attach(lab.model, row.strategy, schedule, graphs=graphs):
-            own = answers(lab, task, share, bar.update)
+        with attach(lab.model, row.strategy, schedule, graphs=graphs) as trace:
+
+            def answered(questions: int) -> None:
+                images = range(sum(trace.images_per_row))
+                left.extend(trace.left(image) / trace.layout(image).tokens for image in images)
+                bar.update(questions)
+
+            own = answers(lab, task, share, answered)
     except Exception as error:
         failure = error
     # Whatever failed here, the other processes wait for an answer.
@@ -202,6 +212,8 @@ def _measure(
         raise failure
     if any(reasons):
         raise LabError(next(filter(None, reasons)))
+    shares = distributed.gather(left)
+    values |= {"kept": float(np.mean(shares)) if shares else math.nan}
     return values, [text for _, text in sorted(distributed.gather(own))]
 
 

@@ -27,6 +27,7 @@ import torch
 from illava_lab.measuring import bytecode, state
 from illava_lab.measuring.origin import Origin, origin_of, version_of
 from illava_lab.method import registry
+from illava_lab.method.composed import Composed
 
 DEEPEST = 60  # containers in containers
 _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
@@ -54,8 +55,9 @@ def digest(value: Any) -> str:
 
 
 def _homes(value: Any) -> frozenset[str]:
-    """Packages that are followed though they may be installed: those of a strategy and of its bases."""
-    return frozenset(base.__module__.partition(".")[0] for base in type(value).__mro__)
+    """Packages that are followed though they may be installed: those of a strategy, its parts, and their bases."""
+    kinds = [type(value), *map(type, value.parts if isinstance(value, Composed) else ())]
+    return frozenset(base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__)
 
 
 class _Walk:

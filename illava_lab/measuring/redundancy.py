@@ -75,11 +75,11 @@ def record(lab: Lab, image: ImageLike, question: str = "What is it?") -> Recordi
     def patches_of_llm(x: Tensor) -> None:
         hidden["llm"].append(x[0, visual[0]].float().cpu())
 
-    def attention_of_encoder(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def attention_of_encoder(query: Tensor, key: Tensor, _: Tensor, mask: Tensor | None, scaling: float) -> None:
         received = AttentionSite(query, key, scaling, mask).statistic("attention_received")
         attention["encoder"].append(received[0, anatomy.cls_tokens :].cpu())
 
-    def attention_of_llm(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def attention_of_llm(query: Tensor, key: Tensor, _: Tensor, mask: Tensor | None, scaling: float) -> None:
         row = AttentionSite(query, key, scaling, mask, causal=mask is None, last=last).statistic("text_attention")
         attention["llm"].append(row[0, visual[0]].cpu())
         first_token.append(row[0, 0].cpu())

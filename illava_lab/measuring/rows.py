@@ -15,6 +15,7 @@ import psutil
 from torch import Tensor, nn
 
 from illava_lab.errors import LabError
+from illava_lab.method.composed import Composed
 from illava_lab.method.registry import get_strategy, make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.layout import Layout
@@ -226,7 +227,11 @@ def _named(given: AnyStrategy, seed: int) -> tuple[str, Strategy]:
     if isinstance(given, Strategy):
         return given.label, given
     strategy = make_strategy(given)
-    if any(f.name == "seed" for f in dataclasses.fields(strategy)):
-        settings: dict[str, Any] = {"seed": seed}
-        strategy = dataclasses.replace(strategy, **settings)
-    return strategy.name, strategy
+    if isinstance(strategy, Composed):  # by name, so that each part has a stage of its own
+        return strategy.label, Composed(*(_seeded(part, seed) for part in strategy.parts))
+    return strategy.name, _seeded(strategy, seed)
+
+
+def _seeded(strategy: Strategy, seed: int) -> Strategy:
+    settings: dict[str, Any] = {"seed": seed} if any(f.name == "seed" for f in dataclasses.fields(strategy)) else {}
+    return dataclasses.replace(strategy, **settings)

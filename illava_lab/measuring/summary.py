@@ -16,6 +16,10 @@ MEASURED_AGAIN = "measured again"
 """Key of a table's `attrs`: labels of rows that were stored, but belong to code that has changed since."""
 
 
+NOMINAL = 0.02
+"""Where the share of tokens that was kept differs by more from what was asked for, a line says so."""
+
+
 def baseline_of(table: pd.DataFrame, *columns: str) -> pd.Series:
     """The row of the bare model in a table from `compare`.
 
@@ -63,6 +67,12 @@ def summary(table: pd.DataFrame) -> str:
     text = aligned(lines)
     for row in table[table["status"] != "ok"].itertuples():
         text.append(f"{row.strategy} at {budget_label(row)}: {row.status}"[:140])
+    for row in table[table["status"] == "ok"].itertuples():
+        kept = getattr(row, "kept", math.nan)
+        if not math.isnan(row.keep) and abs(kept - row.keep) > NOMINAL:
+            text.append(
+                f"{row.strategy} at {budget_label(row)}: pictures kept {kept:.2f} of their tokens on the mean"[:140]
+            )
     if again := table.attrs.get(MEASURED_AGAIN):
         text += textwrap.wrap(measured_again(again), 120)
     return "\n".join(text)

@@ -35,11 +35,18 @@ def known(name: str) -> bool:
     own = own_names()
     if own is None or REGISTRY in sys.modules:
         return False
-    if name in own:
+    if name in own or pair(name, own):
         return True
     if any(entry.value != OWN for entry in entry_points(group=GROUP)):
         return False
     raise LabError(unknown("strategy", name, own))
+
+
+def pair(name: str, known: Collection[str]) -> tuple[str, str] | None:
+    """The strategies of encoder and LLM in a name such as "tome+fastv"; None where it is no such name."""
+    cuts = (i for i, sign in enumerate(name) if sign == "+")
+    found = ((name[:i].strip(), name[i + 1 :].strip()) for i in cuts)
+    return next((both for both in found if both[0] in known and both[1] in known), None)
 
 
 @cache

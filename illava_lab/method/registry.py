@@ -20,8 +20,9 @@ from types import ModuleType
 from typing import TypeVar
 
 from illava_lab.errors import LabError, reason
+from illava_lab.method.composed import Composed
 from illava_lab.method.declared import declared
-from illava_lab.method.names import GROUP, OWN, in_order, unknown
+from illava_lab.method.names import GROUP, OWN, in_order, pair, unknown
 from illava_lab.method.strategy import Scorer, Strategy
 from illava_lab.method.tokens import STAGES
 
@@ -102,13 +103,16 @@ def get_strategy(name: str) -> type[Strategy]:
 
 
 def make_strategy(strategy: str | Strategy | type[Strategy]) -> Strategy:
-    """A strategy from its name, its class or an instance.
+    """A strategy from its name, its class or an instance; a name of two, "tome+fastv", is that of a composition.
 
     Raises:
         LabError: no such strategy, a base class, a setting without a default, one that fails when it is made, or
             something else than these three.
     """
-    made = get_strategy(strategy) if isinstance(strategy, str) else strategy
+    made: object = strategy
+    if isinstance(strategy, str):
+        both = None if strategy in strategies() else pair(strategy, strategies())
+        made = Composed(*map(make_strategy, both)) if both else get_strategy(strategy)
     if isinstance(made, type) and issubclass(made, Strategy):
         try:
             made = made()

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.method.keep import Keep
 from illava_lab.method.ranking import highest
 from illava_lab.method.token_map import TokenMap
-from illava_lab.method.tokens import Stage, Tokens
+from illava_lab.method.tokens import Medium, Stage, Tokens
 
 
 class Paper(NamedTuple):
@@ -40,11 +41,16 @@ class Strategy:
         name: how users call it. Never a property: the registry knows the class by it.
         paper: where it was published, or None.
         stages: where it may run.
+        first_llm_layer: the first LLM layer before which it can run: 0, on what the projector made, if it asks for no
+            attention of the layer before.
+        media: what it reduces in the LLM. Where it is videos alone, a picture beside one stays whole.
         home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
+        own_count: the picture decides how many of its tokens stay (`count`), and a schedule only says how many pictures
+            keep on the mean. The host waits for each such decision, and nothing is captured in graphs.
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
 
     Where a setting decides, a subclass may make any of them but `name` a property of the instance. A model with the
@@ -56,11 +62,14 @@ class Strategy:
     name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
     stages: ClassVar[tuple[Stage, ...]] = ("encoder", "llm")
+    first_llm_layer: ClassVar[int] = 1
+    media: ClassVar[tuple[Medium, ...]] = ("image", "video")
     home: ClassVar[tuple[Stage, ...]] = ()
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
     averages: ClassVar[bool] = True
+    own_count: ClassVar[bool] = False
     memory: ClassVar[Literal["linear", "quadratic"]] = "linear"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -77,6 +86,39 @@ class Strategy:
         """Reduce `tokens` (B, N, C) to `keep` slots, protected tokens included; `keep` is from these and 1 to N."""
         raise TypeError(f"{type(self).__name__} must define map(self, tokens, keep)")
 
+    def count(self, tokens: Tokens, keep: Keep) -> Tensor | None:
+        """(B,) long, with `own_count`: how many slots each picture keeps, protected ones included; `map` is then asked
+        for as many. None where the schedule decides.
+
+        Args:
+            keep: what the schedule says here: the fraction, or number, of visual tokens that pictures keep on the mean.
+        """
+        return None
+
+    def looks(self, depth: int) -> list[int]:
+        """Encoder layers, of `depth`, at which it takes a `note` of the tokens, whether any go there or not."""
+        return []
+
+    def note(self, tokens: Tokens, noted: Tensor | None) -> Tensor:
+        """(B, N) or (B, N, k): what to remember of each of these tokens. From here on it is `tokens.noted`.
+
+        Args:
+            noted: what was noted of them before; None at the first layer that it `looks` at.
+        """
+        raise TypeError(f"{type(self).__name__} must define note(self, tokens, noted)")
+
+    def at(self, stage: Stage, layer: int) -> Strategy:
+        """The strategy that is asked at a layer: this one, unless it is made of several (`illava_lab.compose`).
+
+        Raises:
+            LabError: there is none for this layer.
+        """
+        return self
+
+    def smallest_keep_in(self, stage: Stage) -> float:
+        """`smallest_keep` in one of its stages."""
+        return self.smallest_keep
+
     def reachable_keep(self, keep: int, grid: tuple[int, int]) -> int:
         """The number of patches nearest to `keep` that this method can leave of an image of `grid` patches."""
         return keep
@@ -88,8 +130,8 @@ class Strategy:
         """
         out = [before - round((before - after) * (i + 1) / steps) for i in range(steps)]
         for i in range(steps - 1, 0, -1):
-            if self.smallest_keep:
-                out[i - 1] = min(out[i - 1], floor(out[i] / self.smallest_keep))
+            if least := self.smallest_keep_in(stage):
+                out[i - 1] = min(out[i - 1], floor(out[i] / least))
         return out
 
     def layers(self, stage: Stage, depth: int) -> list[int]:

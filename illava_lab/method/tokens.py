@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
+from illava_lab.method.brought import upload
+from illava_lab.method.keep import Keep
 from illava_lab.method.rows import row_index
 
 # "image" is before the model: a smaller picture goes in.
 Stage = Literal["image", "encoder", "llm"]
 STAGES: tuple[Stage, ...] = ("image", "encoder", "llm")
+
+Medium = Literal["image", "video"]
 
 STATISTICS: dict[str, str] = {
     "attention_received": "(B, N): mean attention that each token receives, over heads and queries",
@@ -24,15 +29,22 @@ STATISTICS: dict[str, str] = {
     "next_text_attention": "(B, N): attention that the last text token would pay in the layer to come, mean over heads",
     "text_rows": "(B, T, N): attention that the text tokens after the image pay to each visual token, mean over heads",
     "lse": "(B, N): log-sum-exp of each query's attention logits, mean over heads",
+    "patch_attention": "(B, N, K): attention that each of a token's K patches receives; 1 but in towers of cells",
+    "patch_lse": "(B, N, K): log-sum-exp of each of these patches' queries, mean over heads",
     "keys": "(B, N, d): attention keys, mean over heads",
     "wide_keys": "(B, N, H*d): attention keys, heads side by side",
     "wide_cls_attention": "(B, N): attention of CLS with one head as wide as the model",
+    "values": "(B, N, d): attention values, mean over heads",
+    "cls_value_attention": "(B, N): softmax of the products of CLS's value with those of all tokens, mean over heads",
+    "noted": "(B, N) or (B, N, k): what the strategy noted of each token at earlier layers (`Strategy.note`)",
     "text_hidden": "(B, T, C): hidden states of the text tokens after the image",
     "text_wide_keys": "(B, T, H*d): keys of the text tokens after the image, heads side by side",
     "normed_hidden": "(B, N, C): hidden states through the last norm of the LLM",
     "text_normed_hidden": "(B, T, C): hidden states of the text tokens after the image through that norm",
     "embeddings": "(B, N0, C): all tokens of the image as they entered the LLM",
     "text_embeddings": "(B, T, C): the text tokens after the image as they entered the LLM",
+    "joint_hidden": "(B, N, d): the patches in the space that a text tower shares with the image encoder (CLIP)",
+    "joint_text": "(B, M, d): the question in that space, of whose parts of 77 words M were made",
 }
 
 
@@ -51,6 +63,9 @@ class Tokens:
         protected: (B, N) bool, tokens that must survive (CLS in the encoder; line ends in the LLM, anywhere, though
             attached models keep those without showing them).
         grid: (height, width) of the patch grid, or None when there is none (an image in crops, a video).
+        frames: (frames, tokens of each) that `position` counts through, of a video in the LLM; else None.
+            `same_place_before` and its like say what lies where a token lies in other frames.
+        plan: layer -> how much is kept, of the layers of this stage that reduce; empty where nobody said.
         row: (B, 1) long, 0 to B-1: ``x[tokens.row, index]`` are rows of x (B, N, C) by index (B, M).
 
     `size`, `position` and `protected` may be given as functions without arguments: each is called when the value is
@@ -74,6 +89,8 @@ class Tokens:
         protected: Given = None,
         protected_count: int | None = None,
         grid: tuple[int, int] | None = None,
+        frames: tuple[int, int] | None = None,
+        plan: Mapping[int, Keep] | None = None,
         site: Any = None,
         **statistics: Tensor,
     ) -> None:
@@ -85,7 +102,8 @@ class Tokens:
         unknown = sorted(set(statistics) - set(STATISTICS))
         if unknown:
             raise LabError(f"unknown statistic {unknown[0]!r}; known are {', '.join(STATISTICS)}")
-        self.stage, self.layer, self.hidden, self.grid = stage, layer, hidden, grid
+        self.stage, self.layer, self.hidden, self.grid, self.plan = stage, layer, hidden, grid, plan or {}
+        self.frames = frames
         self._given: dict[str, Given] = {"size": size, "position": position, "protected": protected}
         for name, value in self._given.items():
             if isinstance(value, Tensor):
@@ -164,6 +182,23 @@ class Tokens:
         """N, the number of tokens per row, protected ones included."""
         return self.hidden.shape[1]
 
+    def rows(self, index: Sequence[int]) -> Tokens:
+        """Some of the rows. Statistics are computed for all rows, once, and then picked."""
+        at = upload(np.array(index, dtype=np.int64), self.hidden.device)
+        return Tokens(
+            self.stage,
+            self.hidden[at],
+            layer=self.layer,
+            size=lambda: self.size[at],
+            position=lambda: self.position[at],
+            protected=(lambda: self.protected[at]) if self.has_protected else None,
+            protected_count=self.protected_count,
+            grid=self.grid,
+            frames=self.frames,
+            plan=self.plan,
+            site=_SomeRows(self, at),
+        )
+
     def _statistic(self, name: str) -> Tensor:
         if name not in self._statistics:
             if self._site is None:
@@ -183,6 +218,16 @@ class Tokens:
 
     def __repr__(self) -> str:
         return f"Tokens(stage={self.stage!r}, layer={self.layer}, shape={tuple(self.hidden.shape)})"
+
+
+class _SomeRows:
+    """Where statistics of some rows come from."""
+
+    def __init__(self, tokens: Tokens, at: Tensor) -> None:
+        self._tokens, self._at = tokens, at
+
+    def statistic(self, name: str) -> Tensor:
+        return self._tokens._statistic(name)[self._at]
 
 
 def _property(name: str) -> property:

@@ -132,8 +132,8 @@ class Anatomy:
         media: what goes into a prompt, and how.
         placeholders: the id in input_ids that holds the place of a visual token, by medium.
         cells: how patches become visual tokens in a packed tower, or None for other towers.
-        first_llm_layer: the first that can reduce. One needs a layer before it for its scores; where layers add visual
-            features of their own to their output (deepstack of Qwen3-VL), it comes after these.
+        first_llm_layer: the first that can reduce: where layers add visual features of their own to their output
+            (deepstack of Qwen3-VL), it comes after these. A strategy that ranks by attention needs a layer before it.
         deepstack: encoder layer -> the projector of the features that are taken from its output.
         shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
             token; 1 where there is none.
@@ -154,13 +154,19 @@ class Anatomy:
     media: dict[Medium, Media]
     placeholders: dict[Medium, int]
     cells: Cells | None = None
-    first_llm_layer: int = 1
+    first_llm_layer: int = 0
     deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
     shuffle: int = 1
 
     @property
     def fixed(self) -> bool:
         return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
+
+    @property
+    def rows_may_differ(self) -> bool:
+        """Whether rows of the encoder may differ in how many tokens they have left."""
+        one_layer = isinstance(getattr(self.base.config, "vision_feature_layer", -1), int)
+        return self.shuffle == 1 and one_layer
 
     @property
     def image_token_id(self) -> int:
@@ -181,12 +187,9 @@ class Anatomy:
         return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
 
 
-def table() -> str:
-    """What is supported, as the Markdown table of the README."""
-    lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
-    for kind, family in FAMILIES.items():
-        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
-    return "\n".join(lines)
+def kinds_of(config: Any) -> str:
+    """What transformers calls the family, the tower and the decoder of a configuration."""
+    return f"{config.model_type} with {config.vision_config.model_type} and {config.get_text_config().model_type}"
 
 
 def check_supported(config: Any) -> None:
@@ -265,7 +268,7 @@ def describe(model: nn.Module) -> Anatomy:
         media=family.media,
         placeholders={medium: getattr(config, media.token) for medium, media in family.media.items()},
         cells=cells,
-        first_llm_layer=max(1, len(deepstack)),
+        first_llm_layer=len(deepstack),
         deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
         shuffle=shuffle,
     )

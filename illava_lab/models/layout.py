@@ -15,15 +15,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from illava_lab.method.brought import brought
-
-Medium = Literal["image", "video"]
+from illava_lab.method.tokens import Medium as Medium
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +71,11 @@ class Layout:
     def tokens(self) -> int:
         """Visual tokens before any reduction: placeholders without markers."""
         return int((~self._empty).sum())
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """(frames of a video, visual tokens of each)."""
+        return self.patches[0], self.tokens // self.patches[0]
 
     @property
     def has_markers(self) -> bool:

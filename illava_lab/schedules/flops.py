@@ -67,7 +67,8 @@ def flops_by_layer(
     if strategy is not None:
         stages: tuple[Stage, ...] = ("encoder", "llm")
         for stage in stages:
-            for layer in prompt.plan[stage]:
+            plan, looks = prompt.plan[stage], strategy.looks(prompt.anatomy.encoder_depth) if stage == "encoder" else []
+            for layer in sorted({*plan, *(layer for layer in looks if layer <= max(plan, default=-1))}):
                 out[stage][layer] += reduction_flops(model, prompt, strategy, stage, layer)
     return out
 

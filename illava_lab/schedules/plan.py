@@ -21,10 +21,10 @@ class Plan:
 
     A float in (0, 1] is the fraction kept of the visual tokens that enter the layer, an int is the number kept
     (in the LLM of each image or video, in the encoder of each of its crops or frames; CLS, text and newlines do not
-    count). Encoder layer i reduces inside layer i, after its attention. LLM
-    layer K reduces before layer K, scored by the attention of layer K-1. `image` is the same for the patches of the
-    picture, before the encoder (strategy "downsample"); None leaves the picture as it is. A plan cannot be changed, and
-    can be a key of a dict.
+    count). Encoder layer i reduces inside layer i, after its attention. LLM layer K reduces before layer K, scored by
+    the attention of layer K-1 (before layer 0 there is none). `image` is the same for the patches of the picture,
+    before the encoder (strategy "downsample"); None leaves the picture as it is. A plan cannot be changed, and can be
+    a key of a dict.
 
     Raises:
         LabError: a layer that is no whole number, or a keep that is neither a fraction in (0, 1] nor a count >= 1.
@@ -82,7 +82,6 @@ class Plan:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
-        first = {"encoder": 0, "llm": anatomy.first_llm_layer}
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
@@ -92,8 +91,23 @@ class Plan:
                 continue
             last = anatomy.depth(stage) - 1
             for layer in plan:
-                if not first[stage] <= layer <= last:
-                    raise LabError(f"{stage} layer {layer} is out of range; this model allows {first[stage]} to {last}")
+                first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
+                if not first <= layer <= last:
+                    raise LabError(f"{stage} layer {layer} is out of range; this model allows {first} to {last}")
+                own = strategy.at(stage, layer)
+                if stage == "llm" and not set(own.media) & set(anatomy.media):
+                    raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, which this model does not take")
+        looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []
+        if looks and min(self.encoder) < min(looks):
+            raise LabError(
+                f"strategy {strategy.name!r} takes notes at encoder layer {min(looks)}, by which it reduces there and "
+                f"later; the schedule asks for encoder layer {min(self.encoder)}"
+            )
+        if self.encoder and strategy.own_count and not anatomy.rows_may_differ:
+            raise LabError(
+                f"strategy {strategy.name!r} lets pictures decide how many of their tokens stay, which this tower "
+                "cannot do; choose a setting by which the schedule decides"
+            )
         if self.image is not None and anatomy.cells is not None:
             raise LabError("this model takes images of any size: to down-sample, let its processor make fewer pixels")
         # How many tokens an image has may depend on the image; a count is then checked when it gets there.

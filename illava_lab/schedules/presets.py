@@ -62,6 +62,7 @@ def _all(layers: range, keep: Keep) -> dict[int, Keep]:
 
 
 _LSE = {"score": "lse"}
+_TOUCHED = {"score": "lse", "cells": "touched"}
 _ILLAVA = "iLLaVA (arXiv 2412.06263), code release 1"
 
 
@@ -75,6 +76,12 @@ _SPARSEVLM = "SparseVLM (arXiv 2410.04417), code version 1.5: kept tokens and cl
 
 
 _VISIONZIP = "VisionZip (arXiv 2412.04467), dominant and contextual tokens for LLaVA-1.5"
+
+
+_CDPRUNER = "CDPruner (arXiv 2506.10967), relevance by embeddings, as LLaVA has no text tower"
+
+
+_PRUNESID = "PruneSID (arXiv 2603.09480), LLaVA-1.5"
 
 
 _VISPRUNER = "VisPruner (LightCompress configuration), LLaVA-1.5"
@@ -101,6 +108,35 @@ PRESETS: dict[str, Preset] = {
         "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
         f"{_ICLR} for 88.9 % fewer tokens: Qwen3-VL-8B", _LSE,
     ),
+    "illava-2026-67-code": Preset(
+        "illava-2026", _all(range(5, 9), 0.85), _all(range(19, 26, 2), 0.90), QWEN3_VL,
+        f"{_ICLR} for 66.7 % fewer tokens, as the code runs it (nominal): Qwen3-VL-8B", _TOUCHED,
+    ),
+    "illava-2026-89-code": Preset(
+        "illava-2026", _all(range(2, 9), 0.85), _all(range(21, 26, 2), 0.70), QWEN3_VL,
+        f"{_ICLR} for 88.9 % fewer tokens, as the code runs it (nominal): Qwen3-VL-8B", _TOUCHED,
+    ),
+    "illava-2026-demo": Preset(
+        "illava-2026", _all(range(5, 9), 0.90), _all(range(15, 22, 2), 0.85), QWEN3_VL,
+        f"{_ICLR}, default of its README and its demo: Qwen3-VL-8B", _LSE,
+    ),
+    # Two commits of the code disagree about layer 19; "illava-2026-89" has the other list.
+    "illava-2026-92": Preset(
+        "illava-2026", _all(range(2, 9), 0.85), _all(range(19, 26, 2), 0.70), QWEN3_VL,
+        f"{_ICLR}, the list of LLM layers with one more: Qwen3-VL-8B", _LSE,
+    ),
+    "illava-qwen2-vl-2b": Preset(
+        "illava", _all(range(12, 16), 0.84), {}, QWEN2_VL, f"{_ILLAVA}: Qwen2-VL-2B, encoder alone", _LSE
+    ),
+    # R = 80 in each of seven layers: 169 = 13 x 13 are left.
+    "illava-show-image": Preset(
+        "illava", {layer: 729 - 80 * (layer - 1) for layer in range(2, 9)}, {8: 0.50}, ONEVISION,
+        f"{_ILLAVA}: LLaVA-OneVision-7B, its pictures of merged tokens, single image",
+    ),
+    "illava-show-video": Preset(
+        "illava", {layer: 729 - 80 * (layer - 1) for layer in range(2, 9)}, {2: 0.50}, ONEVISION,
+        f"{_ILLAVA}: LLaVA-OneVision-7B, its pictures of merged tokens, video",
+    ),
     # 577 tokens with CLS become 209 by merging 16 in each of 23 layers.
     "tome-16": Preset(
         "tome", {layer: 576 - 16 * (layer + 1) for layer in range(23)}, {}, LLAVA_15,
@@ -124,6 +160,15 @@ PRESETS: dict[str, Preset] = {
     "vispruner-64": Preset("vispruner", {22: 64}, {}, LLAVA_15, f"{_VISPRUNER}, 88.9 % pruned"),
     # Published before the first LLM layer; the encoder's last layer is where the lab comes nearest to that.
     "divprune": Preset("divprune", {22: 56}, {}, LLAVA_15, "DivPrune (arXiv 2503.02175): ratio 0.098 of 576 tokens"),
+    "cdpruner-192": Preset("cdpruner", {}, {0: 192}, LLAVA_15, f"{_CDPRUNER}, 192 tokens"),
+    "cdpruner-64": Preset("cdpruner", {}, {0: 64}, LLAVA_15, f"{_CDPRUNER}, 64 tokens"),
+    "holov-64": Preset(
+        "holov", {22: 64}, {}, LLAVA_15, "HoloV (arXiv 2510.02912), as its code is set: 16 chunks", {"chunks": 16}
+    ),
+    # T counts CLS, which LLaVA then drops.
+    "prunesid-192": Preset("prunesid", {22: 191}, {}, LLAVA_15, f"{_PRUNESID}, T = 192"),
+    "prunesid-64": Preset("prunesid", {22: 63}, {}, LLAVA_15, f"{_PRUNESID}, T = 64"),
+    "vscan-64": Preset("vscan", {22: 96}, {16: 32}, LLAVA_15, "VScan (arXiv 2505.22654): 96, then 32, 64 on average"),
     "dart": Preset("dart", {}, {2: 124}, LLAVA_15, "DART (arXiv 2502.11494): K = 2, R = 0.778, 4 + 8 * 15 tokens"),
 }  # fmt: skip
 

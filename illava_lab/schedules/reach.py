@@ -80,12 +80,12 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
 def _in_fractions(schedule: Plan, anatomy: Anatomy) -> Plan:
     """The same for images of any number of tokens."""
     counts = schedule.tokens(anatomy)
+    found = {"encoder": counts["encoder"], "llm": [counts["encoder"][-1], *counts["llm"]]}  # by what a layer reduces
 
-    def shares(stage: Stage, before: int) -> dict[int, float]:
-        entering = counts[stage]
-        return {at: entering[at + 1 + before] / entering[max(0, at + before)] for at in schedule.plan(stage)}
+    def shares(stage: Stage) -> dict[int, float]:
+        return {at: found[stage][at + 1] / found[stage][at] for at in schedule.plan(stage)}
 
-    return Plan(shares("encoder", 0), shares("llm", -1), schedule.image)
+    return Plan(shares("encoder"), shares("llm"), schedule.image)
 
 
 def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, after: int) -> dict[int, int]:
@@ -94,13 +94,14 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
     Raises:
         LabError: even removing all it can at every layer, the strategy keeps more.
     """
-    first = anatomy.first_llm_layer if stage == "llm" else 0
+    first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
     layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
     counts = strategy.counts(stage, len(layers), before, after)
-    if counts[0] < ceil(before * strategy.smallest_keep):
+    smallest = strategy.smallest_keep_in(stage)
+    if counts[0] < ceil(before * smallest):
         least = before
         for _ in layers:
-            least = ceil(least * strategy.smallest_keep)
+            least = ceil(least * smallest)
         raise LabError(
             f"{strategy.name} cannot go from {before} to {after} tokens in {len(layers)} layers; "
             f"it keeps at least {least}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from illava_lab.method.ask import take_note
 from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
@@ -37,11 +38,21 @@ class _Asked(NamedTuple):
 
 
 def reduction_flops(model: nn.Module, prompt: PromptShape, strategy: Strategy, stage: Stage, layer: int) -> float:
-    """FLOPs of scoring and merging at one layer, counted on random tokens."""
-    total = 0.0
-    for asked in (_in_encoder if stage == "encoder" else _in_llm)(model, prompt, layer):
+    """FLOPs of noting, scoring and merging at one layer, counted on random tokens."""
+    tokens_of, total = (_in_encoder if stage == "encoder" else _in_llm), 0.0
+    looks = strategy.looks(prompt.anatomy.encoder_depth) if stage == "encoder" else []
+    earlier = [take_note(strategy, asked.tokens, None) for asked in tokens_of(model, prompt, layer)] if looks else None
+    for i, asked in enumerate(tokens_of(model, prompt, layer)):
+        noted = None if earlier is None else earlier[i]
+        if stage == "llm" and "image" in strategy.at(stage, layer).media:  # pictures and films are counted alike
+            asked.tokens.frames = None
+        if noted is not None:
+            asked.tokens._statistics["noted"] = noted
         with within(FlopCounterMode(display=False)) as counter:
-            strategy.map(asked.tokens, asked.keep).apply(asked.states)
+            if layer in looks:
+                take_note(strategy, asked.tokens, noted)
+            if layer in prompt.plan[stage]:
+                strategy.map(asked.tokens, asked.keep).apply(asked.states)
         total += asked.times * counter.get_total_flops()
     return total
 
@@ -76,8 +87,10 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
             continue
         extra = anatomy.cls_tokens
         sequence = random(1, before * anatomy.patches_of_token + extra, width)
-        query, key = (random(1, heads, sequence.shape[1], width // heads) for _ in range(2))
-        site: Any = AttentionSite(query, key, (width // heads) ** -0.5, has_cls=bool(extra), hidden=sequence)
+        query, key, value = (random(1, heads, sequence.shape[1], width // heads) for _ in range(3))
+        site: Any = AttentionSite(
+            query, key, (width // heads) ** -0.5, has_cls=bool(extra), hidden=sequence, value=value
+        )
         hidden = states = sequence
         if anatomy.shuffle > 1:
             at = cell_places((1, before), anatomy.shuffle, random.device)[None]
@@ -98,12 +111,12 @@ def _cells(
     windows = window_of_cells(grid, window or max(grid), random.device).flatten()
     lengths = windows[random.some(before, whole)].bincount()
     bounds = torch.nn.functional.pad(lengths[lengths > 0].cumsum(0), (1, 0)) * patches
-    query, key = (random(heads, before * patches, width // heads) for _ in range(2))
+    query, key, value = (random(heads, before * patches, width // heads) for _ in range(3))
     rotary = (random(before * patches, width // heads), random(before * patches, width // heads))
     frame = torch.arange(before * patches, device=random.device)[None]
     longest = patches * min(before, window**2 if window else before)  # what the hooks know without asking the device
     attention = PackedAttention(
-        [(query, key)], rotary, (width // heads) ** -0.5, bounds, [frame], None, patches, longest=longest
+        [(query, key, value)], rotary, (width // heads) ** -0.5, bounds, [frame], None, patches, longest=longest
     )
     states, at = random(1, before, patches * width), torch.arange(before, device=random.device)[None]
     hidden = states.view(1, before, patches, width).mean(2)
@@ -113,7 +126,7 @@ def _cells(
 
 def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
     """Once for all images that are alike, with half of the text before them, half after."""
-    random, length, start = _Random(model), prompt.length(layer - 1), prompt.length(0)
+    random, length, start = _Random(model), prompt.length_before(layer), prompt.length_before(0)
     attention: Any = prompt.anatomy.llm_layers[layer].self_attn
     config = model.config.text_config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -128,17 +141,18 @@ def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
         torch.empty(1, length, config.hidden_size, device="meta") @ weights  # counted, not computed
         return query, key
 
-    alike = Counter((v.llm[layer - 1], v.llm[layer], v.llm[0], v.one_grid) for v in prompt.visuals)
-    for (before, after, entry, grid), images in alike.items():
+    alike = Counter((v.before(layer), v.llm[layer], v.entered, v.one_grid, v.rows) for v in prompt.visuals)
+    for (before, after, entry, grid, rows), images in alike.items():
         at, text = _around(before, length, prompt.text, random.device)
         places = _around(entry, start, prompt.text, random.device)
         at, places = at.expand(images, -1), (places[0].expand(images, -1), places[1])
         site = AttentionSite(
             query, key, width**-0.5, causal=True, visual=at, prompt=at.new_zeros(images), hidden=sequence, text=text,
-            ahead=ahead, last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
+            value=key, ahead=ahead, last=torch.tensor([length - 1], device=random.device), norm=nn.Identity(),
             entry=partial(_entry, entered, *places),
         )  # fmt: skip
-        tokens = Tokens("llm", tokens_at(sequence, at, site.prompt), layer=layer, grid=grid, site=site)
+        hidden, frames = tokens_at(sequence, at, site.prompt), (rows, -(-entry // rows))
+        tokens = Tokens("llm", hidden, layer=layer, grid=grid, frames=frames, site=site)
         yield _Asked(1, tokens, tokens.hidden, after)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from illava_lab.errors import LabError
+from illava_lab.method.registry import get_strategy
 from illava_lab.models.families import describe
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.presets import Model, get_preset
@@ -29,7 +30,8 @@ def preset_plan(name: str, model: nn.Module) -> Plan:
         count = keep if isinstance(keep, int) else round(count * keep)
     layers = len(published.encoder)
     encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=anatomy.first_llm_layer)
+    first_llm = max(anatomy.first_llm_layer, get_strategy(published.strategy)(**published.settings).first_llm_layer)
+    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=first_llm)
     return Plan(
         encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
     )

@@ -23,8 +23,15 @@ Part = TypeVar("Part")
 
 LLM_STATISTICS = (
     "text_attention", "next_text_attention", "text_rows", "text_hidden", "text_wide_keys",
-    "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings",
+    "normed_hidden", "text_normed_hidden", "embeddings", "text_embeddings", "joint_hidden", "joint_text",
 )  # fmt: skip
+ENTRY_STATISTICS = tuple(
+    name for name in LLM_STATISTICS if name not in ("text_attention", "text_rows", "text_wide_keys")
+)
+
+
+PATCH_STATISTICS = {"patch_attention": "attention_received", "patch_lse": "lse"}  # and the same of tokens
+CLS_STATISTICS = ("cls_attention", "wide_cls_attention", "cls_value_attention")
 
 
 class UnequalText(LabError):
@@ -57,6 +64,9 @@ class AttentionSite:
         row_lse: (P, H, T) float32, the natural log-sum-exp of the scaled and masked logits of each query, where the
             attention that ran gave it away; what it holds at padding does not matter.
         spans: where the sequences of a packed prompt begin and end; None where each prompt is one.
+        value: (P, Hkv, S, d).
+        joint: gives the patches (B, N, d) and the question (B, M, d) in the space that a text tower shares with the
+            image encoder; None where there is no such tower.
     """
 
     query: Tensor
@@ -76,6 +86,8 @@ class AttentionSite:
     norm: nn.Module | None = None
     row_lse: Tensor | None = None
     spans: Spans | None = None
+    value: Tensor | None = None
+    joint: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     def statistic(self, name: str) -> Tensor:
         """One of `illava_lab.method.STATISTICS`.
@@ -83,17 +95,24 @@ class AttentionSite:
         Raises:
             LabError: this site does not have it.
         """
-        if name in ("cls_attention", "wide_cls_attention") and not self.has_cls:
+        if name == "noted":
+            raise LabError("noted is what the strategy notes at earlier encoder layers, and nothing was noted here")
+        if name in CLS_STATISTICS and not self.has_cls:
             raise LabError(f"{name} needs a CLS token, which this place has not; {self._offers()}")
         if name in LLM_STATISTICS and self.last is None:
             raise LabError(f"{name} needs the language model, which the image encoder does not see; {self._offers()}")
+        if name in ("joint_hidden", "joint_text"):
+            if self.joint is None:
+                raise LabError(f"{name} needs the text tower of CLIP, which this checkpoint has not; {self._offers()}")
+            return self.joint()[name == "joint_text"]
         value: Tensor = getattr(self, f"_{name}")()
         return value
 
     def _offers(self) -> str:
-        have = ["attention_received", "lse", "keys", "wide_keys"]
-        have += ["cls_attention", "wide_cls_attention"] if self.has_cls else []
-        have += LLM_STATISTICS if self.last is not None else []
+        have = ["attention_received", "lse", "patch_attention", "patch_lse", "keys", "wide_keys", "values"]
+        have += CLS_STATISTICS if self.has_cls else []
+        without = () if self.joint is not None else ("joint_hidden", "joint_text")
+        have += [name for name in LLM_STATISTICS if name not in without] if self.last is not None else []
         return f"it has {', '.join(have)}"
 
     @cached_property
@@ -131,6 +150,12 @@ class AttentionSite:
         rows = row_lse(self.scores) if self.row_lse is None else self.row_lse.float()
         return self._visual_columns(rows.mean(1))
 
+    def _patch_attention(self) -> Tensor:
+        return self._attention_received()[..., None]
+
+    def _patch_lse(self) -> Tensor:
+        return self._lse()[..., None]
+
     def _row(self, row: Tensor | int) -> Tensor:
         """(B, N): what one query of each prompt pays, at (P,) positions or at one that all have in common."""
         return self._visual_columns(self.scores.logits_of_rows(row).softmax(-1).mean((1, 2)))
@@ -161,7 +186,20 @@ class AttentionSite:
 
     def _wide_cls_attention(self) -> Tensor:
         query, key = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (self.query[:, :, :1], self.key))
-        return products(query, key, key.shape[3] ** -0.5).softmax(-1)[:, 0, 0]
+        return self._over_all(products(query, key, key.shape[3] ** -0.5))[:, 0, 0]
+
+    def _over_all(self, logits: Tensor) -> Tensor:
+        """The softmax of (P, h, 1, S) over the tokens that are there."""
+        if self.valid is not None:
+            logits = logits.masked_fill(~self.valid[:, None, None], -torch.inf)
+        return logits.softmax(-1)
+
+    def _values(self) -> Tensor:
+        return self._visual_tokens(_given("value", self.value).mean(1, dtype=torch.float32))
+
+    def _cls_value_attention(self) -> Tensor:
+        value = _given("value", self.value)
+        return self._visual_columns(self._over_all(products(value[:, :, :1], value, 1.0)).mean((1, 2)))
 
     def _text_hidden(self) -> Tensor:
         return self._text_tokens(_given("hidden", self.hidden), self._text_positions())
@@ -189,6 +227,28 @@ class AttentionSite:
         self._text_positions()  # refuses where rows have different numbers
         sequence, _, text = _given("entry", self.entry)()
         return self._text_tokens(sequence, text)
+
+
+@dataclass(eq=False)
+class EntrySite:
+    """What a strategy can ask in front of the first layer of the LLM: no layer has run, so nothing of its attention.
+
+    Attributes:
+        site: an `AttentionSite` whose queries and keys mean nothing.
+    """
+
+    site: AttentionSite
+
+    def statistic(self, name: str) -> Tensor:
+        """One of `illava_lab.method.STATISTICS`.
+
+        Raises:
+            LabError: this site does not have it.
+        """
+        if name not in ENTRY_STATISTICS:
+            have = ", ".join(name for name in ENTRY_STATISTICS if self.site.joint or not name.startswith("joint"))
+            raise LabError(f"{name} needs a layer before, and in front of layer 0 none has run; it has {have}")
+        return self.site.statistic(name)
 
 
 def _given(name: str, value: Part | None) -> Part:

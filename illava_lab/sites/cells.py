@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.attention import PATCH_STATISTICS, AttentionSite
 
 
 @dataclass(eq=False)
@@ -22,12 +22,13 @@ class ShuffledSite:
     at: Tensor
 
     def statistic(self, name: str) -> Tensor:
-        """One of `illava_lab.method.STATISTICS`, the mean over the patches of each cell.
+        """One of `illava_lab.method.STATISTICS`, the mean over the patches of each cell where it is not of patches.
 
         Raises:
             LabError: this site does not have it.
         """
-        return at_cells(self.patches.statistic(name), self.at).mean(2)
+        value = at_cells(self.patches.statistic(name), self.at)
+        return value[..., 0] if name in PATCH_STATISTICS else value.mean(2)
 
 
 def at_cells(x: Tensor, at: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.attention import PATCH_STATISTICS, AttentionSite
 from illava_lab.sites.scores import Spans
 from illava_lab.sites.sums import kernels_for
 
@@ -25,7 +25,7 @@ class PackedAttention:
     """The attention of one layer over a packed sequence of S patches. A statistic is computed once, for all of them.
 
     Attributes:
-        parts: queries and keys (H, L, d), rotated, of consecutive stretches of the sequence.
+        parts: queries and keys, rotated, and values (H, L, d) of consecutive stretches of the sequence.
         rotary: (cos, sin), (S, d) each.
         bounds: (R + 1,) long, where each of the R sequences that attend within themselves begins and ends.
         frames: (F, L) long for each size of frame: the patches of each, if these are the sequences (no windows).
@@ -34,7 +34,7 @@ class PackedAttention:
         longest: of the R sequences, where the host knows it; else it is read from the device, which waits for it.
     """
 
-    parts: list[tuple[Tensor, Tensor]]
+    parts: list[tuple[Tensor, Tensor, Tensor]]
     rotary: tuple[Tensor, Tensor]
     scaling: float
     bounds: Tensor
@@ -43,15 +43,24 @@ class PackedAttention:
     patches: int
     longest: int | None = None
     _known: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _of_patches: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def per_cell(self, name: str) -> Tensor:
-        """(G,) or (G, d): one statistic of all cells, the mean over their patches.
+        """(G,) or (G, d): one statistic of all cells, the mean over their patches; or (G, K), that of each of these.
 
         Attention received comes as a sum over queries, not as their mean.
         """
+        if name in PATCH_STATISTICS:
+            self.per_cell(PATCH_STATISTICS[name])
+            return self._of_patches[PATCH_STATISTICS[name]]
         if name not in self._known:
-            value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
-            self._known[name] = value.view(-1, self.patches, *value.shape[1:]).mean(1)
+            if name == "values":
+                value = self._joined[2].mean(0, dtype=torch.float32)
+            else:
+                value = self._keys(name) if name in ("keys", "wide_keys") else self._attended(name)
+            cells = value.view(-1, self.patches, *value.shape[1:])
+            self._known[name] = cells.mean(1)
+            self._of_patches[name] = cells
         return self._known[name]
 
     def _keys(self, name: str) -> Tensor:
@@ -64,12 +73,12 @@ class PackedAttention:
         return key if name == "keys" else key.transpose(0, 1).flatten(1)
 
     @cached_property
-    def _joined(self) -> tuple[Tensor, Tensor]:
-        queries, keys = zip(*self.parts, strict=True)
-        return torch.cat(queries, dim=1), torch.cat(keys, dim=1)
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = zip(*self.parts, strict=True)
+        return torch.cat(queries, dim=1), torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
     def _attended(self, name: str) -> Tensor:
-        query, key = self._joined
+        query, key, _ = self._joined
         site = AttentionSite(query[None], key[None], self.scaling, self._mask(None))
         if kernels_for(site.scores) is not None:
             return _statistic(replace(site, spans=self._spans()), name)[0]
@@ -123,4 +132,6 @@ class CellSite:
             LabError: this site does not have it.
         """
         value = self.attention.per_cell(name)[self.at]
-        return value / (self.at.shape[1] * self.attention.patches) if name == "attention_received" else value
+        if name not in ("attention_received", "patch_attention"):
+            return value
+        return value / (self.at.shape[1] * self.attention.patches)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.method.tokens import STAGES, STATISTICS, Stage, Tokens
-from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.attention import AttentionSite, EntrySite
 from illava_lab.testing.tensors import squarest_grid
 
 CHANNELS, HEADS = 8, 2
@@ -26,7 +27,7 @@ class NotHere(LabError):
 class _Lacks:
     """In the place of an attention, where every statistic that the stage has is given."""
 
-    site: AttentionSite | None
+    site: AttentionSite | EntrySite | None
 
     def statistic(self, name: str) -> Tensor:
         if self.site is None:
@@ -46,6 +47,8 @@ def example_tokens(
     newlines: int = 0,
     reduced: bool = False,
     equal: bool = False,
+    entry: bool = False,
+    video: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -60,6 +63,8 @@ def example_tokens(
         newlines: LLM only, protected tokens at random places, others in every row.
         reduced: as after an earlier reduction: patches are missing, and others stand for several.
         equal: all tokens are alike.
+        video: LLM only, frames of a video: as many as the squarest grid has rows, each as long as one of these.
+        entry: LLM only, in front of its first layer, where there is no attention yet.
 
     Raises:
         LabError: unknown stage, or fewer than one patch or row.
@@ -88,7 +93,7 @@ def example_tokens(
         entered = count + height * width - patches
         has_cls = stage == "encoder" and cls
         site, hidden = _example_site(stage, batch, count, entered, has_cls, equal, dtype, device, draw)
-    lacks, given = _Lacks(site), {}
+    lacks, given = _Lacks(EntrySite(site) if site is not None and entry else site), {}
     for name in STATISTICS:
         try:
             given[name] = lacks.statistic(name)
@@ -97,12 +102,14 @@ def example_tokens(
     return Tokens(
         stage,
         hidden,
-        layer=1,
+        layer=int(not entry),
         size=size.to(device),
         position=position.to(device),
         protected=protected.to(device) if extra else None,
         protected_count=None,
-        grid=(height, width),
+        grid=None if video else (height, width),
+        frames=(height, width) if video else None,
+        plan=None,
         site=lacks,
         **given,
     )
@@ -135,6 +142,8 @@ def _example_site(
     states = sequence(count)
     hidden, (query, key) = states[:, before : before + count], heads(states)
     site = AttentionSite(query, key, (CHANNELS // HEADS) ** -0.5, has_cls=has_cls, hidden=states)
+    if stage == "encoder":
+        site = replace(site, value=heads(states)[0])
     if stage == "llm":
         came, ahead = sequence(entered), heads(states)
         places = [
@@ -154,8 +163,14 @@ def _example_site(
             text=text[0],
             entry=lambda: (came, places[1], text[1]),
             norm=torch.nn.RMSNorm(CHANNELS, elementwise_affine=False),
+            value=heads(states)[0],
+            joint=partial(_pair, sequence(count)[:, :count], sequence(2)[:, :2]),
         )
     return site, hidden.clone()
+
+
+def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return first, second
 
 
 def _uniform(draw: torch.Generator, *shape: int) -> Tensor:

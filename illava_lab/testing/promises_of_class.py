@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from illava_lab.errors import LabError
-from illava_lab.method.registry import KINDS
+from illava_lab.method.registry import KINDS, strategies
 from illava_lab.method.strategy import Paper, Strategy
-from illava_lab.method.tokens import STAGES
+from illava_lab.method.tokens import STAGES, Medium
 from illava_lab.testing.cases import Case
 from illava_lab.testing.faults import same
 from illava_lab.testing.promise import promise
@@ -39,6 +39,12 @@ def metadata(subject: Subject, case: None) -> str | None:
     for attribute, kind in (("averages", bool), ("proportional_attention", bool)):
         if not isinstance(getattr(own, attribute), kind):
             return f"{attribute} is {getattr(own, attribute)!r}: it must be True or False"
+    if type(own.first_llm_layer) is not int or own.first_llm_layer < 0:
+        return (
+            f"first_llm_layer is {own.first_llm_layer!r}: it must be a whole number, 0 where no attention is asked for"
+        )
+    if not isinstance(own.media, tuple) or not own.media or not set(own.media) <= set(get_args(Medium)):
+        return f"media is {own.media!r}: it must be a tuple taken from {get_args(Medium)}"
     if not 0 <= own.smallest_keep < 1:
         return f"smallest_keep is {own.smallest_keep!r}: it must be a fraction, 0 for no limit"
     return None
@@ -97,10 +103,11 @@ def _other_settings(strategy: Strategy) -> list[Strategy]:
 @promise(once)
 def repr_round_trips(subject: Subject, case: None) -> str | None:
     """The repr is the configuration: evaluating it gives an equal strategy."""
+    known = strategies()  # others, of which it may be made
     for strategy in _other_settings(subject.strategy):
         text = repr(strategy).replace(subject.cls.__qualname__, subject.cls.__name__, 1)
         try:
-            again = eval(text, {subject.cls.__name__: subject.cls})
+            again = eval(text, {**{cls.__name__: cls for cls in known.values()}, subject.cls.__name__: subject.cls})
         except Exception as error:
             return f"repr gives {text}, which fails with {type(error).__name__}: leave __repr__ to the dataclass"
         if again != strategy:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from illava_lab.errors import LabError
+from illava_lab.method.ask import own_counts
 from illava_lab.method.modes import within
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
@@ -28,7 +31,7 @@ def batch_equals_single(subject: Subject, case: Case) -> str | None:
         alone = subject.map(replace(case, batch=1), _rows_of(case.tokens(), [row]))
         if not same(alone, _rows_of_map(out, [row])):
             return f"row {row} gives another map in a batch than alone: do not mix rows (mean over dim 0, or a view)"
-    return None
+    return _own_counts(subject, case)
 
 
 @promise(few)
@@ -37,6 +40,19 @@ def batch_permutes(subject: Subject, case: Case) -> str | None:
     order = [*range(1, case.batch), 0]
     if not same(subject.map(case, _rows_of(case.tokens(), order)), _rows_of_map(subject.map(case), order)):
         return "rows in another order give other maps: a row's map must not depend on its number"
+    return None
+
+
+def _own_counts(subject: Subject, case: Case) -> str | None:
+    """What is wrong with the numbers of tokens that pictures decide on."""
+    ask = partial(own_counts, subject.strategy, keep=max(1, case.keep - case.protected))
+    try:
+        counts = ask(case.tokens())
+        alone = [ask(_rows_of(case.tokens(), [row])) for row in range(case.batch)]
+    except LabError as error:
+        return str(error)
+    if counts is not None and [[count] for count in counts] != alone:
+        return f"rows keep {counts} tokens in a batch, and alone {[own[0] for own in alone if own]}: do not mix rows"
     return None
 
 
@@ -125,10 +141,10 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-@promise(lambda subject: [case for case in subject.cases(1024, keeps=(0.5, 0.8)) if not case.reduced])
+@promise(lambda subject: [case for case in subject.cases(512, keeps=(0.5, 0.8)) if not case.reduced])
 def memory_as_declared(subject: Subject, case: Case) -> str | None:
     """The largest tensor grows with the number of tokens as `memory` declares: linear, or quadratic."""
-    small = subject.keeping(replace(case, patches=256), case.protected + (case.keep - case.protected) // 4)
+    small = subject.keeping(replace(case, patches=128), case.protected + (case.keep - case.protected) // 4)
     if small is None:
         raise Elsewhere("it cannot keep the same fraction of fewer tokens")
     largest = []

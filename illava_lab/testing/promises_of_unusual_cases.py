@@ -133,7 +133,7 @@ def _is_a_tie(out: TokenMap, case: Case, token: int) -> bool:
 
 def _with_nan(token: int | None, name: str, x: Tensor) -> Tensor:
     """NaN in one token's entries, or in all."""
-    of_others = (name.startswith("text_") and name not in _SCORES) or name == "embeddings"
+    of_others = (name.startswith("text_") and name not in _SCORES) or name in ("embeddings", "joint_text")
     if name in ("position", "size", "protected") or (of_others and token is not None):
         return x
     index = torch.full_like(x, token is None, dtype=torch.bool)

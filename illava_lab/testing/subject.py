@@ -50,15 +50,22 @@ class Subject:
     def sites(self) -> dict[Case, str]:
         """Each place that the strategy's stages have (as a Case of 9 patches) -> why it cannot run there, or ""."""
         stages = STAGES if self.strategy.kind == "none" else self.strategy.stages
+        film = {"video": True} if "image" not in self.strategy.media else {}
         places: dict[Stage, list[dict[str, Any]]] = {
             "image": [dict(cls=True), dict()],
             "encoder": [dict(cls=True), dict(), dict(cls=True, reduced=True), dict(reduced=True)],
-            "llm": [dict(), dict(reduced=True)],
+            "llm": [dict(entry=self.strategy.first_llm_layer == 0, **film), dict(reduced=True, **film)],
         }
-        return {
-            (case := self._middle(Case(stage, 9, 0, **place))): self._refusal(case)
+        writer = self.strategy if self.strategy.looks(24) else None
+        cases = [
+            self._middle(Case(stage, 9, 0, **place, writer=writer, layer=self._layer(stage)))
             for stage in STAGES if stage in stages for place in places[stage]
-        }  # fmt: skip
+        ]  # fmt: skip
+        return {case: self._refusal(case) for case in cases}
+
+    def _layer(self, stage: Stage) -> int | None:
+        """A layer that can be asked about, where not every one can."""
+        return None if self.cls.at is Strategy.at else self.strategy.layers(stage, 24)[0]
 
     def _middle(self, case: Case) -> Case:
         return self.keeping(case, case.protected + ceil(case.patches * 0.75)) or replace(case, keep=case.count)
@@ -78,7 +85,7 @@ class Subject:
         """The case with a `keep` near this one that the method can reach, or None when there is none."""
         if self.strategy.kind == "none":
             return replace(case, keep=case.count)
-        keep = max(keep, case.protected + ceil(case.patches * self.strategy.smallest_keep))
+        keep = max(keep, case.protected + ceil(case.patches * self.strategy.smallest_keep_in(case.stage)))
         if keep > case.protected:
             keep = case.protected + self.strategy.reachable_keep(keep - case.protected, squarest_grid(case.patches))
         return replace(case, keep=keep) if 1 <= keep <= case.count else None

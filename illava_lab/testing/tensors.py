@@ -34,6 +34,8 @@ def changed(tokens: Tokens, change: Callable[[str, Tensor], Tensor]) -> Tokens:
         protected=new.pop("protected", None),
         protected_count=None,
         grid=tokens.grid,
+        frames=tokens.frames,
+        plan=tokens.plan,
         site=tokens._site,
         **new,
     )

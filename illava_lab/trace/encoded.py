@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 
 import torch
 from torch import Tensor
 
+from illava_lab.errors import LabError
 from illava_lab.method.adding import add_at
 from illava_lab.method.rows import row_index
 from illava_lab.models.layout import Layout
@@ -71,8 +72,9 @@ def untouched(layout: Layout, rows: range) -> EncodedImage:
 
 
 def encoded_images(
-    layout: Layout, rows: range, steps: list[Step], alive: Tensor, kept: float, make_sizes: Callable[[], Tensor]
-) -> list[EncodedImage]:
+    layout: Layout, rows: range, steps: list[Step], alive: Tensor, kept: float, make_sizes: Callable[[], Tensor],
+    counts: Sequence[int] | None = None,
+) -> list[EncodedImage]:  # fmt: skip
     """R images of one layout whose encoder rows were reduced.
 
     Args:
@@ -80,8 +82,17 @@ def encoded_images(
         alive: (R, P) bool, the patches in whose place a survivor stands.
         kept: the fraction of patches that survived.
         make_sizes: makes (R, P) float32, the size of each survivor, 0 where there is none.
+        counts: how many patches survived of each row of the encoder's batch, where these differ; else None.
+
+    Raises:
+        LabError: counts differ, and placeholders are interpolated.
     """
     each = len(rows) // len(alive)
+    if counts is not None and layout.interpolates:
+        raise LabError(
+            "pictures cannot decide how many of their tokens stay where a model interpolates between these; choose a "
+            "setting of the strategy by which the schedule decides"
+        )
 
     @cache
     def weights() -> Tensor:
@@ -95,15 +106,17 @@ def encoded_images(
         left, known = weights().sum(2) > 0, layout.left(kept) if layout.complete else None
     else:
         left = alive if layout.is_identity else alive[:, layout.on(alive.device)[0][:, 0]]
-        known = round(kept * alive.shape[1]) if layout.complete else None
+        known = round(kept * alive.shape[1]) if layout.complete and counts is None else None
     if layout.has_markers:
         left = left | layout.marker_on(alive.device)
 
     def image(i: int, own: Tensor | None) -> EncodedImage:
-        placed = rows[i * each : (i + 1) * each]
-        return EncodedImage(layout, placed, steps, own, lambda: weights()[i], lambda: all_sizes()[i], known)
+        placed, left_of = rows[i * each : (i + 1) * each], known
+        if counts is not None and layout.complete:
+            left_of = sum(counts[row] for row in placed)
+        return EncodedImage(layout, placed, steps, own, lambda: weights()[i], lambda: all_sizes()[i], left_of)
 
-    if kept == 1:  # nothing is removed, and the model's own way of joining stays
+    if kept == 1 and counts is None:  # nothing is removed, and the model's own way of joining stays
         known = layout.tokens
         return [image(i, None) for i in range(len(alive))]
     return [image(i, own) for i, own in enumerate(left.unbind(0))]

@@ -57,26 +57,26 @@ class Survivors:
 
     def at(self, index: Tensor) -> Survivors:
         """Those at (R, m) positions of each row."""
-        return Survivors(
+        return type(self)(
             index.shape[1], self.device, lambda: self.place.gather(1, index), lambda: self.size.gather(1, index)
         )
 
     def rows(self, index: Sequence[int]) -> Survivors:
         """Some of the rows."""
         own = list(index)
-        return Survivors(self.count, self.device, lambda: self.place[own], lambda: self.size[own])
+        return type(self)(self.count, self.device, lambda: self.place[own], lambda: self.size[own])
 
     def behind(self, first: int) -> Survivors:
         """Those from position `first` on."""
         if not first:
             return self
-        return Survivors(self.count - first, self.device, lambda: self.place[:, first:], lambda: self.size[:, first:])
+        return type(self)(self.count - first, self.device, lambda: self.place[:, first:], lambda: self.size[:, first:])
 
     def to(self, device: torch.device) -> Survivors:
         """The same on another device."""
         if device == self.device:
             return self
-        return Survivors(self.count, device, lambda: self.place.to(device), lambda: self.size.to(device))
+        return type(self)(self.count, device, lambda: self.place.to(device), lambda: self.size.to(device))
 
     def alive(self, places: int) -> Tensor:
         """(R, places) bool, the places in which one stands; none of them may be CLS."""
@@ -87,3 +87,16 @@ class Survivors:
         """(R, places) float32, the size of the one in each place, 0 where there is none; none of them may be CLS."""
         empty = torch.zeros((len(self.place), places), dtype=torch.float32, device=self.device)
         return empty.scatter_(1, self.place, self.size)
+
+
+class Uneven(Survivors):
+    """Rows that differ in how many are left. Shorter ones are filled up with some that stand beside the places.
+
+    Where there are P places, the place of those is P and their size is 0; they come last.
+    """
+
+    def alive(self, places: int) -> Tensor:
+        return super().alive(places + 1)[:, :places].contiguous()
+
+    def spread(self, places: int) -> Tensor:
+        return super().spread(places + 1)[:, :places].contiguous()

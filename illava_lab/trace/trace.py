@@ -70,6 +70,13 @@ class Trace:
         """Visual tokens that the encoder left of image number `image` to the language model, markers not counted."""
         return self.encoded(image).tokens
 
+    def left(self, image: int = 0) -> int:
+        """Visual tokens of image number `image` that the last layer of the language model saw, markers not counted."""
+        entered = self.entered(image)
+        return next(
+            (step.after for step in reversed(self.steps) if step.stage == "llm" and image in step.rows), entered
+        )
+
     def places(self, image: int, layer: int) -> list[Tensor]:
         """For each encoder row of image number `image`: (n,) the patches whose places are still held in front of an
         encoder layer, in no particular order."""

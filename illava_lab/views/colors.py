@@ -84,7 +84,7 @@ MARKERS = {
 BLUE, RED, GREEN, PINK, ORANGE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676"
 
 # Families share a colour: iLLaVA red, merging blue, pruning by text green, by CLS pink, by diversity sky, none of these
-# grey and orange. No two methods share colour and marker.
+# grey and orange, and so what drops what stands still in a video. No two methods share colour and marker.
 METHODS: dict[str, Look] = {
     "none": Look(GREY, "circle"),
     "random": Look(GREY, "x"),
@@ -94,8 +94,14 @@ METHODS: dict[str, Look] = {
     "illava": Look(RED, "circle"),
     "illava-2026": Look(RED, "star"),
     "tome": Look(BLUE, "diamond"),
+    "framefusion": Look(BLUE, "triangle-up"),
+    "evs": Look(ORANGE, "triangle-up"),
+    "dycoke": Look(ORANGE, "star"),
     "dart": Look(SKY, "triangle-down"),
     "divprune": Look(SKY, "circle"),
+    "prunesid": Look(SKY, "star"),
+    "scope": Look(SKY, "square"),
+    "cdpruner": Look(GREEN, "diamond"),
     "fastv": Look(GREEN, "triangle-up"),
     "pyramiddrop": Look(GREEN, "triangle-down"),
     "sparsevlm": Look(GREEN, "star"),
@@ -104,6 +110,9 @@ METHODS: dict[str, Look] = {
     "prumerge+": Look(PINK, "x"),
     "visionzip": Look(PINK, "square"),
     "vispruner": Look(PINK, "star"),
+    "flowcut": Look(PINK, "hexagon"),
+    "holov": Look(PINK, "diamond"),
+    "vscan": Look(PINK, "pentagon"),
 }
 
 # What no method of the lab has, for those of others: unusual markers first.

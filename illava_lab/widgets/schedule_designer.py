@@ -179,7 +179,9 @@ def _presets(model: nn.Module) -> dict[str, Schedule]:
     found = {}
     for name in PRESETS:
         try:
-            found[name] = Schedule.preset(name, model)
+            schedule = Schedule.preset(name, model)
         except LabError:  # more layers than the model has
             continue
+        if 0 not in schedule.llm:  # a place that has no slider
+            found[name] = schedule
     return found

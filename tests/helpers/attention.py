@@ -114,7 +114,7 @@ def packed_case(seed: int, windows: bool, sizes: bool) -> PackedCase:
     received, lse = (x.view(-1, patches).mean(1) for x in (weights.sum((0, 1, 2)) / heads, sums[0].mean(0)))
     rotary = (torch.ones(total, width), torch.zeros(total, width))
     cut = draw.randrange(1, total)  # queries and keys come in pieces
-    parts = [(query[0, :, part], key[0, :, part]) for part in (slice(None, cut), slice(cut, None))]
+    parts = [(query[0, :, part], key[0, :, part], key[0, :, part]) for part in (slice(None, cut), slice(cut, None))]
     return PackedCase(PackedAttention(parts, rotary, 0.2, bounds, frames, log_size, patches), received, lse)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import illava_lab as il
+from illava_lab.method.declared import declared
 from illava_lab.testing import variants
 from illava_lab.testing.cases import Case
 from illava_lab.testing.subject import Subject
@@ -21,6 +22,11 @@ NUMBERS = {
     "visionzip": [{"contextual": 0}, {"contextual": 4, "merge": "mean"}, {"contextual": 1.0}],
     "vispruner": [{"important_ratio": 0.0}],
 }
+
+
+def of_pictures() -> list[str]:
+    """Names of the strategies that reduce pictures, and not videos alone."""
+    return [name for name, cls in il.strategies().items() if "image" in declared(cls, "media")]
 
 
 def every() -> list[il.Strategy]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import KINDS, QWENS, Prompt, make_inputs, shared_llava
 from helpers.checkpoints import scaled_down
+from helpers.every import of_pictures
 from PIL import Image
 
 import illava_lab as il
@@ -23,7 +24,7 @@ from illava_lab.measuring.limit import Limit
 from illava_lab.models.families import describe
 
 QUICK = {"rounds": 1, "new_tokens": 1, "answers": [1, 3], "progress": False}
-KEPT_LISTS = [name for name in il.strategies() if name not in ("none", "downsample")]
+KEPT_LISTS = [name for name in of_pictures() if name not in ("none", "downsample")]
 
 
 class Fails(il.Scorer):

@@ -73,6 +73,7 @@ def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> Non
 
     reduced = table[(table["keep"] == 0.5) & (table["status"] == "ok")]
     assert len(reduced) == 3
+    assert bare["kept"] == 1 and (reduced["kept"] == 0.5).all()
     for column in ("tokens", "tokens_encoder", "tokens_llm", "prefill_flops", "cache_bytes"):
         assert (reduced[column] < bare[column]).all(), column
     assert np.allclose(reduced["difference"], reduced["accuracy"] - bare["accuracy"])

@@ -43,6 +43,10 @@ LIMITS: list[tuple[str, str, dict[str, Any], float | int, int]] = [
     ("encoder", "divprune", {}, 56, 3 * 57 + 36),
     ("encoder", "fastervlm", {}, 64, 8),
     ("encoder", "vispruner", {}, 64, 1237),
+    ("encoder", "holov", {}, 64, 80),
+    ("encoder", "flowcut", {}, 64, 8),
+    ("encoder", "vscan", {}, 96, 80),
+    ("encoder", "scope", {}, 8, 13 * 9 + 40),
     ("encoder", "stride", {}, 144, 7),
     ("encoder", "random", {}, 144, 9),
     ("llm", "pyramiddrop", {}, 0.5, 7),
@@ -60,6 +64,7 @@ def given(batch: int, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
     scores = ("attention_received", "cls_attention", "text_attention", "next_text_attention", "wide_cls_attention")
     out = {name: rand(count).float().softmax(1) for name in scores}
     out |= {name: rand(count, 64) for name in ("hidden", "keys", "normed_hidden", "embeddings")}
+    out |= {"noted": rand(count).float().softmax(1)}
     out |= {name: rand(TEXT, 64) for name in ("text_normed_hidden", "text_embeddings")}
     wide = {"wide_keys": rand(count, HEADS_WIDE), "text_wide_keys": rand(TEXT, HEADS_WIDE)}
     return out | wide | {"lse": rand(count).float(), "text_rows": rand(TEXT, count).float().softmax(2)}

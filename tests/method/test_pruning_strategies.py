@@ -526,9 +526,9 @@ def test_the_grid_pattern_needs_the_whole_grid():
 def test_default_layers():
     """In towers and language models of the usual depths, and in ones too shallow for as many steps."""
     assert [make("fastervlm").layers("encoder", 23), make("vispruner").layers("encoder", 23)] == [[22], [22]]
-    assert [make("divprune").layers("encoder", 23), make("divprune").layers("llm", 32)] == [[22], [1]]
+    assert [make("divprune").layers("encoder", 23), make("divprune").layers("llm", 32)] == [[22], [0]]
     assert [make("dart").layers("llm", 32), make("sparsevlm").layers("llm", 32)] == [[2], [3, 7, 16]]
-    assert [make(name).layers("llm", 2) for name in ("pyramiddrop", "sparsevlm", "dart", "divprune")] == [[1]] * 4
+    assert [make(name).layers("llm", 2) for name in ("pyramiddrop", "sparsevlm", "dart")] == [[1]] * 3
     assert make("pyramiddrop").layers("llm", 28) == [7, 14, 21]
     assert make("stride").layers("encoder", 26) == [5]
     assert make("stride", pattern="grid").layers("encoder", 26) == [5]

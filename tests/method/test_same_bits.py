@@ -122,7 +122,7 @@ def bare(tokens: il.Tokens) -> il.Tokens:
     """The same without what has a default: sizes are made where they are read, and places where all are patches."""
     default = ("hidden", "size") if tokens.has_protected else ("hidden", "size", "position")
     given = {name: x for name, x in tensors(tokens).items() if name not in default}
-    return il.Tokens(tokens.stage, tokens.hidden, layer=tokens.layer, grid=tokens.grid, **given)
+    return il.Tokens(tokens.stage, tokens.hidden, layer=tokens.layer, grid=tokens.grid, frames=tokens.frames, **given)
 
 
 @in_every_strategy

@@ -31,7 +31,7 @@ def test_tab_completes_statistics_and_computes_none(jedi: bool) -> None:
     typed = "tokens.cls_"
     with provisionalcompleter():
         offered = {completion.text.rpartition(".")[2] for completion in completer.completions(typed, len(typed))}
-    assert offered == {"cls_attention"}
+    assert offered == {"cls_attention", "cls_value_attention"}
     assert {"hidden", "count", *il.STATISTICS} <= set(dir(tokens))
     assert site.asked == []
     assert torch.equal(tokens.lse, tokens.lse) and site.asked == ["lse"]

@@ -142,11 +142,11 @@ def test_the_reference_has_everything_public(site: Site) -> None:
 def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (CLONE / "docs" / "your_strategy.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@il.register" in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     (tmp_path / "methods.py").write_text("\n".join(blocks), encoding="utf-8")
     assert main(["check", str(tmp_path / "methods.py")]) == 0
     said = capsys.readouterr().out
-    assert "largest-norm" in said and "fold-by-norm" in said
+    assert all(name in said for name in ("largest-norm", "fold-by-norm", "first-look", "stands-still"))
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import QUICK_KINDS
+from helpers.every import of_pictures
 from helpers.labs import LAB_KINDS, noise, small_lab
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from illava_lab.models.families import describe
 
 FIRST, LOST, NEXT = "token17 token20 on the table?", "token5 token6 token7 token8?", "token19 token44 Why?"
 LENGTH = 4  # new tokens of an answer
-STRATEGIES = [name for name in il.strategies() if name not in ("none", "downsample")]
+STRATEGIES = [name for name in of_pictures() if name not in ("none", "downsample")]
 
 
 class Stop(Exception):

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 import illava_lab as il
 from illava_lab.method.tokens import STATISTICS
 from illava_lab.sites import scores
-from illava_lab.sites.attention import AttentionSite
+from illava_lab.sites.attention import CLS_STATISTICS, AttentionSite
 
 
 @st.composite
@@ -76,11 +76,13 @@ def test_images_of_one_prompt_share_what_is_computed_of_it(case, data):
     def entry(at=slice(None)):
         return lambda: (site.hidden[at].flip(1), visual.flip(1), site.text[at])
 
+    site = replace(site, value=site.key.flip(2))
     shared = replace(site, visual=visual, prompt=rows, ahead=next_layer(), entry=entry(), norm=torch.nn.Tanh())
-    given = ("query", "key", "valid", "hidden", "last", "text", *(["mask"] if site.mask is not None else []))
+    given = ("query", "key", "value", "valid", "hidden", "last", "text", *(["mask"] if site.mask is not None else []))
     copies = replace(shared, prompt=None, ahead=next_layer(rows), entry=entry(rows),
                      **{name: getattr(site, name)[rows] for name in given})  # fmt: skip
-    for name in set(STATISTICS) - {"cls_attention", "wide_cls_attention"}:
+    of_others = {*CLS_STATISTICS, "noted", "joint_hidden", "joint_text"}  # of the encoder, or of each image as it is
+    for name in set(STATISTICS) - of_others:
         torch.testing.assert_close(shared.statistic(name), copies.statistic(name), equal_nan=True, msg=name)
     whole = []
     original = scores.products
@@ -103,6 +105,13 @@ def test_cls_rows_and_what_a_site_lacks():
     wide_q, wide_k = query[:, :, 0].flatten(1), key.transpose(1, 2).flatten(2)
     want = (torch.einsum("bc,bnc->bn", wide_q, wide_k) / 8**0.5).softmax(-1)
     torch.testing.assert_close(encoder.statistic("wide_cls_attention"), want)
+    value = torch.randn(1, 2, 9, 4)
+    encoder = AttentionSite(query, key, 0.5, has_cls=True, value=value)
+    want = (value[:, :, :1] @ value.mT).softmax(-1).mean(1)[:, 0]
+    torch.testing.assert_close(encoder.statistic("cls_value_attention"), want)
+    torch.testing.assert_close(encoder.statistic("values"), value.mean(1))
+    with pytest.raises(il.LabError, match="nothing was noted here"):
+        encoder.statistic("noted")
     with pytest.raises(il.LabError, match=r"text_attention needs the language model.*it has attention_received"):
         encoder.statistic("text_attention")
     with pytest.raises(il.LabError, match="needs a CLS token"):

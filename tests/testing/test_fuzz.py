@@ -47,7 +47,8 @@ def drawn_schedule(draw: random.Random, strategy: il.Strategy, model: Any) -> il
     anatomy = describe(model)
     # ToMe at most halves, and what it leaves is rounded: stay above.
     least = 0.6 if strategy.smallest_keep else 0.3
-    layers = {"encoder": range(anatomy.encoder_depth), "llm": range(anatomy.first_llm_layer, len(anatomy.llm_layers))}
+    first = max(anatomy.first_llm_layer, strategy.first_llm_layer)
+    layers = {"encoder": range(anatomy.encoder_depth), "llm": range(first, len(anatomy.llm_layers))}
     plan = {
         stage: {
             layer: draw.uniform(least, 1.0)

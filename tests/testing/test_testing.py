@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_a_fault_is_caught_by_the_check_that_names_it(promise):
         ("keep_everything", "begin with if keep == tokens.count", "encoder stage, batch 1, 2 tokens, keep 2"),
         ("keep_one", "ZeroDivisionError", "encoder stage, batch 1, 2 tokens, keep 1, grid 1 x 2"),
         ("protected_survive", "is gone: use `ranking`", "llm stage, batch 2, 4 tokens, 1 of them protected line ends"),
-        ("memory_as_declared", "16 times, to 4096 KiB", "1024 tokens"),
+        ("memory_as_declared", "16 times, to 1024 KiB", "512 tokens"),
         ("statistics_exist", "cls_attention needs a CLS token, which this place has not; it has", ""),
         ("settings_validated", "add one_of('mode', self.mode, (...)) to __post_init__", ""),
     ],
@@ -199,14 +200,41 @@ def test_what_raises_everywhere_is_reported_once():
     assert "must define map(self, tokens, keep)" in report.broken[0].message
 
 
+class CountsTheBatch(Sound):
+    """A picture keeps more in company."""
+
+    own_count = True
+    more = 0
+
+    def count(self, tokens: il.Tokens, keep: float | int) -> torch.Tensor:
+        own = min(tokens.count, tokens.protected_count + tokens.batch)
+        return torch.full((tokens.batch,), own + self.more * tokens.count)
+
+
+class CountsTooFar(CountsTheBatch):
+    """More than there are."""
+
+    more = 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [(CountsTheBatch, "and alone .1, 1, 1.: do not mix rows"), (CountsTooFar, "count must be from")],
+)
+def test_counts_that_pictures_decide_are_those_of_each_alone(strategy, says):
+    (broken,) = il.check_strategy(strategy, raises=False).broken
+    assert broken.promise == "batch_equals_single" and re.search(says, broken.message)
+
+
 # ---------------------------------------------------------------------------------------------- example tokens
 @pytest.mark.parametrize("cls", [True, False])
 def test_example_tokens_have_what_the_encoder_has(cls):
     tokens = example_tokens("encoder", 6, 2, cls=cls)
     assert tokens.hidden.shape[:2] == (2, 6 + cls) and tokens.protected.sum() == 2 * cls and tokens.grid == (2, 3)
     for name in STATISTICS:
-        if name in LLM_STATISTICS or ("cls" in name and not cls):
-            with pytest.raises(il.LabError, match=r"which this place has not|which the image encoder does not see"):
+        if name in LLM_STATISTICS or name == "noted" or ("cls" in name and not cls):
+            refusal = r"which this place has not|which the image encoder does not see|nothing was noted here"
+            with pytest.raises(il.LabError, match=refusal):
                 getattr(tokens, name)
         else:
             assert getattr(tokens, name).shape[:2] == (2, 6 + cls)
@@ -220,6 +248,10 @@ def test_example_tokens_have_what_the_llm_has():
     assert ((tokens.position == -1) == tokens.protected).all()
     torch.testing.assert_close(tokens.text_rows[:, -1], tokens.text_attention)
     assert all(len(getattr(tokens, name)) == 3 for name in LLM_STATISTICS)
+    first = example_tokens("llm", 6, entry=True)
+    assert first.layer == 0 and first.text_embeddings.shape == (2, 3, 8)
+    with pytest.raises(il.LabError, match="text_attention needs a layer before, and in front of layer 0 none has run"):
+        _ = first.text_attention
     assert example_tokens("llm", 6, reduced=True).embeddings.shape[1] == 12
     with pytest.raises(il.LabError, match="cls_attention needs a CLS token"):
         _ = tokens.cls_attention

@@ -65,7 +65,9 @@ class Anyres:
             return untouched(layout, rows)
         own, places = tower.patches.rows(rows), self.anatomy.patches
         alive = own.alive(places).view(1, -1)
-        return encoded_images(layout, rows, tower.steps, alive, tower.kept, lambda: own.spread(places).view(1, -1))[0]
+        return encoded_images(
+            layout, rows, tower.steps, alive, tower.kept, lambda: own.spread(places).view(1, -1), tower.counts
+        )[0]
 
     @staticmethod
     def _with_holes(image: EncodedImage, features: Tensor, packed: Tensor) -> Tensor:

@@ -33,5 +33,6 @@ def each_row(encoding: Encoding, layout: Layout, rows: int) -> list[EncodedImage
         return [untouched(layout, range(row, row + 1)) for row in range(rows)]
     patches, places = tower.patches, len(layout.boxes)
     return encoded_images(
-        layout, range(rows), tower.steps, patches.alive(places), tower.kept, lambda: patches.spread(places)
-    )
+        layout, range(rows), tower.steps, patches.alive(places), tower.kept, lambda: patches.spread(places),
+        tower.counts,
+    )  # fmt: skip

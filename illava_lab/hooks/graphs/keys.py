@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from illava_lab.method.composed import Composed
 from illava_lab.method.strategy import Strategy
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -27,6 +28,8 @@ class Same:
 def strategy_key(strategy: Strategy) -> Hashable:
     """Two instances are the same where all that they hold are settings with equal values; else each is its own."""
     cls = type(strategy)
+    if isinstance(strategy, Composed):
+        return cls, strategy.frames, tuple((stage, layer, strategy_key(part)) for stage, layer, part in strategy.placed)
     settings = {field.name for field in fields(strategy)} if is_dataclass(strategy) else set()
     held = vars(strategy)
     if set(held) - settings or not all(isinstance(value, _PLAIN) for value in held.values()):

@@ -86,6 +86,8 @@ def captured_prefill(
     graphs, prompt = attachment.graphs, call.prompt
     if graphs is None or prompt is None or args or not _ordinary(prompt, kwargs):
         return None
+    if attachment.strategy.own_count:
+        return None
     cache = _cache(attachment, kwargs)
     if not _grows(cache):
         return None

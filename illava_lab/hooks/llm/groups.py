@@ -13,6 +13,7 @@ from torch import Tensor
 from illava_lab.hooks.llm.prompt import PlacedImage
 from illava_lab.hooks.llm.sequence import Sequence
 from illava_lab.method.brought import brought, upload
+from illava_lab.models.layout import Medium
 from illava_lab.trace.survivors import Survivors
 
 
@@ -49,6 +50,14 @@ class Group:
         return self.images[0].encoded.layout.grid
 
     @property
+    def medium(self) -> Medium:
+        return self.images[0].medium
+
+    @property
+    def frames(self) -> tuple[int, int] | None:
+        return self.images[0].frames
+
+    @property
     def ends(self) -> bool:
         """Whether the last token of these prompts is the last of these images: it always survives."""
         return self.images[0].ends
@@ -70,7 +79,7 @@ def group_images(images: list[PlacedImage], sequence: Sequence) -> list[Group]:
     members: dict[Any, list[int]] = {}
     for number, image in enumerate(images):
         if image.encoded.tokens:
-            key = image.encoded.tokens, image.encoded.layout.grid, image.ends
+            key = image.encoded.tokens, image.encoded.layout.grid, image.ends, image.medium, image.frames
             members.setdefault(key, []).append(number)
     return [_group(numbers, [images[i] for i in numbers], sequence) for numbers in members.values()]
 
@@ -116,11 +125,11 @@ def _sizes(images: list[PlacedImage], picked: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.stack([size(image)[i] for image, i in zip(images, picked, strict=True)])
 
 
-def split_by_text(group: Group) -> list[Group]:
-    """Parts of a group whose prompts have equally much text behind the image."""
+def split(group: Group, keys: list[int]) -> list[Group]:
+    """Parts of a group whose images have the same key: there is one for each."""
     out = []
-    for count in sorted({image.text_after for image in group.images}):
-        own = [i for i, image in enumerate(group.images) if image.text_after == count]
+    for key in sorted(set(keys)):
+        own = [i for i, other in enumerate(keys) if other == key]
         index = upload(np.array(own), group.at.device)
         part = replace(
             group,

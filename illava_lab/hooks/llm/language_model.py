@@ -109,7 +109,7 @@ class LanguageModel:
             return (hidden, *args[1:]), {**kwargs, **new}
         return args, {**kwargs, **new, "hidden_states": hidden}
 
-    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def _observe(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
         llm = self._call.llm
         if isinstance(llm, Prefill):
-            llm.seen = query, key, scaling
+            llm.seen = query, key, value, scaling

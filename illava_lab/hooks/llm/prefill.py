@@ -16,14 +16,15 @@ from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
-from illava_lab.hooks.llm.groups import Group, group_images, split_by_text
+from illava_lab.hooks.llm.groups import Group, group_images, split
 from illava_lab.hooks.llm.prompt import placed_images
 from illava_lab.hooks.llm.sequence import Sequence, gather_sequence
 from illava_lab.hooks.llm.site import Around, llm_tokens
 from illava_lab.hooks.tap import peek
-from illava_lab.method.ask import ask
+from illava_lab.method.ask import ask, own_counts
 from illava_lab.method.brought import upload
 from illava_lab.method.keep import kept
+from illava_lab.method.token_map import TokenMap
 from illava_lab.sites.attention import UnequalText
 from illava_lab.trace.step import Step
 from illava_lab.trace.trace import Prefilled
@@ -56,7 +57,8 @@ class Prefill:
         self.images = placed_images(self.anatomy, self.prompt, call.encoded)
         self.steps: list[Step] = list({id(step): step for i in self.images for step in i.encoded.steps}.values())
         self.sequence = Sequence(self.prompt, hidden, filler)
-        self.seen: tuple[Tensor, Tensor, float] | None = None  # queries and keys of the layer that ran last
+        # Queries, keys and values of the layer that ran last, and the scaling of its logits.
+        self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
         self._positions: Tensor | None = kwargs.get("position_ids")
         self._shift: Tensor | None = None
         # What layers get from the last reduction on; or from the first layer on, where no value may be looked at to
@@ -127,16 +129,25 @@ class Prefill:
         sequence.to(hidden.device)
         around = Around(hidden, sequence.text_now(), self.seen, ahead)
         present, merged, done, pending = sequence.present, [], [], [*self.groups]
-        gone = []
+        gone: list[int] = []
+        plan, strategy = self.attachment.schedule.plan("llm"), self.attachment.strategy
+        media = strategy.at("llm", index).media
         while pending:
             group = pending.pop(0)
             group.to(hidden.device)
             try:
-                tokens = llm_tokens(index, group, around, self.entry, sequence, norm)
-                keep = kept(self.attachment.schedule.llm[index], group.count, f"llm layer {index}")
-                reduction = ask(self.attachment.strategy, tokens, keep)
+                tokens = llm_tokens(index, group, around, self.entry, sequence, norm, plan)
+                own = own_counts(strategy, tokens, plan[index]) if group.medium in media else None
+                if own is not None and len(set(own)) > 1:
+                    pending = [*split(group, own), *pending]
+                    continue
+                if group.medium in media:
+                    keep = kept(plan[index], group.count, f"llm layer {index}") if own is None else own[0]
+                    reduction = ask(strategy, tokens, keep)
+                else:
+                    reduction = TokenMap.identity(tokens)
             except UnequalText:
-                pending = [*split_by_text(group), *pending]
+                pending = [*split(group, [image.text_after for image in group.images]), *pending]
                 continue
             self.steps.append(Step("llm", index, group.numbers, reduction, group.count, reduction.slots))
             gone.append(group.count - reduction.slots)
@@ -158,7 +169,7 @@ class Prefill:
     ) -> Tensor:  # fmt: skip
         """The shorter sequence, and what the layers behind get with it."""
         if not self.groups:
-            self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
+            self._segment(index)
             return hidden
         rows = [row for group in self.groups for row in group.rows]
         counts = [count for group, count in zip(self.groups, gone, strict=True) for _ in group.rows]
@@ -181,8 +192,14 @@ class Prefill:
             "position_embeddings": tables,
             "attention_mask": causal_mask(config, hidden, self.sequence.valid, 0),
         }
-        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
+        self._segment(index)
         return hidden
+
+    def _segment(self, index: int) -> None:
+        """A stretch of layers begins."""
+        if index == 0:  # no layer has seen what entered
+            self.segments.clear()
+        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
 
     # ---- the end
     def leave(self, out: Any) -> Any:

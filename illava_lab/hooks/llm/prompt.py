@@ -78,6 +78,7 @@ class PlacedImage:
         at: (S,) the slots of its placeholders.
         text_after: text tokens of the prompt behind it.
         ends: the prompt ends with it: its last placeholder is the last token.
+        medium: which of the two it is.
     """
 
     row: int
@@ -85,6 +86,12 @@ class PlacedImage:
     at: np.ndarray
     text_after: int
     ends: bool
+    medium: Medium
+
+    @property
+    def frames(self) -> tuple[int, int] | None:
+        """(frames, visual tokens of each) of a video."""
+        return self.encoded.layout.frames if self.medium == "video" else None
 
     def left_on(self, device: torch.device) -> Tensor:
         """(S,) bool, placeholders that are no holes."""
@@ -163,7 +170,7 @@ def placed_images(anatomy: Anatomy, prompt: Prompt, encoded: dict[Medium, list[E
                 image = join_tiles([images[own[0] + i] for i in tiles])
                 place = np.concatenate([at[i] for i in tiles])
                 after = int(text[row, place[-1] :].sum())
-                out.append(PlacedImage(row, image, place, after, bool(place[-1] == last[row])))
+                out.append(PlacedImage(row, image, place, after, bool(place[-1] == last[row]), medium))
     return sorted(out, key=lambda image: (image.row, image.at[0]))
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from illava_lab.hooks.llm.groups import Group
 from illava_lab.hooks.llm.sequence import Sequence, compact
 from illava_lab.method.brought import upload
+from illava_lab.method.keep import Keep
 from illava_lab.method.tokens import Tokens
-from illava_lab.sites.attention import AttentionSite, tokens_at
+from illava_lab.sites.attention import AttentionSite, EntrySite, tokens_at
 
 
 class UnknownText(Exception):
@@ -28,24 +29,29 @@ class Around:
     Attributes:
         hidden: (B, L, C) the sequence that the layer receives.
         text: makes (B, L) int8, 1 for text of the prompts.
-        seen: queries (B, H, L, d), keys (B, Hkv, L, d) and scaling of the layer before.
+        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), and scaling of the layer before; None where no layer
+            has run.
         ahead: computes queries and keys of the layer to come.
     """
 
     hidden: Tensor
     text: Callable[[], Tensor]
-    seen: tuple[Tensor, Tensor, float] | None = None
+    seen: tuple[Tensor, Tensor, Tensor, float] | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
-def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence: Sequence, norm: nn.Module) -> Tokens:
+def llm_tokens(
+    layer: int, group: Group, around: Around, entry: Around, sequence: Sequence, norm: nn.Module, plan: dict[int, Keep]
+) -> Tokens:
     """The tokens of a group of images in front of a layer.
 
     Args:
-        entry: the prompts as they entered the first layer; norm: the last of the language model.
+        entry: the prompts as they entered the first layer; norm: the last of the language model; plan: what all of its
+            layers keep.
     """
-    assert around.seen is not None and around.ahead is not None
-    query, key, scaling = around.seen
+    assert around.ahead is not None
+    nothing = around.hidden[:, None]
+    query, key, value, scaling = around.seen or (nothing, nothing, nothing, 1.0)
     device = around.hidden.device
     own, prompt = _prompts(group, len(query), device)
 
@@ -84,6 +90,7 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         ahead=coming,
         entry=entered,
         norm=norm,
+        value=of(value),
     )
     survivors = group.survivors
     return Tokens(
@@ -95,7 +102,9 @@ def llm_tokens(layer: int, group: Group, around: Around, entry: Around, sequence
         protected=(lambda: _last_of(group)) if group.ends else None,
         protected_count=int(group.ends),
         grid=group.grid,
-        site=site,
+        frames=group.frames,
+        plan=plan,
+        site=site if around.seen is not None else EntrySite(site),
     )
 
 

@@ -134,7 +134,16 @@ class Watch:
                 "a prompt that comes in chunks (prefill_chunk_size) is not supported while a strategy is attached"
             )
         mask: Tensor | None = kwargs.get("attention_mask")
-        return read_prompt(self.anatomy, ids, mask, kwargs.get("position_ids"), length)
+        prompt = read_prompt(self.anatomy, ids, mask, kwargs.get("position_ids"), length)
+        if prompt.visual.any():
+            self._refuse_other_media({medium for medium, holds in prompt.media.items() if holds.any()})
+        return prompt
+
+    def _refuse_other_media(self, shown: set[Medium]) -> None:
+        for layer in self.attachment.schedule.llm:
+            own = self.attachment.strategy.at("llm", layer)
+            if not shown & set(own.media):
+                raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, and these prompts show none")
 
     def _if_ordinary(self, ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[Prompt | None, dict[Medium, Any]]:
         """What could be captured where nothing is reduced; what cannot is the bare model's, and refused to nobody."""

@@ -33,7 +33,7 @@ def captured_tower(
     graphs, anatomy, running = attachment.graphs, attachment.anatomy, attachment.running
     # Somebody who calls the tower himself may look at hidden states that are not kept here.
     inside = running.call is not None or running.prompt_length is not None
-    if graphs is None or not inside:
+    if graphs is None or not inside or attachment.strategy.own_count:
         return None
     grids = None
     if anatomy.cells is not None:

@@ -49,7 +49,8 @@ class ShuffledCells:
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
-        self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
+        self.noted: Tensor | None = None
+        self._attention: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
 
     def _places(self, place: Tensor) -> Tensor:
         """(rows, 1 + m) cells, CLS as -1 -> (rows, 1 + m, K) where their patches are in the unreduced sequence."""
@@ -60,7 +61,7 @@ class ShuffledCells:
         if self.attachment.schedule.image is None:
             return args, kwargs
         pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        smaller, self.survivors = shrink(self.attachment, self.steps, pixels, self.survivors)
+        smaller = shrink(self, pixels)
         cell = self.anatomy.side[1]
         grid = (smaller.shape[-2] // cell, smaller.shape[-1] // cell)
         self.at = cell_places(grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
@@ -87,8 +88,8 @@ class ShuffledCells:
     def enter_layer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._attention = query, key, mask, scaling
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._attention = query, key, value, mask, scaling
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
         if all(step.after == step.before for step in self.steps):
@@ -100,12 +101,14 @@ class ShuffledCells:
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:
         assert self._attention is not None
-        query, key, mask, scaling = self._attention
+        query, key, value, mask, scaling = self._attention
         self._attention = None
         at = self.at.to(hidden.device)
         cells = at_cells(hidden, at)  # (rows, 1 + n, K, C)
-        site = ShuffledSite(AttentionSite(query, key, scaling, mask, has_cls=True, hidden=hidden), at)
-        self.survivors, reduction = ask_rows(self.attachment, self.steps, layer, cells.mean(2), self.survivors, site)
+        site = AttentionSite(query, key, scaling, mask, has_cls=True, hidden=hidden, value=value)
+        reduction = ask_rows(self, layer, cells.mean(2), ShuffledSite(site, at))
+        if reduction is None:
+            return hidden
         left = reduction.apply(cells.flatten(2)).unflatten(2, cells.shape[2:])
         # Back to raster order, with CLS, which comes as often as a cell has patches, once.
         places, more = self._places(self.survivors.place), cells.shape[2] - 1
@@ -131,6 +134,8 @@ class ShuffledCells:
     @property
     def patches(self) -> Survivors:
         return self.survivors.behind(1)
+
+    counts: list[int] | None = None
 
     @property
     def kept(self) -> float:

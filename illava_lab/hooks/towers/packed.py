@@ -19,7 +19,6 @@ Qwen3-VL). So:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,59 +27,16 @@ import torch
 from torch import Tensor
 
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.towers.packed_frames import Frames, packed_frames
 from illava_lab.hooks.towers.rows import known_survivors
 from illava_lab.hooks.towers.tables import on_device
-from illava_lab.method.ask import ask
+from illava_lab.method.ask import ask, by_count, own_counts, take_note
 from illava_lab.method.brought import brought, upload
-from illava_lab.method.keep import kept
+from illava_lab.method.keep import Keep, kept
 from illava_lab.method.tokens import Tokens
-from illava_lab.sites.packed import CellSite, PackedAttention, window_of_cells
+from illava_lab.sites.packed import CellSite, PackedAttention
 from illava_lab.trace.step import Step
 from illava_lab.trace.survivors import Survivors
-
-
-@dataclass(eq=False)
-class Frames:
-    """Images, or temporal slices of videos, of one size; F of them with n cells each.
-
-    Attributes:
-        rows: which each of them is, counted over the whole call of the tower.
-        grid: (height, width) in cells.
-        first: (F, 1) long, cells of the call before each of them.
-        at: (F, n) long, where each cell is in the packed sequence, counted in cells.
-        survivors: (F, n) whose place of the grid (raster order, in cells) each takes, and how many cells it stands for.
-    """
-
-    rows: list[int]
-    grid: tuple[int, int]
-    first: Tensor
-    at: Tensor
-    survivors: Survivors
-
-
-def packed_frames(grids: list[list[int]], merge: int, window: int | None, device: torch.device) -> list[Frames]:
-    """The frames of one call of the tower, before any reduction.
-
-    Args:
-        grids: (time, height, width) in patches of each image or video, as in `image_grid_thw`.
-        merge: patches along the side of a cell.
-        window: cells along the side of a window, by which the tower sorts; None where it sorts by rows.
-    """
-    members: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    row = start = 0
-    for time, height, width in grids:
-        grid = (height // merge, width // merge)
-        for _ in range(time):
-            members.setdefault(grid, []).append((row, start))
-            row, start = row + 1, start + grid[0] * grid[1]
-    out = []
-    for grid, frames in members.items():
-        first = upload(np.array([start for _, start in frames], np.int64), device)[:, None]
-        # Window by window: windows, and the cells within each, in raster order.
-        at = first + window_of_cells(grid, window or max(grid), device).flatten().argsort(stable=True).argsort()
-        survivors = Survivors.everything(0, len(frames), at.shape[1], device)
-        out.append(Frames([row for row, _ in frames], grid, first, at, survivors))
-    return out
 
 
 class PackedCells:
@@ -105,7 +61,7 @@ class PackedCells:
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
-        self._taps: list[tuple[Tensor, Tensor]] = []  # one for each call of the current layer's kernel
+        self._taps: list[tuple[Tensor, Tensor, Tensor]] = []  # one for each call of the current layer's kernel
         self._scaling = 1.0
         self._passed = 0  # patches of the current layer that its kernel has seen
         self._layer: dict[str, Any] = {}  # what the current layer was called with
@@ -174,8 +130,8 @@ class PackedCells:
         patch = torch.arange(self._patches, dtype=torch.long, device=cells.device)
         return (cells[..., None] * self._patches + patch).flatten(-2)
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._taps.append((query[0], key[0]))
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._taps.append((query[0], key[0], value[0]))
         self._scaling = scaling
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -208,9 +164,10 @@ class PackedCells:
             longest=self._longest(layer),
         )
         self._taps = []
-        out, left = cells, []
+        schedule, strategy, out, left, parts = self.attachment.schedule, self.attachment.strategy, cells, [], []
         for frames in self.frames:
             rows = cells[frames.at]  # (F, n, 4C)
+            noted: dict[str, Any] = {} if frames.noted is None else {"noted": frames.noted}
             tokens = Tokens(
                 "encoder",
                 rows.unflatten(2, (self._patches, -1)).mean(2),
@@ -218,19 +175,39 @@ class PackedCells:
                 size=partial(getattr, frames.survivors, "size"),
                 position=frames.survivors.place,
                 grid=frames.grid,
+                plan=schedule.plan("encoder"),
                 site=CellSite(attention, frames.at),
+                **noted,
             )
-            keep = kept(self.attachment.schedule.encoder[layer], tokens.count, f"encoder layer {layer}")
-            reduction = ask(self.attachment.strategy, tokens, keep)
-            self.steps.append(Step("encoder", layer, frames.rows, reduction, tokens.count, reduction.slots))
-            frames.at, frames.survivors = frames.at.gather(1, reduction.anchor), frames.survivors.after(reduction)
-            out = out.index_copy(0, frames.at.flatten(), reduction.apply(rows).flatten(0, 1))
-            left.append(frames.at.flatten())
-        order = torch.cat(left).sort().values
+            if layer in self.attachment.looks:
+                frames.noted = take_note(strategy, tokens, frames.noted)
+            if layer not in schedule.encoder:
+                continue
+            for part, own, states, keep in self._asked(frames, tokens, rows, schedule.encoder[layer]):
+                reduction = ask(strategy, own, keep)
+                self.steps.append(Step("encoder", layer, part.rows, reduction, own.count, reduction.slots))
+                part.at, part.survivors = part.at.gather(1, reduction.anchor), part.survivors.after(reduction)
+                if part.noted is not None:
+                    part.noted = part.noted[own.row, reduction.anchor]
+                out = out.index_copy(0, part.at.flatten(), reduction.apply(states).flatten(0, 1))
+                left.append(part.at.flatten())
+                parts.append(part)
+        if not parts:  # only looked at
+            return hidden
+        order, self.frames = torch.cat(left).sort().values, parts
         self.order, self._short = self.order[order], {}
         for frames in self.frames:
             frames.at = torch.searchsorted(order, frames.at)
         return out[order].view(-1, hidden.shape[1])
+
+    def _asked(
+        self, frames: Frames, tokens: Tokens, rows: Tensor, keep: Keep
+    ) -> list[tuple[Frames, Tokens, Tensor, int]]:
+        """Frames with what they keep; one for each count, where pictures decide."""
+        counts = own_counts(self.attachment.strategy, tokens, keep)
+        if counts is None:
+            return [(frames, tokens, rows, kept(keep, tokens.count, f"encoder layer {tokens.layer}"))]
+        return [(frames.some(own), tokens.rows(own), rows[own], count) for count, own in by_count(counts).items()]
 
     # ---- the projector
     def enter_projector(self, hidden: Tensor) -> Tensor:
@@ -263,6 +240,8 @@ class PackedCells:
             return torch.cat([own.size.flatten() for _, own in left])[None]
 
         return Survivors(len(self.order), self.order.device, place, size)
+
+    counts: list[int] | None = None
 
     @property
     def kept(self) -> float:

@@ -6,14 +6,14 @@ they show.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.method.ask import ask
+from illava_lab.method.ask import ask, take_note
 from illava_lab.method.keep import kept
 from illava_lab.method.rows import row_index
 from illava_lab.method.token_map import TokenMap
@@ -40,7 +40,8 @@ class Rows:
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
-        self._attention: tuple[Tensor, Tensor, Tensor | None, float] | None = None
+        self.noted: Tensor | None = None
+        self._attention: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
         self._log_size: Tensor | None = None
 
     # ---- the tower
@@ -48,7 +49,7 @@ class Rows:
         if self.attachment.schedule.image is None:
             return args, kwargs
         pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        smaller, self.survivors = shrink(self.attachment, self.steps, pixels, self.survivors)
+        smaller = shrink(self, pixels)
         return with_smaller(smaller, args, kwargs)
 
     def leave_tower(self, out: Any) -> Any:
@@ -80,8 +81,8 @@ class Rows:
     def enter_layer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._attention = query, key, mask, scaling
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._attention = query, key, value, mask, scaling
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
         if all(step.after == step.before for step in self.steps):
@@ -93,11 +94,11 @@ class Rows:
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:
         assert self._attention is not None
-        query, key, mask, scaling = self._attention
+        query, key, value, mask, scaling = self._attention
         self._attention = self._log_size = None
-        site = AttentionSite(query, key, scaling, mask, has_cls=bool(self.skip), hidden=hidden)
-        self.survivors, reduction = ask_rows(self.attachment, self.steps, layer, hidden, self.survivors, site)
-        return reduction.apply(hidden)
+        site = AttentionSite(query, key, scaling, mask, has_cls=bool(self.skip), hidden=hidden, value=value)
+        reduction = ask_rows(self, layer, hidden, site)
+        return hidden if reduction is None else reduction.apply(hidden)
 
     # ---- the projector
     def enter_projector(self, hidden: Tensor) -> Tensor:
@@ -124,6 +125,8 @@ class Rows:
     def patches(self) -> Survivors:
         return self.survivors.behind(self.skip)
 
+    counts: list[int] | None = None
+
     @property
     def kept(self) -> float:
         return (self.survivors.count - self.skip) / self.anatomy.patches
@@ -134,26 +137,42 @@ def known_survivors(place: Tensor, size: Tensor) -> Survivors:
     return Survivors(place.shape[1], place.device, lambda: place, lambda: size)
 
 
-def ask_rows(
-    attachment: Attachment, steps: list[Step], layer: int, hidden: Tensor, survivors: Survivors, site: Any
-) -> tuple[Survivors, TokenMap]:
-    """What a strategy leaves of the rows (R, N, C) of a tower inside a layer, and its map; noted as a step."""
-    keep, before = attachment.schedule.encoder[layer], hidden.shape[1] - attachment.anatomy.cls_tokens
-    after = kept(keep, before, f"encoder layer {layer}")
-    return _ask(attachment, steps, ("encoder", layer), hidden, survivors, after, site)
+class Reduced(Protocol):
+    """What the functions below need of a form of rows, and change in it.
+
+    Attributes:
+        noted: what the strategy noted of the tokens that are left; None before its first note.
+    """
+
+    attachment: Attachment
+    survivors: Survivors
+    steps: list[Step]
+    noted: Tensor | None
 
 
-def shrink(attachment: Attachment, steps: list[Step], pixels: Tensor, survivors: Survivors) -> tuple[Tensor, Survivors]:
-    """The smaller picture, and which patches of the full one its patches show."""
-    anatomy, image = attachment.anatomy, attachment.schedule.image
+def ask_rows(form: Reduced, layer: int, hidden: Tensor, site: Any) -> TokenMap | None:
+    """Ask the strategy about the rows (R, N, C) of a tower inside a layer; its map, if the layer reduces."""
+    attachment = form.attachment
+    tokens = _tokens(form, "encoder", layer, hidden, site)
+    if layer in attachment.looks:
+        form.noted = take_note(attachment.strategy, tokens, form.noted)
+    if layer not in attachment.schedule.encoder:
+        return None
+    before = tokens.count - attachment.anatomy.cls_tokens
+    return _reduce(form, tokens, before, kept(attachment.schedule.encoder[layer], before, f"encoder layer {layer}"))
+
+
+def shrink(form: Reduced, pixels: Tensor) -> Tensor:
+    """The smaller picture; the form knows afterwards which patches of the full one its patches show."""
+    anatomy, image = form.attachment.anatomy, form.attachment.schedule.image
     assert image is not None
-    rows = torch.zeros((*survivors.place.shape, 1), dtype=pixels.dtype, device=pixels.device)
+    rows = torch.zeros((*form.survivors.place.shape, 1), dtype=pixels.dtype, device=pixels.device)
     after = kept(image, anatomy.patches, "image")
-    survivors, _ = _ask(attachment, steps, ("image", 0), rows, survivors, after, None)
-    strategy: Any = attachment.strategy  # the one that serves this stage
+    _reduce(form, _tokens(form, "image", 0, rows, None), anatomy.patches, after)
+    strategy: Any = form.attachment.strategy  # the one that serves this stage
     grid = strategy.grid(after, anatomy.grid)
     size = tuple(pixels.shape[2 + i] // anatomy.grid[i] * grid[i] for i in range(2))
-    return functional.interpolate(pixels, size, mode="bicubic", antialias=True), survivors
+    return functional.interpolate(pixels, size, mode="bicubic", antialias=True)
 
 
 def with_smaller(pixels: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -162,28 +181,34 @@ def with_smaller(pixels: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
 
 
-def _ask(
-    attachment: Attachment, steps: list[Step], where: tuple[Stage, int], hidden: Tensor, survivors: Survivors,
-    after: int, site: Any,
-) -> tuple[Survivors, TokenMap]:  # fmt: skip
-    """Keep `after` visual tokens of each row."""
-    (stage, layer), anatomy, survivors = where, attachment.anatomy, survivors.to(hidden.device)
-    skip = anatomy.cls_tokens
-    tokens = Tokens(
+def _tokens(form: Reduced, stage: Stage, layer: int, hidden: Tensor, site: Any) -> Tokens:
+    anatomy = form.attachment.anatomy
+    survivors = form.survivors = form.survivors.to(hidden.device)
+    noted: dict[str, Any] = {} if form.noted is None else {"noted": form.noted.to(hidden.device)}
+    return Tokens(
         stage,
         hidden,
         layer=layer,
         size=lambda: survivors.size,
         position=lambda: survivors.place,
-        protected=(lambda: survivors.place < 0) if skip else None,
-        protected_count=skip,
+        protected=(lambda: survivors.place < 0) if anatomy.cls_tokens else None,
+        protected_count=anatomy.cls_tokens,
         grid=anatomy.grid,
+        plan=form.attachment.schedule.plan(stage),
         site=site,
+        **noted,
     )
-    reduction = ask(attachment.strategy, tokens, after + skip)
-    before = hidden.shape[1] - skip if stage == "encoder" else anatomy.patches
-    steps.append(Step(stage, layer, range(hidden.shape[0]), reduction, before, reduction.slots - skip))
-    return survivors.after(reduction), reduction
+
+
+def _reduce(form: Reduced, tokens: Tokens, before: int, after: int) -> TokenMap:
+    """Go on with `after` visual tokens of each row."""
+    skip = form.attachment.anatomy.cls_tokens
+    reduction = ask(form.attachment.strategy, tokens, after + skip)
+    form.steps.append(Step(tokens.stage, tokens.layer, range(tokens.batch), reduction, before, reduction.slots - skip))
+    form.survivors = form.survivors.after(reduction)
+    if form.noted is not None:
+        form.noted = form.noted[tokens.row, reduction.anchor]
+    return reduction
 
 
 def with_holes(x: Tensor, place: Tensor, places: int, hole: float) -> Tensor:

@@ -44,8 +44,8 @@ class Form(TowerCall, Protocol):
         """What a layer is called with, behind its states."""
         ...
 
-    def seen(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """The attention of a reducing layer ran."""
+    def seen(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """The attention of a layer ran at which the strategy is asked."""
         ...
 
     def weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -54,7 +54,7 @@ class Form(TowerCall, Protocol):
         ...
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:
-        """Ask the strategy inside a layer; the states that go on."""
+        """Ask the strategy inside a layer for its note, its map or both; the states that go on."""
         ...
 
     def leave_tower(self, out: Any) -> Any:
@@ -103,14 +103,15 @@ class Tower:
             if self.attachment.graphs is not None:
                 changes.method(module, "forward", self._tower)
             return
-        weighs = bool(self.plan) and self.attachment.strategy.proportional_attention
+        strategy = self.attachment.strategy
+        weighs = bool(self.plan) and (strategy.proportional_attention or strategy.own_count)
         kernel = str(module.config._attn_implementation)
         if weighs and kernel not in ("None", "eager", "sdpa"):
-            name = self.attachment.strategy.name
-            raise LabError(f"the proportional attention of {name!r} needs sdpa or eager attention in the tower")
+            what = "proportional attention" if strategy.proportional_attention else "own count"
+            raise LabError(f"the {what} of {strategy.name!r} needs sdpa or eager attention in the tower")
         changes.method(module, "forward", self._tower)
         for index, layer in enumerate(layers):
-            reduces = index in self.plan
+            reduces = index in self.plan or index in self.attachment.looks
             if self.plan and (reduces or self.anatomy.cells is not None):
                 changes.method(layer, "forward", self._layer if reduces else self._pass)
             if reduces:
@@ -223,8 +224,8 @@ class Tower:
         assert form.states is not None
         form.states = form.states.to(summand.device) + (summand if scale is None else scale * summand)
 
-    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        self._form.seen(query, key, mask, scaling)
+    def _observe(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._form.seen(query, key, value, mask, scaling)
 
     def _weigh(self, key: Tensor, mask: Tensor | None) -> Tensor | None:
         return self._form.weigh(key, mask)
