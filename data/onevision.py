@@ -82,6 +82,7 @@ class Sights(IterableDataset):
     """For each step a batch of every way of showing, by step number, so that a resumed run goes on where it stopped."""
 
     ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
+    ALONE: ClassVar = {"mind": 1200}  # first steps with nothing but scenes: how to find what is asked about comes first
 
     def __init__(self, phase: str, split: str, seed: int, start: int, stop: int) -> None:
         self.phase, self.split, self.seed, self.steps = phase, split, seed, (start, stop)
@@ -92,8 +93,11 @@ class Sights(IterableDataset):
             rng = np.random.default_rng([self.seed, list(Pupil.RECIPE).index(self.phase), step])
             length = films.LENGTHS[step // 3 % 3]
             names = ("scene", "fine", f"several {2 + step % 3}", f"film {length}")
+            counts = self.ROWS[self.phase]
+            if self.split == "train" and step < self.ALONE.get(self.phase, 0):
+                names, counts = names[:1], (sum(counts),)
             batches = []
-            for name, count in zip(names, self.ROWS[self.phase], strict=True):
+            for name, count in zip(names, counts, strict=True):
                 rows = [self.example(rng, KIND_OF[name]) for _ in range(count)]
                 batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
                 batches.append(batch | {"kind": torch.tensor(NAMES.index(name))})

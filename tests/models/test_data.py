@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -99,23 +101,37 @@ def test_nothing_of_the_test_split_is_drawn_for_training():
     assert used <= set(scenes.digit_indices("train"))
 
 
-@pytest.fixture(scope="module", params=["test", "validation"])
-def committed(request) -> tuple[str, pd.DataFrame]:
-    return request.param, pd.read_parquet(DATA / f"{request.param}.parquet")
+FILES = {path.stem: path for path in (*DATA.glob("*.parquet"), *(DATA / "tasks").glob("*.parquet"))}
 
 
-def test_the_committed_sets_are_what_the_script_makes(committed):
-    split, table = committed
-    again = pd.DataFrame(make_tasks.rows("test", split, count=12))
-    ours = table.head(len(again))
-    assert (
-        (ours[["question", "answer", "category", "image_id"]] == again[["question", "answer", "category", "image_id"]])
-        .to_numpy()
-        .all()
+def pictures(shown: bytes | Sequence[bytes]) -> list[np.ndarray]:
+    return [
+        np.asarray(Image.open(BytesIO(data))).astype(int) for data in ([shown] if isinstance(shown, bytes) else shown)
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_the_committed_sets_are_what_the_script_makes(name: str) -> None:
+    task, split = (
+        name.removesuffix("validation").removesuffix("-") or "test",
+        "validation" if "validation" in name else "test",
     )
-    for before, now in zip(ours["image"], again["image"], strict=True):
-        old, new = (np.asarray(Image.open(BytesIO(data))).astype(int) for data in (before, now))
-        assert np.abs(old - new).mean() < 1, "other releases of Pillow may round differently, not draw differently"
+    again = pd.DataFrame(make_tasks.rows(task if task in make_tasks.KINDS else "test", split, count=3))
+    ours = pd.read_parquet(FILES[name]).head(len(again))
+    shows = make_tasks.KINDS[task].shows
+    pd.testing.assert_frame_equal(ours.drop(columns=shows), again.drop(columns=shows), check_dtype=False)
+    for before, now in zip(ours[shows], again[shows], strict=True):
+        for old, new in zip(pictures(before), pictures(now), strict=True):
+            assert np.abs(old - new).mean() < 1, "other releases of Pillow may round differently, not draw differently"
+
+
+@pytest.mark.parametrize("name", ["multi-image", "video", "fine", "conversation"])
+def test_a_task_is_large_and_has_no_easy_way_out(name: str) -> None:
+    table = pd.read_parquet(FILES[name])
+    counts = table["category"].value_counts()
+    assert len(table) >= 600 and set(counts.index) == set(make_tasks.KINDS[name].categories) and counts.min() >= 60
+    blind = table.groupby("category")["answer"].agg(lambda answers: answers.value_counts(normalize=True).iloc[0])
+    assert blind.max() < 0.65 and blind.mean() < 0.4
 
 
 def test_the_test_set_is_large_balanced_and_has_no_easy_way_out():
@@ -127,3 +143,14 @@ def test_the_test_set_is_large_balanced_and_has_no_easy_way_out():
     blind = table.groupby("category")["answer"].agg(lambda answers: answers.value_counts(normalize=True).iloc[0])
     assert blind.drop(["exists", "relation"]).max() < 0.35
     assert blind["exists"] < 0.6 and blind["relation"] < 0.4
+
+
+# ---------------------------------------------------------------------------------------------- training
+def test_training_from_its_seed_gives_the_same_losses(tmp_path: Path) -> None:
+    command = ["train.py", "llava", "eyes", "--stop", "2", "--threads", "1", "--no-compile", "--state"]
+    subprocess.run([sys.executable, *command, str(tmp_path)], cwd=DATA, check=True, capture_output=True)
+    found = pd.read_json(tmp_path / "eyes.jsonl", lines=True).melt("step", var_name="loss")
+    wanted = pd.read_csv(DATA / "first_losses.csv").query("model == 'llava' and step <= 2")
+    both = found.merge(wanted, on=["step", "loss"])
+    assert len(both) == len(wanted) == 4
+    assert both["value_x"].to_list() == pytest.approx(both["value_y"].to_list(), rel=1e-4)
