@@ -41,7 +41,7 @@ SAMPLES = {
         1, "coffee.png", (60, 20, 440, 400),
         (("circle", "red", 0), ("star", "yellow", 2), ("square", "blue", 4), ("triangle", "green", 6),
          ("star", "white", 8)),
-        (("color", "circle"), ("place", "blue square"), ("count", "stars"), ("shape", "green"),
+        (("color", "circle"), ("place", "blue square"), ("count", "squares"), ("shape", "green"),
          ("relation", "Is the red circle above or below the green triangle?")),
     ),
     "digit": Sample(
