@@ -5,7 +5,7 @@
 #   make quick     the tests that need no browser, no server and no patience: two minutes
 #   make test      every test
 #   make fuzz      odd files, words, arguments and interrupts for half an hour (MINUTES=5, SEED=1)
-#   make results   measure the embedded model again and write results/ (RUN=equal_flops for one table)
+#   make results   measure the embedded model again and write results/ (RUN=video for one task)
 #   make leaderboard  the lab's own rows of the leaderboard, from the tables in results/
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
 #   make notebooks run the notebooks and store their outputs

@@ -2,14 +2,16 @@
 
 results/embedded/ compares four methods at equal keep on the questions about single images; results/equal_flops/ has a
 folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them. Each folder
-holds table.csv (all columns of `compare`), summary.txt (the same for people), tradeoff.png, about.json (machine,
-versions, date, command, seed) and measured.json (what `make leaderboard` needs to know besides). A stopped run goes on
-from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the README.
+holds table.csv (all columns of `compare`), summary.txt (the same for people), pairs.csv (the paired interval of every
+two methods at one budget), tradeoff.png, about.json (machine, versions, date, command, seed) and measured.json (what
+`make leaderboard` needs to know besides). A stopped run goes on from results/.runs/, which is not kept in the
+repository. results/embedded/tokens.png is the picture of the README.
 `make results RUN=video` makes one of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
@@ -61,6 +63,8 @@ def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[st
     table.to_csv(out / "table.csv", index=False)
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
     (out / "summary.txt").write_text(text, encoding="utf-8")
+    if "flops" in wanted:
+        pairs(table).to_csv(out / "pairs.csv", index=False)
     il.plots.tradeoff_png(table, out / "tradeoff.png")
     about = {
         "command": command,
@@ -80,6 +84,27 @@ def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[st
     noted = {"settings": log.settings, "measured": log.entries[-1]["measured"]}
     (out / "measured.json").write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
     print(text)
+
+
+def pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """Every two methods that reach a budget: the difference of their accuracies, and its paired interval."""
+    found = []
+    fine = table[(table["status"] == "ok") & table["flops"].notna()]
+    for flops, rows in fine.groupby("flops", sort=False):
+        for a, b in itertools.combinations(rows.index, 2):
+            own = il.difference(table, a, b)
+            names = [table.at[row, "strategy"] for row in (a, b)]
+            found.append(
+                {
+                    "flops": flops,
+                    "a": names[0],
+                    "b": names[1],
+                    "difference": own.value,
+                    "low": own.low,
+                    "high": own.high,
+                }
+            )
+    return pd.DataFrame(found)
 
 
 def join() -> None:

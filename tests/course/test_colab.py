@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Watch())
 PLOT = """
 import pandas as pd
 from illava_lab.paths import data_dir
-table = pd.read_csv(data_dir() / "equal_flops.csv")
+table = pd.read_csv(data_dir() / "equal_flops.csv").query("task == 'test'")
 show_plot(il.plots.tradeoff(table), il.plots.tradeoff_picture(table), "accuracy")
 """
 
