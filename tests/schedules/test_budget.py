@@ -17,7 +17,7 @@ REDUCING = [name for name in of_pictures() if name != "none"]
 
 ENDS_THE_ENCODER = (
     "divprune", "fastervlm", "flowcut", "holov", "pool", "prumerge", "prumerge+", "prunesid", "scope", "visionzip",
-    "vispruner",
+    "vispruner", "vscan",
 )  # fmt: skip
 
 

