@@ -10,6 +10,7 @@ import torch
 from illava_lab.doctor.report import Report
 from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach
+from illava_lab.method.declared import declared
 from illava_lab.method.registry import broken_plugins, make_strategy, strategies
 from illava_lab.models.loading import check_arguments
 from illava_lab.models.processors import check_takes_videos
@@ -29,11 +30,13 @@ def list_unsupported(report: Report, lab: Lab, bare: Any) -> None:
         report.note("graphs", f"captured graphs change nothing on a {lab.model.device.type} device, only on cuda")
     else:
         _refused(report, "graphs", lambda: _enter(lab, "none", None, graphs=True))
-    names = [name for name in strategies() if name != "none"]
+    names = [
+        name for name, cls in strategies().items() if name != "none" and "image" in declared(cls, "media", ("image",))
+    ]
     run = bare is not None and bare.seconds * len(names) < PATIENCE
     fine = sum(_serves(report, lab, name, bare if run else None) for name in names)
     how = "each ran once" if run else "their layers were looked for; they were not run"
-    report.note("strategies", f"{fine} of {len(names)} reach {BUDGET} on this model ({how})")
+    report.note("strategies", f"{fine} of {len(names)} for pictures reach {BUDGET} on this model ({how})")
     for plugin, why in broken_plugins().items():
         report.note("plug-ins", f"{plugin} could not be loaded: {why}")
 

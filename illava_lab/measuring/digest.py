@@ -56,7 +56,7 @@ def digest(value: Any) -> str:
 
 def _homes(value: Any) -> frozenset[str]:
     """Packages that are followed though they may be installed: those of a strategy, its parts, and their bases."""
-    kinds = [type(value), *map(type, value.parts if isinstance(value, Composed) else ())]
+    kinds = [type(value), *map(type, value.parts if issubclass(type(value), Composed) else ())]
     return frozenset(base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__)
 
 

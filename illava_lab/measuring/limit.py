@@ -22,6 +22,7 @@ class Limit(Strategy):
     name = "limit"
     kind = "prune"
     stages = STAGES
+    first_llm_layer = 0
 
     lists: dict[tuple, TokenMap] = field(default_factory=dict, repr=False)
 

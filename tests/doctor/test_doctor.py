@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.every import of_pictures
 from safetensors.torch import load_file, save_file
 
 import illava_lab as il
@@ -56,8 +57,8 @@ def test_the_embedded_model_is_well_and_a_broken_strategy_is_only_noted(capsys: 
     assert ": 'red'; encoder layer" in found["reduced"][1] and "-> 98" in found["reduced"][1]
     assert "takes no videos; those that do" in found["videos"][1]
     assert found["quits"] == ("-", "strategy 'quits' at encoder layer 2 fails with SystemExit: 3")
-    every = len(il.strategies()) - 1
-    assert found["strategies"][1].startswith(f"{every - 1} of {every} reach keep 0.5")
+    every = len(of_pictures()) - 1
+    assert found["strategies"][1].startswith(f"{every - 1} of {every} for pictures reach keep 0.5")
 
 
 def test_what_cannot_be_loaded_is_one_line_behind_the_versions(

@@ -16,7 +16,7 @@ def lab() -> il.Lab:
 def test_a_budget_holds_in_the_mean_once_it_is_calibrated(lab: il.Lab) -> None:
     task = load_task("validation").limited(16)
     pictures = [task.image(image) for image in task.samples["image_id"].unique()]
-    own = il.get_strategy("prumerge+")(decides="image")
+    own = il.get_strategy("prumerge")(decides="image")
     calibrated = il.calibrate(lab, own, pictures)
     assert 0 < calibrated.typical < 1 and calibrated.own_count
     table = il.compare(lab, [own, calibrated], keep=[0.2, 0.3], task=task, timing=False, progress=False)
