@@ -97,6 +97,12 @@ def choose(reader: Reader, output: Locator) -> None:
         expect(choices.get_by_role("radio").nth(1)).to_be_checked()
 
 
+def commit(reader: Reader, output: Locator) -> None:
+    choose(reader, output)
+    output.get_by_role("button", name="Commit").click()
+    expect(output).to_contain_text("Measured:")
+
+
 WIDGETS = {
     "machine": Widget(
         'widgets.Machine(lab, image, [question, "What is the word?"], "tome", keep=0.3).show()', move_machine
@@ -126,8 +132,9 @@ WIDGETS = {
         move_tradeoff_plot,
     ),
     "prediction": Widget(
-        'course.Prediction("Where are two visual tokens most alike, on average?", ["in the encoder", "in the LLM"]).show()',
-        choose,
+        'guess = course.Prediction("Where do tokens use fewest directions?", ["in the encoder", "in the LLM"])\n'
+        'guess.show()\nsaid = guess.compare("in the LLM")',
+        commit,
     ),
     "quiz": Widget(
         'course.Quiz(course.Question("A reduction\'s matrix W has a column of zeros. That means:",\n'

@@ -9,6 +9,7 @@ always those of the run that made the outputs.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from illava_lab.measuring.machine import machine
 FOLDER = Path(__file__).parent
 CELL_SECONDS = 300
 SLOW_CELL, SLOW_NOTEBOOK = 20, 120  # seconds from which on a reader waits, and is warned about here
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PAGES = """\
+import json, sys
+teaching = sys.modules.get("illava_lab.course.teaching")
+print(json.dumps(teaching.pages() if teaching else {}))"""
 START, END, TOTAL = "set-up and picture", "quiz and recap", "total"
 
 
@@ -35,15 +41,21 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[float]:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the text holds its traceback.
     """
+    notebook.cells.append(nbformat.v4.new_code_cell(PAGES))
     NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
+    pages = json.loads("".join(out.get("text", "") for out in notebook.cells.pop().outputs))
     notebook.metadata.pop("widgets", None)
     # The kernel's own times of day are popped: in a committed file they would change with every run.
     seconds = [_seconds(cell.metadata.pop("execution", {})) for cell in notebook.cells]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if not _is_dead_widget(out)]
+            for out in cell.outputs:
+                if WIDGET in out.get("data", {}):  # a prediction is stored with what was measured after it
+                    page = pages.get(out.data.get("text/plain"), out.data.get("text/html"))
+                    out.data |= {} if page is None else {"text/html": page}
     return seconds
 
 
@@ -58,7 +70,31 @@ def _seconds(times: dict[str, str]) -> float:
 def _is_dead_widget(output: nbformat.NotebookNode) -> bool:
     """A widget with neither picture nor text, such as a finished progress bar: nothing to see without a kernel."""
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and not {"image/png", "text/html"} & set(data)
+    return WIDGET in data and not {"image/png", "text/html"} & set(data)
+
+
+# --------------------------------------------------------------------------------------------- predictions
+def fold(notebook: nbformat.NotebookNode) -> None:
+    """Fold stored outputs that tell what a prediction above them asks, up to the text behind its measurement.
+
+    JupyterLab unfolds an output when a reader runs its cell; the site shows all of them.
+    """
+    made, asked, telling = set(), set(), False
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            telling = False
+            continue
+        hidden = bool(asked) or telling
+        compared = asked & set(re.findall(r"\b(\w+)\.compare\(", cell.source))
+        asked, telling = asked - compared, telling or bool(compared)
+        made |= set(re.findall(r"^(\w+) = Prediction\(", cell.source, re.MULTILINE))
+        asked |= made & set(re.findall(r"^(\w+)\.show\(\)", cell.source, re.MULTILINE))
+        cell.metadata.pop("collapsed", None)
+        own = {name: value for name, value in cell.metadata.pop("jupyter", {}).items() if name != "outputs_hidden"}
+        if hidden:
+            cell.metadata["collapsed"], own["outputs_hidden"] = True, True
+        if own:
+            cell.metadata["jupyter"] = own
 
 
 # --------------------------------------------------------------------------------------------- times
@@ -149,6 +185,7 @@ def main() -> None:
         notebook = nbformat.read(path, as_version=4)
         seconds = execute(notebook, FOLDER)
         write_times(notebook, seconds, machine())
+        fold(notebook)
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB, ran {sum(seconds):.0f} s")
         for warning in waits(notebook, seconds):

@@ -1,5 +1,11 @@
+from .outcomes import OUTCOMES as OUTCOMES
+from .outcomes import outcome as outcome
+from .outcomes import points as points
+from .pipeline import pipeline_figure as pipeline_figure
 from .session import feedback as feedback
 from .session import set_up as set_up
 from .teaching import Prediction as Prediction
 from .teaching import Question as Question
 from .teaching import Quiz as Quiz
+from .teaching import finding as finding
+from .terms import glossary as glossary

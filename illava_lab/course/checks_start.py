@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,19 @@ from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Tokens
 from illava_lab.testing import check_strategy
 from illava_lab.widgets import KeepSlider
+
+
+def needed(keeps: Sequence[float], texts: Sequence[str]) -> float:
+    """The smallest keep from which on the answer is that of the first, which reduces least.
+
+    Args:
+        keeps: falling.
+        texts: the answer at each.
+    """
+    right = 0
+    while right < len(texts) and texts[right] == texts[0]:
+        right += 1
+    return keeps[right - 1]
 
 
 @exercise
@@ -28,6 +41,18 @@ def check_edge(smallest_keep: Any, slider: KeepSlider) -> str:
     lower = max((keep for keep in right if keep < smallest_keep), default=None)
     need(lower is None or not right[lower], f"you can go lower: at keep {lower} it is still right")
     return f"{100 * smallest_keep:g} % of the tokens are enough for this question, as is every larger part."
+
+
+def losses(table: pd.DataFrame, strategy: str = "illava", keep: float = 0.3) -> pd.Series:
+    """Accuracy lost against the bare model, by kind of question, as fractions.
+
+    Args:
+        table: from `illava_lab.compare`.
+    """
+    columns = [column for column in table if column.startswith("accuracy_")]
+    rows = table.set_index(["strategy", "keep"])[columns]
+    lost = rows.loc[("none", 1.0)] - rows.loc[(strategy, keep)]
+    return lost.rename(lambda column: column.removeprefix("accuracy_"))
 
 
 @exercise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets
 from IPython.display import display
@@ -17,14 +17,17 @@ from illava_lab.errors import LabError, one_of
 
 
 class Prediction:
-    """A guess that the reader makes before a measurement, and that a later cell compares with it.
+    """A guess that the reader commits to before a measurement; then the measured answer appears beside it.
+
+    Nothing tells the answer before: a choice can be changed until it is committed, and what a later cell measures is
+    shown when both are there, whichever comes first.
 
     Args:
-        question: what is asked.
+        question: what is asked, as plain text.
         choices: the possible outcomes.
 
     Attributes:
-        choice: the guess, or None while there is none.
+        choice: the guess that was committed to, or None while there is none.
 
     Raises:
         LabError: fewer than two choices, or one of them twice.
@@ -34,40 +37,108 @@ class Prediction:
         if len(choices) < 2 or len(set(choices)) < len(choices):
             raise LabError(f"choices must be two different ones or more, got {list(choices)!r}")
         self.question, self.choices = question, list(choices)
+        self.choice: str | None = None
+        self._measured: str | None = None
         self._buttons = ipywidgets.RadioButtons(
             options=self.choices, value=None, layout=ipywidgets.Layout(width="max-content")
         )
-
-    @property
-    def choice(self) -> str | None:
-        return self._buttons.value
+        self._commit = ipywidgets.Button(
+            description="Commit",
+            disabled=True,
+            tooltip="Say so, and see what is measured",
+            button_style="primary",
+            layout=ipywidgets.Layout(width="110px"),
+        )
+        self._outcome = ipywidgets.HTML()
+        self._buttons.observe(lambda change: setattr(self._commit, "disabled", change["new"] is None), names="value")
+        self._commit.on_click(lambda _: self.choose(self._buttons.value))
+        title = ipywidgets.HTML(self._title)
+        self._box = ipywidgets.VBox([title, self._buttons, self._commit, self._outcome])
 
     def choose(self, choice: str) -> None:
-        """What a click does.
+        """Commit to a choice: what a click on it and on "Commit" does. It cannot be taken back.
 
         Raises:
-            LabError: no such choice.
+            LabError: no such choice, or another one was committed to.
         """
         one_of("choice", choice, tuple(self.choices))
-        self._buttons.value = choice
+        if self.choice not in (None, choice):
+            raise LabError(f"choice was committed to already: {self.choice!r}")
+        self.choice = self._buttons.value = choice
+        self._buttons.disabled = self._commit.disabled = True
+        self._commit.layout.display = "none"
+        self._tell()
 
     def compare(self, measured: str) -> str:
-        """The guess beside the outcome, in a sentence.
+        """Take what was measured, show it beside the guess, and return both in a sentence.
+
+        While nothing is committed the sentence does not say what was measured.
 
         Raises:
             LabError: measured is none of the choices.
         """
         one_of("measured", measured, tuple(self.choices))
+        self._measured = measured
+        self._tell()
         if self.choice is None:
-            return f"Measured: {measured}. (You made no prediction; choose one above and run this cell again.)"
-        verdict = "as you predicted" if self.choice == measured else f"you predicted: {self.choice}"
-        return f"Measured: {measured} ({verdict})."
+            return "Measured. Commit to your prediction above, and the answer appears beside it."
+        return f"Measured: {measured} ({verdict(self.choice, measured)})."
 
     def show(self) -> None:
         """Display the choices."""
-        title = f"<b>Predict:</b> {html.escape(self.question)}"
-        listed = "".join(f"<li>{html.escape(choice)}</li>" for choice in self.choices)
-        _show(ipywidgets.VBox([ipywidgets.HTML(title), self._buttons]), f"{title}<ul>{listed}</ul>", self.question)
+        _shown[self.question] = self
+        display(self._data, raw=True)
+
+    def _tell(self) -> None:
+        """What the widget says below the choices."""
+        said = f"<b>You said:</b> {html.escape(self.choice)}" if self.choice else ""
+        if self._measured is None:
+            self._outcome.value = f"{said}. Now measure: run the cells below." if said else ""
+        elif not said:
+            self._outcome.value = "It is measured. Commit, and the answer appears here."
+        else:
+            mark = "&#10003;" if self.choice == self._measured else "&#8800;"
+            self._outcome.value = f"{said} &nbsp;{mark}&nbsp; <b>Measured:</b> {html.escape(self._measured)}"
+
+    @property
+    def _title(self) -> str:
+        return f"<b>Predict:</b> {html.escape(self.question)}"
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        """What is displayed. Each choice as a line that unfolds is what readers without a kernel have."""
+        lines = []
+        for choice in self.choices:
+            if self._measured is None:
+                lines.append(f"<li>{html.escape(choice)}</li>")
+                continue
+            outcome = f"Measured: {self._measured} ({verdict(choice, self._measured)})."
+            lines.append(f"<details><summary>{html.escape(choice)}</summary>{html.escape(outcome)}</details>")
+        listed = "".join(lines)
+        page = f"{self._title}{listed if self._measured else f'<ul>{listed}</ul>'}"
+        return _data(self._box, page, self.question)
+
+
+_shown: dict[str, Prediction] = {}
+
+
+def pages() -> dict[str, str]:
+    """Question -> HTML of each prediction that was shown, for readers without a kernel: what is measured by now unfolds
+    under each choice. `notebooks/execute.py` stores it in place of what could be shown before the measurement."""
+    return {question: guess._data["text/html"] for question, guess in _shown.items()}
+
+
+def verdict(predicted: str, measured: str) -> str:
+    """A guess against what was measured, in a few words."""
+    return "as you predicted" if predicted == measured else f"you predicted: {predicted}"
+
+
+def finding(text: str) -> None:
+    """Display what an experiment found as a bold sentence, in the output of the cell that measured it.
+
+    In a cell's output its numbers are those of the run, and it is folded where the outcome must not be seen yet.
+    """
+    display({"text/plain": text, "text/html": f"<p><b>{html.escape(text)}</b></p>"}, raw=True)
 
 
 class Question(NamedTuple):
@@ -124,7 +195,7 @@ class Quiz:
             + "</li>"
             for question in self.questions
         )
-        _show(ipywidgets.VBox(boxes), f"<ol>{listed}</ol>", f"Quiz: {len(self.questions)} questions")
+        display(_data(ipywidgets.VBox(boxes), f"<ol>{listed}</ol>", f"Quiz: {len(self.questions)} questions"), raw=True)
 
     def _box(self, number: int, question: Question) -> ipywidgets.Widget:
         buttons = ipywidgets.RadioButtons(
@@ -139,7 +210,7 @@ class Quiz:
         return ipywidgets.VBox([ipywidgets.HTML(f"<b>{number}. {html.escape(question.text)}</b>"), buttons, reason])
 
 
-def _show(widget: ipywidgets.Widget, page: str, text: str) -> None:
-    """Display a live widget, and in the same output plain HTML for readers without a kernel."""
+def _data(widget: ipywidgets.Widget, page: str, text: str) -> dict[str, Any]:
+    """A live widget, and in the same output plain HTML for readers without a kernel."""
     view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-    display({"text/plain": text, "text/html": page, "application/vnd.jupyter.widget-view+json": view}, raw=True)
+    return {"text/plain": text, "text/html": page, "application/vnd.jupyter.widget-view+json": view}

@@ -43,7 +43,7 @@ def redundancy_panels(
         seen: the image as the model sees it (`illava_lab.views.pictures.seen_image`).
         recording: of that image.
         layer: what enters this layer; one more than the last for what leaves the stage.
-        third: "groups" (cosine of `least` or more, without centring) or "attention".
+        third: "groups" (cosine of `least` or more) or "attention".
 
     Raises:
         LabError: a stage, layer, patch or third panel that is not there.
@@ -68,13 +68,13 @@ def redundancy_panels(
     return [
         picked,
         middle,
-        _groups(seen, x, recording, least) if third == "groups" else _attention(recording, stage, layer),
+        _groups(seen, x, recording, least, centred) if third == "groups" else _attention(recording, stage, layer),
     ]
 
 
-def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: float) -> Panel:
+def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: float, centred: bool) -> Panel:
     """Patches of one group in one colour, each group framed where its first patch is."""
-    label = clusters(x, least)
+    label = clusters(x, least, centred)
     member = one_hot(label).T.double()
     size, grid = member.sum(1), recording.grid
     place = torch.cartesian_prod(*(torch.arange(side) / side for side in grid)).flip(1)
@@ -82,7 +82,8 @@ def _groups(seen: Image.Image, x: torch.Tensor, recording: Recording, least: flo
     sources = Sources(member / size[:, None], member.argmax(1), grid, boxes)
     hover = [f"patch {i}: in a group of {int(size[group])}" for i, group in enumerate(label)]
     picture = token_picture(seen, sources)
-    return Panel(f"{len(size)} groups with cosine ≥ {least:g}", grid, picture, hover=np.array(hover).reshape(grid))
+    title = f"{len(size)} groups with cosine ≥ {least:g}{', mean removed' if centred else ''}"
+    return Panel(title, grid, picture, hover=np.array(hover).reshape(grid))
 
 
 def _attention(recording: Recording, stage: Stage, layer: int) -> Panel:

@@ -67,6 +67,13 @@ def test_start_here(reader: Reader, server: Server) -> None:
     expect(keep.locator("option:checked")).to_have_text(keep.locator("option").nth(position + 1).inner_text())
     expect(picture).not_to_have_attribute("src", address)
     assert look(picture) != seen, "the picture changes"
+    # A prediction tells what was measured to those who commit to one.
+    guess = reader.output(reader.page.get_by_role("button", name="Commit").first)
+    expect(guess).to_contain_text("It is measured.")
+    expect(guess).not_to_contain_text("Measured:")
+    reader.press(guess.get_by_role("radio").first, "Space")
+    guess.get_by_role("button", name="Commit").click()
+    expect(guess).to_contain_text("Measured:")
     # The first trade-off is a live plot.
     plot = reader.page.locator(".js-plotly-plot").first
     assert "illava" in reader.point(plot, *reader.marker(plot, "illava"))

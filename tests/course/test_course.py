@@ -18,6 +18,7 @@ from helpers.checks import each_was_tried, says_what_is_wrong
 from torch.nn.functional import normalize
 
 import illava_lab as il
+import illava_lab.measuring.statistics
 from illava_lab import LabError, course
 from illava_lab.course import (
     Prediction,
@@ -28,6 +29,7 @@ from illava_lab.course import (
     checks_start,
     session,
     teaching,
+    terms,
 )
 
 
@@ -35,26 +37,71 @@ from illava_lab.course import (
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What is displayed, by mime type."""
     shown: list[dict] = []
-    for module in (session, teaching):
+    for module in (session, teaching, terms):
         monkeypatch.setattr(module, "display", lambda data, raw: shown.append(data))
     return shown
 
 
 # --------------------------------------------------------------------------------------------- predictions
-def test_a_prediction_is_compared_with_what_was_measured(displayed: list[dict]) -> None:
+def test_a_prediction_is_committed_to_and_then_the_measured_answer_appears_beside_it(displayed: list[dict]) -> None:
     guess = Prediction("Which is larger?", ["<left>", "right"])
     guess.show()
-    assert "&lt;left&gt;" in displayed[0]["text/html"] and "application/vnd.jupyter.widget-view+json" in displayed[0]
-    assert "no prediction" in guess.compare("right") and "right" in guess.compare("right")
-    guess.choose("right")
-    assert guess.choice == "right" and "as you predicted" in guess.compare("right")
-    assert "you predicted: right" in guess.compare("<left>")
+    page = displayed[0]["text/html"]
+    assert "&lt;left&gt;" in page and "application/vnd.jupyter.widget-view+json" in displayed[0]
+    _, buttons, commit, outcome = guess._box.children
+    assert commit.disabled
+    buttons.value = "<left>"  # clicks
+    buttons.value = "right"
+    assert guess.choice is None and not outcome.value and not commit.disabled, "a choice may change until it counts"
+    commit.click()
+    assert guess.choice == "right" and buttons.disabled and commit.disabled
+    assert "You said:</b> right" in outcome.value and "Measured" not in outcome.value
+    assert guess.compare("<left>") == "Measured: <left> (you predicted: right)."
+    assert "You said:</b> right" in outcome.value and "Measured:</b> &lt;left&gt;" in outcome.value
+    assert guess.compare("right") == "Measured: right (as you predicted)."
+    with pytest.raises(LabError, match="committed to already: 'right'"):
+        guess.choose("<left>")
+
+
+def test_what_was_measured_is_told_only_to_those_who_committed(displayed: list[dict]) -> None:
+    guess = Prediction("Which is larger?", ["<left>", "right"])
+    guess.show()
+    outcome = guess._box.children[-1]
+    said = guess.compare("right")
+    assert "right" not in said and "right" not in outcome.value and "Commit" in outcome.value
+    assert len(displayed) == 1 and "Measured" not in displayed[0]["text/html"]
+    page = teaching.pages()["Which is larger?"]  # what is stored for readers without a kernel
+    folded = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", page)
+    assert folded == [("&lt;left&gt;", "Measured: right (you predicted: &lt;left&gt;)."), ("right", "Measured: right (as you predicted).")]  # fmt: skip
+    guess.choose("<left>")
+    assert "Measured:</b> right" in outcome.value
+
+
+def test_a_prediction_refuses_what_is_no_choice() -> None:
+    guess = Prediction("Which is larger?", ["left", "right"])
     with pytest.raises(LabError, match="choice must be one of"):
         guess.choose("up")
     with pytest.raises(LabError, match="measured must be one of"):
         guess.compare("up")
     with pytest.raises(LabError, match="two different ones"):
         Prediction("?", ["a", "a"])
+
+
+def test_a_finding_and_the_glossary_are_pages(displayed: list[dict]) -> None:
+    course.finding("2 < 3")
+    assert displayed[0]["text/html"] == "<p><b>2 &lt; 3</b></p>" and displayed[0]["text/plain"] == "2 < 3"
+    course.glossary()
+    assert all(f">{html.escape(term)}</th>" in displayed[1]["text/html"] for term in ("KV cache", "N", "CLS token"))
+    course.glossary("N")
+    assert displayed[2]["text/plain"] == f"N: {terms.SYMBOLS['N']}"
+    with pytest.raises(LabError, match="term must be one of"):
+        course.glossary("nonsense")
+
+
+@pytest.mark.parametrize(("low", "high", "word"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "these questions cannot tell"), (float("nan"), float("nan"), "these questions cannot tell")])  # fmt: skip
+def test_an_outcome_follows_the_interval(low: float, high: float, word: str) -> None:
+    difference = il.measuring.statistics.Difference((low + high) / 2, low, high)
+    assert course.outcome(difference) == word and word in course.OUTCOMES
 
 
 # --------------------------------------------------------------------------------------------- quizzes

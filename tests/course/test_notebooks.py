@@ -166,6 +166,47 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
                 assert (FOLDER / target).exists(), target
 
 
+# --------------------------------------------------------------------------------------------- predictions
+def hidden(cell: nbformat.NotebookNode) -> bool:
+    return cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:4], ids=lambda path: path.stem)
+def test_no_stored_output_tells_what_a_prediction_above_it_asks(path: Path) -> None:
+    notebook = read(path)
+    cells = notebook.cells
+    for name in re.findall(r"^(\w+) = Prediction\(", "\n".join(c.source for c in cells), re.MULTILINE):
+        show, compare = (
+            next(i for i, c in enumerate(cells) if f"{name}.{call}(" in c.source) for call in ("show", "compare")
+        )
+        behind = next(i for i in range(compare, len(cells)) if cells[i].cell_type == "markdown")
+        assert show < compare
+        assert all(hidden(cell) for cell in cells[show + 1 : behind] if cell.cell_type == "code"), name
+    before = [dict(cell.metadata) for cell in cells]
+    execute.fold(notebook)
+    assert [dict(cell.metadata) for cell in cells] == before
+
+
+def test_outputs_are_folded_from_a_prediction_to_the_text_behind_its_measurement() -> None:
+    sources = ["guess = Prediction(", "guess.show()", "1", "#", "guess.compare(2)", "plot()", "#", "3"]
+    cells = [nbformat.v4.new_markdown_cell(s) if s == "#" else nbformat.v4.new_code_cell(s) for s in sources]
+    cells[-1].metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
+    execute.fold(nbformat.v4.new_notebook(cells=cells))
+    assert [hidden(cell) for cell in cells] == [False, False, True, False, True, True, False, False]
+    assert cells[-1].metadata["jupyter"] == {"source_hidden": True} and cells[2].metadata["collapsed"]
+
+
+def test_a_prediction_is_stored_with_what_was_measured_after_it(tmp_path: Path) -> None:
+    sources = [
+        'from illava_lab.course import Prediction\nguess = Prediction("Which?", ["left", "right"])\nguess.show()',
+        'said = guess.compare("right")',
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    assert len(execute.execute(notebook, tmp_path)) == len(notebook.cells) == 2
+    (shown,) = notebook.cells[0].outputs
+    assert "Measured: right (you predicted: left)." in shown.data["text/html"] and not notebook.cells[1].outputs
+
+
 # --------------------------------------------------------------------------------------------- times
 def small_notebook(rows: str) -> nbformat.NotebookNode:
     table = f"| section | reading and exercises | running |\n|---|---|---|\n{rows}"
