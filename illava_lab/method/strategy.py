@@ -41,17 +41,17 @@ class Strategy:
         name: how users call it. Never a property: the registry knows the class by it.
         paper: where it was published, or None.
         stages: where it may run.
-        first_llm_layer: the first LLM layer before which it can run: 0, on what the projector made, if it asks for no
-            attention of the layer before.
+        first_llm_layer: the first LLM layer before which it can run; 0, on what the projector made, needs no attention.
         media: what it reduces in the LLM. Where it is videos alone, a picture beside one stays whole.
         home: where its paper runs it, and so where a budget is spent (`Schedule.for_budget`); empty for all stages.
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
-        own_count: the picture decides how many of its tokens stay (`count`), and a schedule only says how many pictures
-            keep on the mean. The host waits for each such decision, and nothing is captured in graphs.
+        own_count: the picture decides how many of its tokens stay (`count`), and schedules say how many in the mean.
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
+
+    With `own_count` the host waits for each such decision, and nothing is captured in graphs.
 
     Where a setting decides, a subclass may make any of them but `name` a property of the instance. A model with the
     strategy attached, budgets and checks then see the value of the instance. Lists of strategies and `register` see
