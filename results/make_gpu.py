@@ -1,4 +1,6 @@
-"""Write results/gpu/summary.txt, which the page on speed shows: `python results/make_gpu.py`.
+"""Write results/gpu/summary.txt, which the page on speed shows, and data/gpu.csv: `python results/make_gpu.py`.
+
+data/gpu.csv is the same in few columns, installed too: chapter 06 draws it.
 
 It is made from the tables in results/gpu. `benchmarks/gpu.py` writes these: NAME.csv and NAME.json, with "-graphs"
 behind the name for captured graphs. Those of 2026-11-27 were taken by a script (the "third.py" of their `command`) that
@@ -23,6 +25,7 @@ from typing import Any
 import pandas as pd
 
 from illava_lab.measuring.summary import aligned, budget_label
+from illava_lab.paths import data_dir
 
 RESULT = Path(__file__).parent / "gpu"
 TITLES = {
@@ -139,6 +142,43 @@ def _named(row: Any) -> tuple[str, str]:
     return row.strategy.partition("(")[0], budget
 
 
+def joined(folder: Path) -> pd.DataFrame:
+    """All tables as one, in few columns: shares of the bare model, and the milliseconds of host and GPU where known."""
+    parts = []
+    for title in TITLES:
+        for place, graphs in ((folder, ""), (folder, GRAPHS), (folder / "before", "")):
+            path = place / f"{title}{graphs}.csv"
+            if path.exists():
+                parts.append(_few(pd.read_csv(path), place, f"{title}{graphs}"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _few(rows: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
+    rows = rows.reindex(columns=WANTED)
+    rows = rows[rows["status"] == "ok"].reset_index(drop=True)
+    about, bare = _about(folder, name), rows.iloc[0]
+    return pd.DataFrame(
+        {
+            "case": TITLES[name.removesuffix(GRAPHS)],
+            "core": "before" if folder.name == "before" else "present",
+            "graphs": name.endswith(GRAPHS),
+            "strategy": rows["strategy"].str.partition("(")[0],
+            "budget": [_named(row)[1] for row in rows.itertuples()],
+            "flops": rows["prefill_flops"] / bare["prefill_flops"],
+            **{column: rows[column] for column in ("prefill_ratio", "prefill_ratio_low", "prefill_ratio_high")},
+            "limit": rows["efficiency"],
+            "decode_ratio": rows["decode_ratio"],
+            "peak": rows["peak_bytes"] / bare["peak_bytes"],
+            "cache": rows["cache_bytes"] / bare["cache_bytes"],
+            "prefill_ms": rows["prefill_ms"],
+            "host_ms": rows["prefill_host_ms"],
+            "busy_ms": rows["busy_ms"],
+            "device": about["device"],
+            "date": about["date"],
+        }
+    ).round(4)
+
+
 def _number(value: Any, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -146,6 +186,7 @@ def _number(value: Any, digits: int) -> str:
 def main() -> int:
     text = summary(RESULT)
     (RESULT / "summary.txt").write_text(text, encoding="utf-8")
+    joined(RESULT).to_csv(data_dir() / "gpu.csv", index=False)
     print(text)
     return 0
 

@@ -1,4 +1,4 @@
-"""The checks of chapter 06: divergence from the unreduced model, bytes of a KV cache, and a budget to choose."""
+"""The checks of chapter 06: bytes of a KV cache, divergence, a budget to choose, and the time on another GPU."""
 
 from __future__ import annotations
 
@@ -110,3 +110,18 @@ def check_smallest_keep(function: Callable[[pd.DataFrame, str, float], float | N
     never = function(table[table["keep"] < 0.9], "illava", 0.99)
     need(never is None, f"without keep 0.9 nothing reaches 0.99, so None is expected; yours is {never!r}")
     return "a budget that your own pictures chose, and not a paper's benchmark."
+
+
+@exercise
+def check_on_another(function: Callable[[float, float, float], float]) -> str:
+    """Milliseconds of the host, of the GPU's own work, how many times slower a GPU is -> milliseconds on that one."""
+    got = number(function(60.0, 20.0, 1.0))
+    need(got != 80, "host and GPU work at the same time, one ahead of the other: they do not add up")
+    need(got != 20, "the GPU waits for the host, which is not ready before 60 ms")
+    need(got == 60, f"the host needs 60 ms to call everything, and the GPU is done by then: 60; yours gives {got:.4g}")
+    got = number(function(60.0, 20.0, 10.0))
+    need(got != 600, "the *GPU* is 10 times slower, not the host")
+    need(got != 6 and got != 2, "a slower GPU takes longer: its work is multiplied")
+    need(got != 60, "ten times slower, the GPU's work takes 200 ms: now it is the host that waits")
+    need(got == 200, f"20 ms of work, ten times slower, outlasts the host's 60: 200; yours gives {got:.4g}")
+    return "whoever is slower decides; fewer tokens help only the GPU."

@@ -1,11 +1,16 @@
-"""The checks of chapter 04: what an interval allows to say, a whole answer's time, and where reduction pays."""
+"""The checks of chapter 04: what an interval says, a whole answer's time, where reduction pays, and who leads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from illava_lab.course.exercises import exercise, need, number
+from illava_lab.measuring.difference import keep_answers
+from illava_lab.measuring.task_files import load_task
 
 VERDICTS = ("worse", "better", "cannot tell")
 
@@ -74,3 +79,62 @@ def check_crossover(function: Callable[[Sequence[float], Sequence[float]], float
         f"0.9 looks faster once, but 0.7 is slower again: it must hold from there on, so 0.5; yours is {noisy!r}",
     )
     return "fewer FLOPs pay only where they outweigh what choosing and merging cost."
+
+
+@exercise
+def check_leaders(function: Callable[[pd.DataFrame, float], set[str]]) -> str:
+    """A table of `compare`, a share of the FLOPs -> the strategies that the best cannot be told apart from."""
+    table = _contest()
+    got = function(table, 0.5)
+    need(got is not None and got is not ..., "nothing is returned yet; a set of strategies is expected")
+    need(isinstance(got, set), f"a set of names is expected, such as {{'tome', 'random'}}, got {type(got).__name__}")
+    need("none" not in got, "the bare model is no strategy: it stays out")
+    need("broken" not in got, "'broken' failed (its status is not ok): it stays out")
+    need("first" in got, f"the best belongs to its group: 'first' has the highest accuracy at 0.5; yours has {got!r}")
+    need("cheap" not in got, "'cheap' was measured at 0.7 only: rows of other budgets stay out")
+    need(
+        "steady" not in got,
+        "'steady' loses what 'first' loses, and more: the pair's interval lies below 0, though both intervals against "
+        "the bare model overlap; use il.difference between the two",
+    )
+    need(
+        "other" in got,
+        "'other' has the same accuracy as 'steady', but on other questions than 'first': the pair's interval holds 0, "
+        "so it cannot be told apart",
+    )
+    need(got == {"first", "other"}, f"{{'first', 'other'}} is expected, yours is {got!r}")
+    need(function(table, 0.7) == {"first", "cheap"}, "at 0.7 'first' and 'cheap' answer the same questions right")
+    return "equal accuracies, and one is told apart: the pair decides, not the table."
+
+
+def _contest() -> pd.DataFrame:
+    """160 questions about 40 images: 'steady' and 'other' are equally good, and only one is told apart from 'first'."""
+    task = load_task("test").limited(160)
+    image, turn = (
+        np.unique(task.samples["image_id"], return_inverse=True)[1],
+        task.samples.groupby("image_id").cumcount(),
+    )
+    first = ~((image % 5 == 0) & (turn.to_numpy() < 2))
+    steady = first & ~((image % 5 == 1) & (turn.to_numpy() < 1))
+    rows = [("none", 1.0, np.nan, np.ones(len(task), bool))]
+    # As many wrong as 'steady' has, all of them where 'first' is right.
+    wrong = np.flatnonzero(first & (image % 5 == 2) | first & (image % 5 == 3))[: int((~steady).sum())]
+    other = np.ones(len(task), bool)
+    other[wrong] = False
+    for share in (0.7, 0.5):
+        rows += [("first", np.nan, share, first)]
+        rows += [("cheap", np.nan, share, first)] if share == 0.7 else []
+        rows += [("steady", np.nan, share, steady), ("other", np.nan, share, other)] if share == 0.5 else []
+    made = pd.DataFrame(
+        [
+            {"strategy": name, "keep": keep, "flops": flops, "accuracy": right.mean(), "status": "ok"}
+            for name, keep, flops, right in rows
+        ]
+        + [{"strategy": "broken", "keep": np.nan, "flops": 0.5, "accuracy": np.nan, "status": "it cannot"}]
+    )
+    label = {
+        row: f"{name} " + (f"keep {keep:g}" if name == "none" else f"FLOPs {flops:g}")
+        for row, (name, keep, flops, _) in enumerate(rows)
+    }
+    keep_answers(made, {label[row]: right for row, (*_, right) in enumerate(rows)}, task, seed=0)
+    return made

@@ -11,7 +11,7 @@ from helpers.checks import each_was_tried, says_what_is_wrong
 from torch.nn.functional import kl_div
 
 from illava_lab.course import checks_real
-from illava_lab.course.checks_real import check_cache_bytes, check_divergence, check_smallest_keep
+from illava_lab.course.checks_real import check_cache_bytes, check_divergence, check_on_another, check_smallest_keep
 
 
 def words(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -60,6 +60,12 @@ ANSWERS = [
     (check_smallest_keep, lambda table, strategy, least: means(table).loc[lambda mean: mean >= least], "one number is expected, got Series"),
     (check_smallest_keep, lambda table, strategy, least: table["keeps"].min(), "your code stopped with KeyError"),
     (check_smallest_keep, lambda table, strategy, least: ..., "nothing is returned yet"),
+    (check_on_another, lambda host, busy, slower: max(host, busy * slower), None),
+    (check_on_another, lambda host, busy, slower: host + busy * slower, "they do not add up"),
+    (check_on_another, lambda host, busy, slower: busy * slower, "waits for the host"),
+    (check_on_another, lambda host, busy, slower: max(host, busy) * slower, "not the host"),
+    (check_on_another, lambda host, busy, slower: max(host, busy / slower), "it is the host that waits"),
+    (check_on_another, lambda host, busy, slower: ..., "nothing is returned yet"),
 ]  # fmt: skip
 
 

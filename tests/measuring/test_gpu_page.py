@@ -30,6 +30,13 @@ def test_the_summary_is_made_from_the_tables(make_gpu) -> None:
     assert all(stored.count(f"{title}: ") >= 1 for title in make_gpu.TITLES.values())
 
 
+def test_the_installed_table_is_made_from_the_same(make_gpu) -> None:
+    stored = pd.read_csv(CLONE / "data" / "gpu.csv", keep_default_na=True)
+    made = make_gpu.joined(FOLDER)
+    assert set(made["case"]) == set(make_gpu.TITLES.values()) and made["graphs"].any() and not made["graphs"].all()
+    pd.testing.assert_frame_equal(stored.fillna({"budget": ""}), made, check_dtype=False)
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_table_is_what_its_json_says(path: Path) -> None:
     table, stored = pd.read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The trade-off explorer and the checks of chapters 04 and 07: what is shown is what the run's answers say; checks name the fault."""
+"""The trade-off explorer: what is shown is what the run's answers say."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.checks import each_was_tried, says_what_is_wrong
 from helpers.onevision import onevision_lab
 from helpers.task_files import read
 from PIL import Image
 
 import illava_lab as il
 from illava_lab import paths
-from illava_lab.course import checks_paper, checks_tradeoff
-from illava_lab.course.checks_paper import LEDGER, NOT_CHECKED, check_ledger, check_own_share, check_published_counts
-from illava_lab.course.checks_tradeoff import check_answer_time, check_crossover, check_verdict
 from illava_lab.measuring.predict import correct
 from illava_lab.measuring.tasks import Task
 from illava_lab.widgets import tradeoff_explorer
@@ -183,71 +179,3 @@ def test_the_table_in_data_joins_those_of_results() -> None:
     for task, rows in joined.groupby("task"):
         own = pd.read_csv(results / str(task) / "table.csv")
         pd.testing.assert_frame_equal(rows[own.columns].reset_index(drop=True), own, check_dtype=False)
-
-
-# --------------------------------------------------------------------------------------------- exercises
-def verdict(low: float, high: float) -> str:
-    return "worse" if high < 0 else "better" if low > 0 else "cannot tell"
-
-
-def crossover(shares: list[float], ratios: list[float]) -> float | None:
-    slow = [i for i, r in enumerate(ratios) if r >= 1]
-    first = slow[-1] + 1 if slow else 0
-    return shares[first] if first < len(shares) else None
-
-
-def answer_time(p: float, d: float, n: int, r: float) -> float:
-    return (p * r + n * d) / (p + n * d)
-
-
-ledger = {claim: right for claim, (right, _) in LEDGER.items()}
-
-# check, answer, what the message must name (None: it is right)
-ANSWERS = [
-    (check_verdict, verdict, None),
-    (check_verdict, lambda low, high: ..., "nothing is returned yet"),
-    (check_verdict, lambda low, high: "worse" if low < 0 else "better", "the interval holds 0"),
-    (check_verdict, lambda low, high: "better" if high < 0 else "worse", "lies below 0"),
-    (check_verdict, lambda low, high: "worse" if high <= 0 else verdict(low, high), "no answer changed"),
-    (check_verdict, lambda low, high: "loses", "one of worse, better"),
-    (check_answer_time, answer_time, None),
-    (check_answer_time, lambda p, d, n, r: ..., "nothing is returned yet"),
-    (check_answer_time, lambda p, d, n, r: r, "100 new tokens"),
-    (check_answer_time, lambda p, d, n, r: r * p / (p + n * d), "seconds of decoding stay"),
-    (check_answer_time, lambda p, d, n, r: 1 / answer_time(p, d, n, r), "takes 0.5 of its time"),
-    (check_answer_time, lambda p, d, n, r: p * r + n * d, "must not get longer"),
-    (check_crossover, crossover, None),
-    (check_crossover, lambda s, r: ..., "nothing is returned yet"),
-    (check_crossover, lambda s, r: next((a for a, b in zip(s, r, strict=True) if b < 1), None), "slower again"),
-    (check_crossover, lambda s, r: next((a for a, b in zip(s, r, strict=True) if b <= 1), None), "never pays"),
-    (check_crossover, lambda s, r: s[-1], "largest such share"),
-    (check_crossover, lambda s, r: next(b for b in r if b < 1), "share of the FLOPs"),
-    (check_own_share, lambda R: 2 / ((R + 1) * (R + 2)), None),
-    (check_own_share, lambda R: ..., "nothing is returned yet"),
-    (check_own_share, lambda R: 1 / (R + 1), "plain mean"),
-    (check_own_share, lambda R: 2 / (R + 2), "least* attended"),
-    (check_own_share, lambda R: 1 / ((R + 1) * (R + 2)), "with nothing merged"),
-    (check_published_counts, lambda n, k, r, keep: (n - k * r, n - k * r - round((n - k * r) * (1 - keep))), None),
-    (check_published_counts, lambda n, k, r, keep: ..., "nothing is returned yet"),
-    (check_published_counts, lambda n, k, r, keep: (365, 255), "README's 364"),
-    (check_published_counts, lambda n, k, r, keep: (n - k * r, int((n - k * r) * keep)), "rounds what it *removes*"),
-    (check_published_counts, lambda n, k, r, keep: (n - k * r, round(n * keep)), "what *reaches* it"),
-    (check_published_counts, lambda n, k, r, keep: (361, 253), "100 patches"),
-    (check_ledger, ledger, None),
-    (check_ledger, dict.fromkeys(LEDGER, ...), "has no verdict yet"),
-    (check_ledger, ledger | {"twice the throughput of a 7B model": "supported here"}, "FLOPs are a bound"),
-    (check_ledger, ledger | {"recycling keeps what dropping loses": "supported here"}, "no ramp can be told"),
-    (check_ledger, dict.fromkeys(LEDGER, NOT_CHECKED), "1.6 points"),
-    (check_ledger, ledger | {"loses 0.2 to 0.5 %": "wrong"}, "one of supported here"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("check", "answer", "fault"), ANSWERS, ids=[f"{row[0].__name__}-{i}" for i, row in enumerate(ANSWERS)]
-)
-def test_checks_name_the_fault(check, answer, fault: str | None) -> None:
-    says_what_is_wrong(check(answer), fault)
-
-
-def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
-    each_was_tried(ANSWERS, checks_tradeoff, checks_paper)
