@@ -68,7 +68,7 @@ def test_start_here(reader: Reader, server: Server) -> None:
     expect(picture).not_to_have_attribute("src", address)
     assert look(picture) != seen, "the picture changes"
     # A prediction tells what was measured to those who commit to one.
-    guess = reader.output(reader.page.get_by_role("button", name="Commit").first)
+    guess = reader.output(reader.page.get_by_text("with half of the 196 tokens left"))
     expect(guess).to_contain_text("It is measured.")
     expect(guess).not_to_contain_text("Measured:")
     reader.press(guess.get_by_role("radio").first, "Space")
