@@ -84,7 +84,7 @@ NAMES = list(KIND_OF)
 class Sights(IterableDataset):
     """For each step a batch of every way of showing, by step number, so that a resumed run goes on where it stopped."""
 
-    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (8, 8, 8, 8)}
+    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (5, 5, 5, 4)}
 
     def __init__(self, phase: str, split: str, seed: int, start: int, stop: int) -> None:
         self.phase, self.split, self.seed, self.steps = phase, split, seed, (start, stop)
@@ -122,8 +122,8 @@ class Pupil(nn.Module):
     RECIPE: ClassVar = {
         "eyes": (1000, 2e-3, 0.0, {"dense": 1.0}),
         "mind": (3000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
-        "align": (1300, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
-        "joint": (1500, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
+        "align": (700, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
+        "joint": (900, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
     }
     Batches = Sights
 
@@ -239,7 +239,7 @@ class Pupil(nn.Module):
 @torch.no_grad()
 def begin(model: LlavaOnevisionForConditionalGeneration) -> None:
     """The decoder begins where the first model's ended, with the words that both know: from nothing it did not learn in
-    2,700 steps to find what is asked about. Its Qwen2 adds to Llama's layers nothing but biases, which begin at zero."""
+    2,700 steps to find what is asked about. Its Qwen2 adds nothing but biases, which begin at zero."""
     first = LlavaForConditionalGeneration.from_pretrained(FIRST, dtype=torch.float32)
     for name, layer in model.model.language_model.named_children():
         if name != "embed_tokens":
