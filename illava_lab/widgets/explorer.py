@@ -83,6 +83,7 @@ class Explorer:
     def show(self, **settings: Any) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
         self.set(**settings)
+        self._start = self.settings  # Reset goes where the reader began
         show_widget(self.box, to_png(still(self.panels(**self.settings))), self.describe(**self.settings))
 
     def _pick(self, patch: int) -> None:

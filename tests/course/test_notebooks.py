@@ -171,7 +171,7 @@ def hidden(cell: nbformat.NotebookNode) -> bool:
     return cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[:4], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_stored_output_tells_what_a_prediction_above_it_asks(path: Path) -> None:
     notebook = read(path)
     cells = notebook.cells
