@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import ipywidgets
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,7 +13,8 @@ from illava_lab.models.images import ImageLike
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.answer import Answer
 from illava_lab.session.lab import Lab
-from illava_lab.views.pictures import after_stage, png, seen_image, side_by_side, token_picture
+from illava_lab.views.pictures import after_stage, seen_image, side_by_side, token_picture
+from illava_lab.views.seen import webp
 from illava_lab.views.words import as_html
 
 WIDTH = 250  # pixels of each picture on the page
@@ -80,7 +79,7 @@ class Outcome:
             return
         figures = "".join(
             f'<figure style="margin:0"><figcaption>{as_html(title)}</figcaption>'
-            f'<img src="{_address(picture)}" alt="{as_html(title)}" width="{WIDTH}"></figure>'
+            f'<img src="{webp(picture)}" alt="{as_html(title)}" width="{WIDTH}"></figure>'
             for title, picture in panels
         )
         row = '<div style="display:flex;flex-wrap:wrap;gap:10px;line-height:1.5">'
@@ -89,7 +88,3 @@ class Outcome:
 
 def _odds(answer: Answer) -> str:
     return f" ({answer.words[0][0].probability:.0%})" if answer.words else ""
-
-
-def _address(picture: Image.Image) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"

@@ -22,6 +22,7 @@ from illava_lab.measuring.tasks import Task
 from illava_lab.views.colors import looks
 from illava_lab.views.pictures import in_a_row, png, stacked, to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
+from illava_lab.views.seen import webp
 from illava_lab.views.words import as_label
 from illava_lab.widgets.front import script, style
 from illava_lab.widgets.output import show_widget
@@ -164,7 +165,12 @@ class TradeoffExplorer:
         for count in range(1, len(numbers) + 1):
             for chosen in itertools.combinations(numbers, count):
                 self._measure(chosen)
-        return {"catalog": self.widget.catalog, "start": self.widget.shown, "intervals": self.widget.intervals}
+        pictures = [
+            {**shown, "address": webp(in_a_row(self._task.pictures(shown["name"])))}
+            for shown in self.widget.catalog["pictures"]
+        ]
+        catalog = {**self.widget.catalog, "pictures": pictures}
+        return {"catalog": catalog, "start": self.widget.shown, "intervals": self.widget.intervals}
 
     # ---------------------------------------------------------------------------------------------- as numbers
     def _numbers(self, strategies: Collection[str], categories: Collection[str], point: str) -> dict[str, Any]:

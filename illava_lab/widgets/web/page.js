@@ -43,7 +43,7 @@ export class Page {
     const side = element("div", { class: "im-side" }, this.controls.node, this.figures, this.status, this.heard);
     const shown = element("figure", {}, this.photo, this.views, this.caption);
     const more = element("details", {}, element("summary", { text: "The same as a table" }), this.table);
-    this.root.classList.add("im");
+    this.root.classList.add("im", "im-machine");
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", TITLE);
     this.root.replaceChildren(
