@@ -74,8 +74,10 @@ def _address(name: str) -> str:
 
 
 def _page_data(output: nbformat.NotebookNode, source: str) -> dict[str, str]:
-    """One form of an output that needs no kernel: of a widget, the picture or text beside it, in whose place an explorer
-    with stored data comes where a script runs."""
+    """One form of an output that needs no kernel: of a widget, the picture or text beside it.
+
+    Where a script runs, an explorer with stored data takes the place of its picture.
+    """
     data, live = output.data, WIDGET in output.data
     if "image/png" not in data:
         return {kind: content for kind, content in data.items() if kind != WIDGET}
