@@ -104,6 +104,7 @@ def write_figures(folder: Path) -> None:
         (folder / f"{name}.css").write_text(front.style(name), encoding="utf-8")
         text = f"(window.illavaData ??= {{}}).{name} = {data};\n"
         (folder / f"{name}_data.js").write_text(text, encoding="utf-8")
+    (folder / "markers.js").write_text(front.markers(), encoding="utf-8")
 
 
 def _explorer(name: str, root: str, instead: str = "") -> str:

@@ -40,3 +40,11 @@ def page_script(figure: str) -> str:
     """The same as a plain script for a page, where it is `illava.FIGURE`; it runs from a file, too."""
     code = script(figure).replace("export default", f"(window.illava ??= {{}}).{figure} =")
     return f"(() => {{\n{code}\n}})();\n"
+
+
+def markers() -> str:
+    """The outlines of the methods' markers as a plain script, where they are `illavaMarkers`: name -> path from -1 to 1."""
+    code = (FOLDER / "marker.js").read_text(encoding="utf-8")
+    return (
+        "window.illavaMarkers = " + re.search(r"^const MARKERS = (\{.*?^\};)", code, re.DOTALL | re.MULTILINE)[1] + "\n"
+    )

@@ -103,7 +103,9 @@ class ScheduleDesigner:
             100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px")
         )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
+        self.text = ipywidgets.HTML(
+            layout=ipywidgets.Layout(min_height="60px")
+        )  # or longer words would move what follows
         self.widget = live_figure(schedule_figure(self.forecast))
         self._moving = False
         for slider in self.sliders.values():
