@@ -43,8 +43,7 @@ def page_script(figure: str) -> str:
 
 
 def markers() -> str:
-    """The outlines of the methods' markers as a plain script, where they are `illavaMarkers`: name -> path from -1 to 1."""
+    """Outlines of the methods' markers as a plain script, in which they are `illavaMarkers`: name -> path from -1 to 1."""
     code = (FOLDER / "marker.js").read_text(encoding="utf-8")
-    return (
-        "window.illavaMarkers = " + re.search(r"^const MARKERS = (\{.*?^\};)", code, re.DOTALL | re.MULTILINE)[1] + "\n"
-    )
+    start = code.index("{", code.index("const MARKERS"))
+    return f"window.illavaMarkers = {code[start : code.index('};', start) + 1]};\n"
