@@ -43,7 +43,7 @@ def page_script(figure: str) -> str:
 
 
 def markers() -> str:
-    """Outlines of the methods' markers as a plain script, in which they are `illavaMarkers`: name -> path from -1 to 1."""
+    """Outlines of the methods' markers, as a plain script in which they are `illavaMarkers`: name -> SVG path."""
     code = (FOLDER / "marker.js").read_text(encoding="utf-8")
     start = code.index("{", code.index("const MARKERS"))
     return f"window.illavaMarkers = {code[start : code.index('};', start) + 1]};\n"
