@@ -44,7 +44,7 @@ def main() -> None:
 def tradeoff(lab: il.Lab) -> dict[str, Any]:
     """The comparison of chapter 04, section 2."""
     task = il.load_task("test").limited(80)
-    methods = ["random", "downsample", Drop, "tome", "illava"]
+    methods: list[Any] = ["random", "downsample", Drop, "tome", "illava"]
     with tempfile.TemporaryDirectory() as folder:
         il.compare(lab, methods, flops=[0.7, 0.5, 0.35], task=task, timing=False, out=folder)
         explorer = TradeoffExplorer(folder, task)

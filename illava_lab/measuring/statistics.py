@@ -44,23 +44,11 @@ def paired_difference(
         raise LabError(f"confidence must be a number between 0 and 1, such as 0.95, got {confidence!r}")
     seed = check_count("seed", seed, least=0)
     gain = np.asarray(right, dtype=float) - np.asarray(baseline, dtype=float)
-    return _differences(gain[None], image_ids, seed, confidence)[0]
-
-
-def paired_differences(right: np.ndarray, baseline: np.ndarray, image_ids: Sequence[str]) -> list[Difference]:
-    """`paired_difference` of each of several (ways, questions), to the last bit, with one draw for all of them."""
-    return _differences(np.asarray(right, dtype=float) - np.asarray(baseline, dtype=float), image_ids, 0, 0.95)
-
-
-def _differences(gain: np.ndarray, image_ids: Sequence[str], seed: int, confidence: float) -> list[Difference]:
-    """Of (ways, questions)."""
-    images = pd.DataFrame(gain.T).groupby(np.asarray(image_ids))
-    sums, questions = images.sum().to_numpy().T, images.size().to_numpy()
-    means = gain.mean(axis=1)
-    if len(questions) < 2:
-        return [Difference(float(mean), float("nan"), float("nan")) for mean in means]
+    sums = pd.Series(gain).groupby(np.asarray(image_ids)).agg(["sum", "count"])
+    if len(sums) < 2:
+        return Difference(float(gain.mean()), float("nan"), float("nan"))
     interval = bootstrap(
-        (sums, np.broadcast_to(questions, sums.shape)),
+        (sums["sum"].to_numpy(), sums["count"].to_numpy()),
         lambda gain, questions, axis: gain.sum(axis) / questions.sum(axis),
         paired=True,
         vectorized=True,
@@ -68,4 +56,4 @@ def _differences(gain: np.ndarray, image_ids: Sequence[str], seed: int, confiden
         method="percentile",  # BCa, scipy's default, is not defined where no answer changes
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return [Difference(float(mean), float(low), float(high)) for mean, low, high in zip(means, *interval, strict=True)]
+    return Difference(float(gain.mean()), float(interval.low), float(interval.high))

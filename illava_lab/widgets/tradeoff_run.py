@@ -10,7 +10,7 @@ import pandas as pd
 
 from illava_lab.errors import LabError, one_of
 from illava_lab.measuring import loglines
-from illava_lab.measuring.statistics import paired_differences
+from illava_lab.measuring.statistics import paired_difference
 from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
 from illava_lab.paths import is_file, quoted
@@ -68,8 +68,9 @@ def within(
     correct, images = right(answers, task)[chosen], task.samples["image_id"][chosen]
     rows = rows.copy()
     rows["accuracy"] = correct.mean()[rows["point"]].to_numpy()
-    rights = correct[list(rows["point"])].to_numpy().T  # (points, questions)
-    found = paired_differences(rights, correct[BASELINE].to_numpy(), images)
+    found = [
+        paired_difference(correct[point].to_numpy(), correct[BASELINE].to_numpy(), images) for point in rows["point"]
+    ]
     rows[["difference", "difference_low", "difference_high"]] = found
     return rows
 
