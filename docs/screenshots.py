@@ -84,11 +84,11 @@ def move_schedule_designer(reader: Reader, output: Locator) -> None:
 
 
 def move_tradeoff_explorer(reader: Reader, output: Locator) -> None:
-    output.get_by_label("random").uncheck()
+    output.get_by_role("checkbox", name="random").uncheck()
     output.get_by_role("button", name="none: kinds of question").click()
     for kind in ("count", "word"):
-        output.get_by_label(kind).check()
-    output.get_by_label("point").select_option("tome at FLOPs 0.35")
+        output.get_by_role("checkbox", name=kind).check()
+    output.get_by_role("combobox", name="point").select_option("tome at FLOPs 0.35")
     expect(output.get_by_role("status")).to_contain_text("in count, word")
 
 

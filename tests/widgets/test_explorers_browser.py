@@ -63,7 +63,7 @@ def share(kinds: list[int], right: list[int]) -> str:
 
 def test_trade_off_by_keyboard_and_mouse(page: Page) -> None:
     figure = page.locator("#tradeoff")
-    said, title, point = figure.locator(".im-figure"), figure.get_by_role("status"), figure.get_by_label("point")
+    said, title, point = figure.locator(".im-figure"), figure.get_by_role("status"), figure.get_by_role("combobox", name="point")
     names = [one["name"] for one in CATALOG["points"]]
     expect(title).to_contain_text(f"{sum(CATALOG['points'][START['point']]['count'])} questions lost that the bare")
     expect(figure.locator(".im-route")).to_have_count(len(CATALOG["methods"]))
@@ -81,7 +81,7 @@ def test_trade_off_by_keyboard_and_mouse(page: Page) -> None:
     expect(title).to_have_text("Tick at least one kind of question.")
     kinds = [KINDS.index("count"), KINDS.index("word")]
     for name in ("count", "word"):
-        figure.get_by_label(name).check()
+        figure.get_by_role("checkbox", name=name).check()
     point.select_option("tome at FLOPs 0.35")
     one = CATALOG["points"][names.index("tome at FLOPs 0.35")]
     low, high = INTERVALS[",".join(map(str, kinds))][names.index(one["name"])]

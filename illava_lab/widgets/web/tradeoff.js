@@ -34,7 +34,7 @@ export class Tradeoff {
     const words = ({ name }) => [element("span", { text: name })];
     this.methods = boxes("methods", methods, withMarker, (numbers) => this.want({ methods: numbers }));
     this.categories = boxes("kinds of question", categories, words, (numbers) => this.want({ categories: numbers }));
-    this.point = element("select", { onchange: () => this.want({ point: Number(this.point.value) }) });
+    this.point = element("select", { "aria-label": "point", onchange: () => this.want({ point: Number(this.point.value) }) });
     this.figure = element("div", { class: "im-drawn" });
     this.tip = element("div", { class: "im-tip", "aria-hidden": "true" });
     this.said = element("p", { class: "im-figure" });
