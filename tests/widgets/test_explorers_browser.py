@@ -63,7 +63,11 @@ def share(kinds: list[int], right: list[int]) -> str:
 
 def test_trade_off_by_keyboard_and_mouse(page: Page) -> None:
     figure = page.locator("#tradeoff")
-    said, title, point = figure.locator(".im-figure"), figure.get_by_role("status"), figure.get_by_role("combobox", name="point")
+    said, title, point = (
+        figure.locator(".im-figure"),
+        figure.get_by_role("status"),
+        figure.get_by_role("combobox", name="point"),
+    )
     names = [one["name"] for one in CATALOG["points"]]
     expect(title).to_contain_text(f"{sum(CATALOG['points'][START['point']]['count'])} questions lost that the bare")
     expect(figure.locator(".im-route")).to_have_count(len(CATALOG["methods"]))
