@@ -20,7 +20,7 @@ from PIL import Image
 CLONE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CLONE / "tests"))  # whose helpers these are
 
-from helpers.browser import Reader, jupyterlab, launched  # noqa: E402
+from helpers.browser import WIDTH, Reader, jupyterlab, launched  # noqa: E402
 from playwright.sync_api import Locator, expect  # noqa: E402
 
 FOLDER = CLONE / "docs" / "screenshots"
@@ -81,6 +81,7 @@ def move_merge_explorer(reader: Reader, output: Locator) -> None:
 def move_schedule_designer(reader: Reader, output: Locator) -> None:
     reader.press(output.locator(".noUi-handle").first, *["PageDown"] * 4)
     expect(output).to_contain_text("encoder={0: 0.8,")
+    expect(output).to_contain_text("in the last LLM layer: 55 tokens")
 
 
 def move_tradeoff_explorer(reader: Reader, output: Locator) -> None:
@@ -181,6 +182,7 @@ def main(names: list[str]) -> None:
         nbformat.write(notebook([SET_UP, *(WIDGETS[name].code for name in names)]), folder / "widgets.ipynb")
         with jupyterlab(folder, Path(scratch) / "jupyter") as server, launched() as browser:
             reader = Reader(browser, server)
+            reader.page.set_viewport_size({"width": WIDTH, "height": 1300})  # the tallest widget, whole
             reader.open("widgets.ipynb")
             reader.run_all()
             for name, cell in zip(names, reader.page.locator(".jp-CodeCell").all()[1:], strict=True):

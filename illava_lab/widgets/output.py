@@ -23,7 +23,8 @@ def live_figure(figure: go.Figure) -> go.FigureWidget:
     """A finished figure as a widget, without plotly's tool bar, for pages of either theme."""
     widget = go.FigureWidget(figure)
     widget.update_layout(paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, font_color=LETTERS)
-    widget.update_xaxes(gridcolor=GRID).update_yaxes(gridcolor=GRID)
+    for axis in (*widget.select_xaxes(), *widget.select_yaxes()):
+        axis.update({"gridcolor": GRID} if axis.gridcolor else {"showgrid": False})
     widget._config = CONFIG  # there is no public name for it
     return widget
 

@@ -71,7 +71,12 @@ class Outcome:
         return side_by_side(self.panels(schedule), self.words(schedule), size=2.9)
 
     def show(self, schedule: Schedule) -> None:
-        """Fill the widget; a schedule that the strategy refuses is said with its reason."""
+        """Fill the widget; a schedule that the strategy refuses is said with its reason.
+
+        Until the model has answered, what was there before is pale.
+        """
+        if repr(schedule) not in self._answers:
+            self.widget.value = f'<div style="opacity:0.4">{self.widget.value}</div>'
         try:
             panels, words = self.panels(schedule), self.words(schedule)
         except LabError as error:
