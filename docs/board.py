@@ -53,12 +53,13 @@ def board() -> str:
     body = "\n".join(_row(name, row) for name, row in found)
     drawn = json.dumps(looks(sorted({row["method"] for _, row in found})))
     return f"""```{{raw}} html
-<div id="leaderboard" data-looks="{html.escape(drawn)}">
+<div id="leaderboard">
 <form class="filters" hidden>{filters}<button type="reset">show all</button></form>
 <p class="count" role="status" hidden></p>
 <figure class="tradeoff" hidden>
 <label>across <select class="across">{across}</select></label>
-<svg viewBox="0 0 800 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"></svg>
+<svg viewBox="0 0 800 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"
+ data-looks="{html.escape(drawn)}"></svg>
 <figcaption>A point is a row: follow it to its line in the table. Lines join the budgets of one method.</figcaption>
 </figure>
 <div class="table-wrapper"><table class="docutils rows">

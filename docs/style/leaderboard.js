@@ -6,7 +6,7 @@
   const figure = board.querySelector("figure"), across = board.querySelector(".across"), svg = board.querySelector("svg");
   const heads = [...table.tHead.rows[0].cells], place = Object.fromEntries(heads.map((head, i) => [head.dataset.key, i]));
   const value = (row, key) => row.cells[place[key]].dataset.value ?? "";
-  const looks = JSON.parse(board.dataset.looks); // of each method [color, marker], as in every figure
+  const looks = JSON.parse(svg.dataset.looks); // of each method [color, marker], as in every figure
   const color = method => looks[method][0];
   const mark = (parent, method, x, y, size) => add(parent, "path", {
     d: illavaMarkers[looks[method][1]], fill: color(method), transform: `translate(${x} ${y}) scale(${size})` });

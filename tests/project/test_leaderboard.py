@@ -177,7 +177,9 @@ def page(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "_static" / "markers.js").write_text(front.markers(), encoding="utf-8")
     board.copy_rows(tmp_path)
     parts = [part.removeprefix("```{raw} html\n").removesuffix("```") for part in (board.board(), board.reported())]
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{''.join(parts)}", encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        f'<!doctype html><meta charset=utf-8><section id="leaderboard">{"".join(parts)}</section>', encoding="utf-8"
+    )
     with launched() as browser:
         opened = browser.new_page()
         errors: list[str] = []
