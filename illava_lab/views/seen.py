@@ -40,10 +40,15 @@ class View:
 
     def webp(self) -> str:
         """The picture as a data: address, at most `SIDE` pixels wide and high."""
-        small, buffer = self.picture.convert("RGB"), BytesIO()
-        small.thumbnail((SIDE, SIDE))
-        small.save(buffer, "WEBP", quality=QUALITY, method=6)
-        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return webp(self.picture)
+
+
+def webp(picture: Image.Image) -> str:
+    """A picture as a data: address, at most `SIDE` pixels wide and high."""
+    small, buffer = picture.convert("RGB"), BytesIO()
+    small.thumbnail((SIDE, SIDE))
+    small.save(buffer, "WEBP", quality=QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def seen_views(
