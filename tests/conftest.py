@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen
 from helpers.qwen import SIZES as QWEN_SIZES
-from helpers.reference import anyres_cells, pooled_cells
+from helpers.reference import anyres_cells, frame_cells
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -26,6 +26,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
@@ -68,7 +70,7 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", "internvl", *QWENS)
+KINDS = ("clip-llama", "siglip-qwen2", "next", "next-video", "onevision", "internvl", *QWENS)
 QUICK_KINDS = ("clip-llama", "onevision", "qwen2.5-vl")  # rows of one image, crops and frames, and packed with windows
 
 
@@ -83,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     """A small float32 model in eval mode: "clip-llama" is as LLaVA-1.5 (CLS, second-last layer), "siglip-qwen2" has no
-    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision, "internvl" has patches of half the
+    CLS and uses the last layer, "next" is LLaVA-NeXT, "next-video" LLaVA-NeXT-Video, "onevision" LLaVA-OneVision, "internvl" has patches of half the
     side, which make as many visual tokens; others see `qwen`."""
     if kind in QWENS:
         return random_qwen(kind, attention)
@@ -106,6 +108,12 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
             **clip, text_config=text, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=NEXT_SIZES
         )
         model = LlavaNextForConditionalGeneration
+    elif kind == "next-video":
+        config = LlavaNextVideoConfig(
+            **clip, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
+            image_grid_pinpoints=NEXT_SIZES,
+        )  # fmt: skip
+        model = LlavaNextVideoForConditionalGeneration
     elif kind == "internvl":
         vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, attention_bias=True)
         config = InternVLConfig(
@@ -161,7 +169,8 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
         text = lambda n: torch.randint(4, 63, (n,), generator=draw).tolist()
         row = [1, *text(2)]
         for _ in range(prompt.videos):
-            row += [VIDEO_TOKEN] * (FRAMES * len(pooled_cells(IMAGE_SIZE // PATCH)) + 1) + text(1)
+            each, newline = frame_cells(kind, IMAGE_SIZE // PATCH)
+            row += [VIDEO_TOKEN] * (FRAMES * len(each) + newline) + text(1)
             videos.append(torch.randn(FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
         for number in range(prompt.images):
             size = PICTURES[(prompt.seed + number) % len(PICTURES)]
@@ -198,7 +207,7 @@ def picture(kind: str, size: tuple[int, int], several: bool) -> tuple[int, list[
     """(crops, what each placeholder is made of) of an image of (height, width); `several`: in one prompt."""
     side = IMAGE_SIZE // PATCH
     plain = [{patch: 1.0} for patch in range(PATCHES)]
-    if kind == "next":
+    if kind in ("next", "next-video"):
         return anyres_cells(size, NEXT_SIZES, IMAGE_SIZE, side)
     if kind == "onevision":
         return (1, [*plain, {}]) if several else anyres_cells(size, ONEVISION_SIZES, IMAGE_SIZE, side, most=2)

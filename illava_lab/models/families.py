@@ -21,12 +21,16 @@ class Media(NamedTuple):
         encode: method of `model.model` that turns pixels into features for the placeholders.
         pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
         tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
+        newline: behind all frames of a video comes a marker.
+        early: patches are pooled before the projector, not behind it.
     """
 
     token: str
     encode: str
     pack: str | None = None
     tiled: bool = False
+    newline: bool = False
+    early: bool = False
 
 
 class Family(NamedTuple):
@@ -59,7 +63,14 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family("LLaVA-NeXT", *_LLAVA, {"image": Media(*_IMAGES, "pack_image_features")}),
     "llava_onevision": Family(
         "LLaVA-OneVision", *_LLAVA,
-        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
+        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling", newline=True)},
+    ),
+    "llava_next_video": Family(
+        "LLaVA-NeXT-Video", *_LLAVA,
+        {
+            "image": Media(*_IMAGES, "pack_image_features"),
+            "video": Media(*_VIDEOS, "vision_resampler.forward", early=True),
+        },
     ),
     "internvl": Family("InternVL", *_LLAVA, {"image": Media(*_IMAGES, tiled=True)}),
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
@@ -211,6 +222,12 @@ def check_supported(config: Any) -> None:
         raise LabError(
             f"vision_feature_select_strategy={config.vision_feature_select_strategy!r:.80} is not supported with "
             f"{tower.model_type}; supported: {wanted!r}"
+        )
+    pooling = getattr(config, "spatial_pool_mode", "average"), getattr(config, "spatial_pool_stride", 2)
+    if pooling != ("average", 2):
+        raise LabError(
+            f"spatial_pool_mode={pooling[0]!r:.80} with spatial_pool_stride={pooling[1]!r:.80} is not supported; "
+            "supported: 'average' with 2"
         )
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BatchFeature,
+    CLIPImageProcessorPil,
     PreTrainedConfig,
     ProcessorMixin,
     Qwen2VLImageProcessorPil,
@@ -73,14 +74,11 @@ class _Frames:
         return dict(self.settings)
 
 
-class OnevisionFrames(_Frames, SiglipImageProcessorPil):
-    """LLaVA-OneVision: every frame is one square picture, without crops."""
+class _SquareFrames(_Frames):
+    """Every frame is one square picture, without crops."""
 
     model_input_names: ClassVar = ["pixel_values_videos"]
-    resample = Resampling.BICUBIC
-    image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    size: ClassVar = {"height": 384, "width": 384}
-    do_convert_rgb = True
+    preprocess: Any  # of the image processor
 
     def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
         """pixel_values_videos (videos, frames, 3, height, width).
@@ -93,6 +91,19 @@ class OnevisionFrames(_Frames, SiglipImageProcessorPil):
             raise LabError(f"videos of one batch need equally many frames, got {sorted(lengths)}")
         pixels = [np.stack(self.preprocess(frames, input_data_format=LAST)["pixel_values"]) for frames in videos]
         return {"pixel_values_videos": torch.from_numpy(np.stack(pixels).astype(np.float32))}
+
+
+class OnevisionFrames(_SquareFrames, SiglipImageProcessorPil):
+    """LLaVA-OneVision: a frame is resized to a square."""
+
+    resample = Resampling.BICUBIC
+    image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    size: ClassVar = {"height": 384, "width": 384}
+    do_convert_rgb = True
+
+
+class NextFrames(_SquareFrames, CLIPImageProcessorPil):
+    """LLaVA-NeXT-Video: a frame is its middle square, by CLIP's defaults."""
 
 
 class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
@@ -124,6 +135,7 @@ class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
 # transformers model_type -> what prepares its videos. A family that is not here takes no videos.
 FRAMES: dict[str, type[_Frames]] = {
     "llava_onevision": OnevisionFrames,
+    "llava_next_video": NextFrames,
     "qwen2_vl": QwenFrames,
     "qwen2_5_vl": QwenFrames,
 }

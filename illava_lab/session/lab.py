@@ -105,7 +105,8 @@ class Lab:
         for one in own:
             if isinstance(one, Video):
                 height, width = one.frames.shape[1:3]
-                check_shape(self.processor, width, height, what="a frame")
+                settings = getattr(self.processor, "video_processor", self.processor)
+                check_shape(settings, width, height, what="a frame")
             elif isinstance(one, Image):
                 check_shape(self.processor, *one.size, alone=len(own) == 1)
 

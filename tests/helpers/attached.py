@@ -12,7 +12,7 @@ GREEDY = dict(do_sample=False, suppress_tokens=[IMAGE_TOKEN, VIDEO_TOKEN], eos_t
 
 
 def has_video(kind: str) -> bool:
-    return kind in ("onevision", *QWENS)
+    return kind in ("next-video", "onevision", *QWENS)
 
 
 def keep_everything(schedule: il.Schedule) -> il.Schedule:

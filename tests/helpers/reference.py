@@ -121,6 +121,20 @@ def pooled_cells(side: int) -> Cells:
     return [cell for row in bilinear(grid, -(-side // 2), -(-side // 2)) for cell in row]
 
 
+def averaged_cells(side: int) -> Cells:
+    """Of one video frame of side x side patches: the mean of every block of 2 x 2."""
+    return [
+        {(r + i) * side + c + j: 0.25 for i in range(2) for j in range(2)}
+        for r in range(0, side - 1, 2)
+        for c in range(0, side - 1, 2)
+    ]
+
+
+def frame_cells(kind: str, side: int) -> tuple[Cells, bool]:
+    """(cells of a frame, is there a newline behind the last) of a family that pools."""
+    return (averaged_cells(side), False) if "next" in kind else (pooled_cells(side), True)
+
+
 def bilinear(grid: list[Cells], height: int, width: int) -> list[Cells]:
     """Resize by the two nearest rows and columns of (u + 1/2) H/h - 1/2, clamped to the grid."""
 
@@ -175,7 +189,8 @@ def visuals(
         return [[(own, [{cell: 1.0} for cell in range(len(own) * config.image_seq_length)])] for own in tiles]
     side = config.vision_config.image_size // config.vision_config.patch_size
     for video in inputs.get("pixel_values_videos", []):
-        out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
+        cells, newline = frame_cells(config.model_type, side)
+        out.append([(frame[None], cells) for frame in video] + [(video[:0], [{}])] * newline)
     pixels = inputs.get("pixel_values", [])
     sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [None] * len(pixels)
     for image, size in zip(pixels, sizes, strict=True):
@@ -199,7 +214,7 @@ def _rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
 
 
 def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
-    """(M, C) projected features of one image in raster order, and the patches in whose places they stand."""
+    """(M, C) features of one image in raster order, not yet projected, and the patches in whose places they stand."""
     tower, vision = model.model.vision_tower, model.config.vision_config
     if vision.model_type == "internvl_vision":
         return encode_cells(model, pixels, plan, rule)
@@ -226,8 +241,7 @@ def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tens
             x, sizes = matrix.to(x.dtype) @ x, ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
         x = x + layer.mlp(layer.layer_norm2(x))
     order = sorted(range(cls, len(x)), key=lambda m: anchor[m])
-    features = model.model.multi_modal_projector(x[order])
-    return features, [anchor[m] - cls for m in order]
+    return x[order], [anchor[m] - cls for m in order]
 
 
 def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
@@ -265,7 +279,7 @@ def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tupl
         x = x + layer.lambda_2 * layer.mlp(layer.layernorm_after(x))
     cells = tower.layernorm(x)[1:].view(-1, 4 * x.shape[1])
     order = sorted(range(len(cells)), key=lambda m: anchor[m + 1])
-    return model.model.multi_modal_projector(cells[order]), [anchor[m + 1] - 1 for m in order]
+    return cells[order], [anchor[m + 1] - 1 for m in order]
 
 
 def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
@@ -291,19 +305,22 @@ def placeholders(
     model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str
 ) -> list[tuple[Tensor | None, bool]]:
     """(features, is it a marker) of every placeholder of one image or video; no features where it is gone."""
-    per_crop = patches_of(model.config)
+    per_crop, project = patches_of(model.config), model.model.multi_modal_projector
     out: list[tuple[Tensor | None, bool]] = []
     for crops, cells in parts:
+        late = model.config.model_type == "llava_next_video" and any(len(cell) > 1 for cell in cells)
         features: dict[int, Tensor] = {}
         for number, crop in enumerate(crops):
             encoded, places = encode(model, crop, plan, rule)
+            encoded = encoded if late else project(encoded)
             features |= {number * per_crop + place: x for place, x in zip(places, encoded, strict=True)}
         kept = min(plan.values(), default=per_crop) / per_crop
         for cell in surviving_cells(cells, set(features), kept):
             if cell == {}:
                 out.append((model.model.image_newline, True))
             else:
-                out.append((sum(weight * features[patch] for patch, weight in cell.items()) if cell else None, False))
+                x = sum(weight * features[patch] for patch, weight in cell.items()) if cell else None
+                out.append((project(x) if late and cell else x, False))
     return out
 
 
