@@ -21,6 +21,8 @@ class Media(NamedTuple):
         encode: method of `model.model` that turns pixels into features for the placeholders.
         pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
         tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
+        marked: the same, but in front of each tile stand two tokens: one that comes once more behind the last tile of an
+            image, and one that says which tile it is.
         newline: behind all frames of a video comes a marker.
         early: patches are pooled before the projector, not behind it.
     """
@@ -29,6 +31,7 @@ class Media(NamedTuple):
     encode: str
     pack: str | None = None
     tiled: bool = False
+    marked: bool = False
     newline: bool = False
     early: bool = False
 
@@ -51,6 +54,7 @@ class Family(NamedTuple):
 
 
 _LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
+_IDEFICS = ("vision_model", "connector.modality_projection", "text_model")
 _IMAGES = ("image_token_id", "get_image_features")
 _VIDEOS = ("video_token_id", "get_video_features")
 
@@ -73,6 +77,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "internvl": Family("InternVL", *_LLAVA, {"image": Media(*_IMAGES, tiled=True)}),
+    "idefics3": Family("Idefics3", *_IDEFICS, {"image": Media(*_IMAGES, marked=True)}),
+    "smolvlm": Family("SmolVLM", *_IDEFICS, {"image": Media(*_IMAGES, marked=True)}),
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
@@ -96,6 +102,8 @@ _QWEN_PARTS = LayerParts("norm1", "attn", "norm2")
 TOWERS: dict[str, tuple[LayerParts, bool]] = {
     "clip_vision_model": (_CLIP_PARTS, True),
     "siglip_vision_model": (_CLIP_PARTS, False),
+    "idefics3_vision": (_CLIP_PARTS, False),
+    "smolvlm_vision": (_CLIP_PARTS, False),
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
     **{
         f"{qwen}{end}": (_QWEN_PARTS, False)
@@ -171,7 +179,8 @@ class Anatomy:
 
     @property
     def fixed(self) -> bool:
-        return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
+        several = any(media.pack or media.tiled or media.marked for media in self.media.values())
+        return self.cells is None and not several
 
     @property
     def rows_may_differ(self) -> bool:
@@ -266,7 +275,7 @@ def describe(model: nn.Module) -> Anatomy:
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
     cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
-    shuffle = round(1 / getattr(config, "downsample_ratio", 1))
+    shuffle = getattr(config, "scale_factor", None) or round(1 / getattr(config, "downsample_ratio", 1))
     patch = _edge(vision.patch_size) * (cells.side if cells else shuffle)
     pixels = TYPICAL_CELLS * patch if cells else _edge(vision.image_size)
     deepstack = getattr(vision, "deepstack_visual_indexes", ())

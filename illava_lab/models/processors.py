@@ -7,7 +7,9 @@ is installed or not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,6 +108,13 @@ class NextFrames(_SquareFrames, CLIPImageProcessorPil):
     """LLaVA-NeXT-Video: a frame is its middle square, by CLIP's defaults."""
 
 
+class SmolFrames(_SquareFrames, SiglipImageProcessorPil):
+    """SmolVLM: only there to be asked for these two numbers; the lab gives it no videos."""
+
+    num_frames = 64
+    fps = 1
+
+
 class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
     """Qwen2-VL and Qwen2.5-VL: consecutive frames share a patch, `temporal_patch_size` (2) of them."""
 
@@ -135,14 +144,19 @@ class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
 # transformers model_type -> what prepares its videos. A family that is not here takes no videos.
 FRAMES: dict[str, type[_Frames]] = {
     "llava_onevision": OnevisionFrames,
-    "llava_next_video": NextFrames,
     "qwen2_vl": QwenFrames,
     "qwen2_5_vl": QwenFrames,
+    "llava_next_video": NextFrames,
 }
 
-# Processors that need a stand-in to be built. To InternVL, frames are images, and Qwen3-VL writes the times of frames
-# into its prompts; the lab takes no videos for them.
-STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames, "qwen3_vl": QwenFrames}
+# Processors that need a stand-in to be built. To InternVL and SmolVLM, frames are images, and Qwen3-VL writes the times of
+# frames into its prompts, as SmolVLM does; the lab takes no videos for them.
+STAND_INS: dict[str, type[_Frames]] = {
+    **FRAMES,
+    "internvl": OnevisionFrames,
+    "qwen3_vl": QwenFrames,
+    "smolvlm": SmolFrames,
+}
 
 
 def check_takes_videos(config: PreTrainedConfig, source: str) -> None:
@@ -255,8 +269,27 @@ def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
         # transformers looks for its own video class here, which is missing without torchvision.
         "check_argument_for_proper_class": lambda self, name, argument: type(argument),
         "_get_arguments_from_pretrained": classmethod(arguments),
+        "__init__": _without_number_words(upstream),
     }
     return type(upstream.__name__, (upstream,), replaced)
+
+
+def _without_number_words(upstream: type[ProcessorMixin]) -> Callable[..., None]:
+    """How such a processor is made. SmolVLM's asks for the package num2words, to spell how many frames a video has."""
+    module: Any = sys.modules[upstream.__module__]
+
+    @functools.wraps(upstream.__init__)
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        missing = getattr(module, "num2words", str) is None
+        if missing:
+            module.num2words = str
+        try:
+            upstream.__init__(self, *args, **kwargs)
+        finally:
+            if missing:
+                module.num2words = None
+
+    return make
 
 
 def _video_settings(folder: Path) -> dict[str, Any]:

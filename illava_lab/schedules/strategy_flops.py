@@ -93,7 +93,7 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
         )
         hidden = states = sequence
         if anatomy.shuffle > 1:
-            at = cell_places((1, before), anatomy.shuffle, random.device)[None]
+            at = cell_places((1, before), anatomy.shuffle, anatomy.cls_tokens, random.device)[None]
             site, hidden, states = ShuffledSite(site, at), sequence[:, at[0]].mean(2), sequence[:, at[0]].flatten(2)
         position = torch.arange(-extra, before, device=random.device)[None]
         protected = position < 0 if extra else None

@@ -29,7 +29,7 @@ def test_cells_are_what_the_pixel_shuffle_joins():
     """The model's own shuffle tells: it runs on the numbers of the patches."""
     model, side = shared_llava("internvl").model, 2 * PATCHES**0.5
     numbers = torch.arange(1, 4 * PATCHES + 1).view(1, int(side), int(side), 1)
-    assert torch.equal(model.pixel_shuffle(numbers, 0.5).flatten(0, 2), cell_places((6, 6), 2, torch.device("cpu"))[1:])
+    assert torch.equal(model.pixel_shuffle(numbers, 0.5).flatten(0, 2), cell_places((6, 6), 2, 1, torch.device("cpu"))[1:])
 
 
 @torch.no_grad()
