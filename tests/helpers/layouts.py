@@ -160,6 +160,42 @@ NEXT = Published(
     dtype=torch.float16,
 )  # fmt: skip
 
+NEXT_VIDEO = Published(
+    config={
+        "architectures": ["LlavaNextVideoForConditionalGeneration"], "ignore_index": -100,
+        "image_grid_pinpoints": NEXT_GRID, "image_token_index": 32001, "model_type": "llava_next_video",
+        "projector_hidden_act": "gelu", "spatial_pool_mode": "average", "spatial_pool_out_channels": 1024,
+        "spatial_pool_stride": 2,
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 2.5, "type": "linear"}, "torch_dtype": "float16", "vocab_size": 32064, **TEXT,
+        },
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.42.0.dev0",
+        "use_image_newline_parameter": True, "video_token_index": 32000, "vision_config": CLIP,
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.42.0.dev0",
+        },
+        "preprocessor_config.json": {  # for pictures and frames
+            **CLIP_PICTURES, "do_pad": True, "image_grid_pinpoints": NEXT_GRID,
+            "image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextVideoProcessor",
+        },
+        "processor_config.json": {
+            "image_token": "<image>", "num_additional_image_tokens": 1, "patch_size": 14,
+            "processor_class": "LlavaNextVideoProcessor", "vision_feature_select_strategy": "default",
+            "video_token": "<video>",
+        },
+    },
+    template=("chat_template.json", _template("{{ message['role'] | upper + ': ' }}", "\n", "{{ ' ' }}", "ASSISTANT:")),
+    special={"<unk>": 0, "<s>": 1, "</s>": 2, "<video>": 32000, "<image>": 32001, "<pad>": 32002},
+    tokenizer={**LLAMA_TOKENIZER, "processor_class": "LlavaNextVideoProcessor"},
+    weights=(*LLAVA_NAMES, "image_newline"),
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
 QWEN_TOKENIZER = {
     "add_prefix_space": False, "bos_token": None, "chat_template": TEXT_ONLY, "eos_token": "<|im_end|>",
     "errors": "replace", "model_max_length": 32768, "pad_token": "<|endoftext|>", "split_special_tokens": False,
@@ -295,6 +331,70 @@ INTERNVL = Published(
     dtype=torch.bfloat16,
 )  # fmt: skip
 
+# ---------------------------------------------------------------------------------------------- SmolVLM
+SMOL_PICTURES = {
+    "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True, "do_rescale": True,
+    "do_resize": True, "image_mean": HALF, "image_std": HALF, "max_image_size": {"longest_edge": 384}, "resample": 1,
+    "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 1536},
+}  # fmt: skip
+SMOL_NAMED = {
+    "end_of_utterance_token": "<end_of_utterance>", "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>", "image_token": "<image>",
+}  # fmt: skip
+SMOLVLM = Published(
+    config={
+        "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49190, "model_type": "smolvlm",
+        "pad_token_id": 128002, "scale_factor": 3,
+        "text_config": {
+            "_flash_attn_2_enabled": True, "_name_or_path": "None", "architectures": ["VLlama3ForCausalLM"],
+            "head_dim": 8, "max_position_embeddings": 8192, "model_type": "llama", "neftune_noise_alpha": 0.0,
+            "pad_token_id": 2, "pixel_shuffle_factor": 3, "qk_layer_norms": False, "rms_norm_eps": 1e-05,
+            "rope_theta": 130000, "torch_dtype": "bfloat16", "use_resampler": False, "vocab_size": 49280, **TEXT,
+        },
+        "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": "4.47.1", "use_cache": False,
+        "use_reentrant_checkpointing": False,
+        "vision_config": {
+            "image_size": 384, "max_image_size": {"longest_edge": 384}, "model_type": "smolvlm_vision",
+            "patch_size": 14, "size": {"longest_edge": 1920}, "tie_word_embeddings": False, "use_base_siglip": False,
+            **TOWER,
+        },
+        "vocab_size": 49280,
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "bos_token_id": 1, "eos_token_id": 49279, "pad_token_id": 2,
+            "transformers_version": "4.47.1",
+        },
+        "preprocessor_config.json": {
+            **SMOL_PICTURES, "image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor",
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 384}},
+        },
+        "processor_config.json": {"image_seq_len": 81, "processor_class": "SmolVLMProcessor"},
+    },
+    template=("chat_template.json", (
+        "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+        "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    )),
+    special={
+        "<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<global-img>": 49152,
+        **_numbered(49153, " ".join(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))),
+        "<fake_token_around_image>": 49189, "<image>": 49190,
+        **_numbered(49191, " ".join(f"<|reserved_special_token_{number}|>" for number in range(88))),
+        "<end_of_utterance>": 49279,
+    },
+    tokenizer={
+        "add_prefix_space": False, "bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "legacy": False,
+        "model_max_length": 16384, "pad_token": "<|im_end|>", "processor_class": "SmolVLMProcessor",
+        "tokenizer_class": "GPT2Tokenizer", "truncation_side": "left", "unk_token": "<|endoftext|>",
+        "extra_special_tokens": SMOL_NAMED, **SMOL_NAMED,
+    },
+    weights=("lm_head", "model.connector", "model.text_model", "model.vision_model"),
+    dtype=torch.float32,
+)  # fmt: skip
+
 # ---------------------------------------------------------------------------------------------- the Qwens
 COUNTED = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
@@ -414,8 +514,10 @@ QWEN3 = Published(
 PUBLISHED = {
     "llava-hf/llava-1.5-7b-hf": LLAVA,
     "llava-hf/llava-v1.6-34b-hf": NEXT,
+    "llava-hf/LLaVA-NeXT-Video-7B-hf": NEXT_VIDEO,
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": ONEVISION,
     "OpenGVLab/InternVL3-8B-hf": INTERNVL,
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SMOLVLM,
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2,
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN25,
     "Qwen/Qwen3-VL-4B-Instruct": QWEN3,

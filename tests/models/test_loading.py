@@ -34,6 +34,7 @@ BILLIONS = {
     "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-34b": 34.7,
     "llava-onevision-0.5b": 0.894, "llava-onevision-7b": 8.03, "qwen2-vl-7b": 8.29, "qwen2.5-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44, "internvl3-8b": 7.94,
+    "llava-next-video-7b": 7.06, "smolvlm2-2.2b": 2.25,
 }  # fmt: skip
 
 
@@ -41,7 +42,8 @@ EACH_FAMILY = ["llava-1.5-7b", "llava-next-34b", "llava-onevision-7b", "qwen2-vl
 
 
 # Visual tokens of one square picture: 24 x 24; a view of 24 x 24 and 48 x 48 with 48 newlines; 27 x 27 twice with 27
-# newlines; 280 / 28 squared; 320 / 32 squared; a tile of 32 x 32 patches, four a token.
+# newlines; 280 / 28 squared; 320 / 32 squared; a tile of 32 x 32 patches, four a token;
+# 4 x 4 tiles and one of the whole, of 27 x 27 patches each, nine a token.
 SQUARE = {
     "llava-1.5-7b": (336, 576),
     "llava-next-34b": (672, 2928),
@@ -50,6 +52,8 @@ SQUARE = {
     "qwen2.5-vl-7b": (280, 100),
     "qwen3-vl-4b": (320, 100),
     "internvl3-8b": (448, 256),
+    "llava-next-video-7b": (672, 2928),
+    "smolvlm2-2.2b": (384, 17 * 81),
 }
 
 
@@ -90,7 +94,7 @@ def test_their_processors_give_the_published_number_of_visual_tokens(name):
             lab.inputs([film], ["What?"])
         return
     inputs = lab.inputs([film, [film, square]], ["What happens?", "What happens, and what is this?"])
-    a_film = 4 * 14 * 14 + 1 if config.model_type == "llava_onevision" else 2 * 100
+    a_film = {"llava_onevision": 4 * 14 * 14 + 1, "llava_next_video": 4 * 12 * 12}.get(config.model_type, 2 * 100)
     assert (inputs["input_ids"] == config.video_token_id).sum(1).tolist() == [a_film, a_film]
     with torch.no_grad():
         assert model.model(**inputs).last_hidden_state.isfinite().all()
