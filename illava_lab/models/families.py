@@ -21,8 +21,8 @@ class Media(NamedTuple):
         encode: method of `model.model` that turns pixels into features for the placeholders.
         pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
         tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
-        marked: the same, but in front of each tile stand two tokens: one that comes once more behind the last tile of an
-            image, and one that says which tile it is.
+        marked: the same, but in front of each tile stand two tokens: one that comes once more behind the last tile of
+            an image, and one that says which tile it is.
         newline: behind all frames of a video comes a marker.
         early: patches are pooled before the projector, not behind it.
     """

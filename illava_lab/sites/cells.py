@@ -1,4 +1,4 @@
-"""Statistics of cells: blocks of patches that a pixel shuffle behind the tower makes one visual token (InternVL, SmolVLM)."""
+"""Statistics of cells: blocks of patches that a pixel shuffle makes one visual token of (InternVL, SmolVLM)."""
 
 from __future__ import annotations
 

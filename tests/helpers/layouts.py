@@ -189,7 +189,7 @@ NEXT_VIDEO = Published(
             "video_token": "<video>",
         },
     },
-    template=("chat_template.json", _template("{{ message['role'] | upper + ': ' }}", "\n", "{{ ' ' }}", "ASSISTANT:")),
+    template=("chat_template.json", _template("{{ message['role'] | upper + ': ' }}", "\\n", "{{ ' ' }}", "ASSISTANT:")),
     special={"<unk>": 0, "<s>": 1, "</s>": 2, "<video>": 32000, "<image>": 32001, "<pad>": 32002},
     tokenizer={**LLAMA_TOKENIZER, "processor_class": "LlavaNextVideoProcessor"},
     weights=(*LLAVA_NAMES, "image_newline"),

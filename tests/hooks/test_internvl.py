@@ -1,4 +1,4 @@
-"""What InternVL and SmolVLM share: cells that a pixel shuffle joins, tiles that are one image, FLOPs; and a processor."""
+"""What InternVL and SmolVLM share: cells that a pixel shuffle joins, tiles that are one image, FLOPs; a processor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from illava_lab.models.processors import build_processor
 from illava_lab.models.random_models import random_model
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.sites.cells import cell_places
-
 
 BOTH = pytest.mark.parametrize("family", ["internvl", pytest.param("smolvlm", marks=pytest.mark.slow)])
 

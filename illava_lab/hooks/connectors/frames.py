@@ -1,4 +1,4 @@
-"""A video is a row of the tower for each frame, and patches of a frame are pooled (LLaVA-OneVision, LLaVA-NeXT-Video)."""
+"""A video is a row of the tower for each frame, whose patches are pooled (LLaVA-OneVision, LLaVA-NeXT-Video)."""
 
 from __future__ import annotations
 

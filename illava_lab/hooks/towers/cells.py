@@ -1,8 +1,9 @@
 """The towers of InternVL and SmolVLM, behind which a pixel shuffle joins patches.
 
-The tower sees every tile of an image as one row of patches, InternVL's behind a CLS token. After it, the CLS token goes,
-and the pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches (3x3 or 4x4 in SmolVLM), which the projector makes one visual token of.
-Were single patches removed, most cells would lose some of theirs, and none would be left as it was. So:
+The tower sees every tile of an image as one row of patches, InternVL's behind a CLS token. After it, the CLS token
+goes, and the pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches (3x3 or 4x4 in SmolVLM), which the
+projector makes one visual token of. Were single patches removed, most cells would lose some of theirs, and none would be
+left as it was. So:
 
 - a reduction acts on whole cells, as it does in Qwen's towers: a strategy sees one token per cell, whose hidden state
   and statistics are the means over its patches, and CLS; its map is applied to the first, second, third ... patches of
