@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers.qwen import END, IMAGE_TOKEN, QWENS, START, VIDEO_TOKEN, qwen_inputs, random_qwen
+from helpers.qwen import END, IMAGE_TOKEN, PACKED, START, VIDEO_TOKEN, qwen_inputs, random_qwen
 from helpers.qwen import SIZES as QWEN_SIZES
 from helpers.reference import anyres_cells, frame_cells
 from torch import Tensor
@@ -73,7 +73,7 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-KINDS = ("clip-llama", "siglip-qwen2", "next", "next-video", "onevision", "internvl", "smolvlm", *QWENS)
+KINDS = ("clip-llama", "siglip-qwen2", "next", "next-video", "onevision", "internvl", "smolvlm", *PACKED)
 QUICK_KINDS = ("clip-llama", "onevision", "qwen2.5-vl")  # rows of one image, crops and frames, and packed with windows
 
 
@@ -90,7 +90,7 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     """A small float32 model in eval mode: "clip-llama" is as LLaVA-1.5 (CLS, second-last layer), "siglip-qwen2" has no
     CLS and uses the last layer, "next" is LLaVA-NeXT, "next-video" LLaVA-NeXT-Video, "onevision" LLaVA-OneVision, "internvl" and "smolvlm" have patches of
     half the side, which make as many visual tokens; others see `qwen`."""
-    if kind in QWENS:
+    if kind in PACKED:
         return random_qwen(kind, attention)
     torch.manual_seed(0)
     clip = dict(
@@ -168,7 +168,7 @@ class Prompt:
 
 def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Tensor]:
     """Left-padded input_ids, attention_mask and pixels of several prompts, as the processor of a kind makes them."""
-    if kind in QWENS:
+    if kind in PACKED:
         return qwen_inputs(kind, [_qwen_parts(prompt) for prompt in prompts], [prompt.seed for prompt in prompts])
     rows, pixels, image_sizes, videos = [], [], [], []
     for prompt in prompts:

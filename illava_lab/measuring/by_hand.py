@@ -118,6 +118,10 @@ def _medium(model: Any, anatomy: Anatomy, inputs: Inputs, schedule: Plan) -> str
         why = "the projector takes several layers of the tower"
     elif schedule.image is not None:
         why = "the picture itself is made smaller"
+    elif anatomy.media["image"].marked:
+        why = "text stands between the tiles of a picture"
+    elif media == ["video"] and anatomy.media["video"].early:
+        why = "frames are pooled before the projector"
     elif len(media) != 1:
         why = f"the prompts show {' and '.join(media) or 'nothing'}"
     elif len({parameter.device for parameter in model.parameters()}) > 1:

@@ -82,6 +82,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
+    # not its videos, whose placeholders are those of images
+    "glm4v": Family("GLM-4.1V", *_QWEN, {"image": Media(*_IMAGES)}),
 }  # fmt: skip
 
 
@@ -104,6 +106,7 @@ TOWERS: dict[str, tuple[LayerParts, bool]] = {
     "siglip_vision_model": (_CLIP_PARTS, False),
     "idefics3_vision": (_CLIP_PARTS, False),
     "smolvlm_vision": (_CLIP_PARTS, False),
+    "glm4v_vision": (_QWEN_PARTS, False),
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
     **{
         f"{qwen}{end}": (_QWEN_PARTS, False)
@@ -112,7 +115,9 @@ TOWERS: dict[str, tuple[LayerParts, bool]] = {
     },
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+DECODERS: tuple[str, ...] = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text",
+)  # fmt: skip
 
 
 TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5

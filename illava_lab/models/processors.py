@@ -149,13 +149,14 @@ FRAMES: dict[str, type[_Frames]] = {
     "llava_next_video": NextFrames,
 }
 
-# Processors that need a stand-in to be built. To InternVL and SmolVLM, frames are images, and SmolVLM and Qwen3-VL write
-# the times of frames into their prompts; the lab takes no videos for them.
+# Processors that need a stand-in to be built. To InternVL and SmolVLM, frames are images, and SmolVLM, Qwen3-VL and
+# GLM-4.1V write the times of frames into their prompts; the lab takes no videos for them.
 STAND_INS: dict[str, type[_Frames]] = {
     **FRAMES,
     "internvl": OnevisionFrames,
     "qwen3_vl": QwenFrames,
     "smolvlm": SmolFrames,
+    "glm4v": QwenFrames,
 }
 
 

@@ -85,7 +85,10 @@ def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:
         "llm": [],
         "head": [_linear(model.lm_head)],  # the logits of the last position
     }
-    embedding = sum(2.0 * m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+    joins = getattr(tower, "downsample", None)  # a convolution that makes one token of each cell (GLM-4.1V)
+    convolutions = [m for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)) and m is not joins]
+    embedding = sum(2.0 * m.weight.numel() for m in convolutions)
+    joining = 0.0 if joins is None else 2.0 * joins.weight.numel()
     for visual in prompt.visuals:
         rows, left = visual.rows, visual.encoder[-1]
         out["patches"][0] += embedding * rows * visual.encoder[0] * patches
@@ -95,7 +98,8 @@ def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:
             pairs = _pairs(anatomy, index, visual)
             out["encoder"][index] += rows * (_attention(attention, before, pairs) + _linear(mlp) * after)
         out["pooling"][0] += rows * sum(_pooling_head(m, left) for m in tower.modules() if hasattr(m, "probe"))
-        out["projector"][0] += rows * left * _linear(anatomy.projector)
+        projected = rows * left if visual.pooled is None else visual.pooled
+        out["projector"][0] += projected * (joining + _linear(anatomy.projector))
         for index, projector in anatomy.deepstack.items():
             out["projector"][0] += rows * visual.encoder[index + 1] * _linear(projector)
     for index, layer in enumerate(layers):

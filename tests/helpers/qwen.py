@@ -1,10 +1,12 @@
-"""Small random Qwen-VLs and their inputs, for `conftest`."""
+"""Small random Qwen-VLs, a GLM-4.1V, which is built like them, and their inputs, for `conftest`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -15,6 +17,7 @@ from transformers import (
 )
 
 QWENS = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+PACKED = (*QWENS, "glm-4.1v")
 IMAGE_TOKEN, VIDEO_TOKEN, START, END = 3, 63, 61, 62
 PATCH = 4  # pixels; a cell is 2 x 2 patches, a window 4 x 4 cells as in the large ones
 
@@ -34,7 +37,7 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
 
     Args:
         kind: "qwen2-vl"; "qwen2.5-vl" with windows in layers 0 and 3; "qwen3-vl" with features of layer 1 added after
-            LLM layer 0.
+            LLM layer 0; "glm-4.1v", which turns half of each head.
     """
     torch.manual_seed(0)
     tokens = dict(
@@ -48,6 +51,11 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
         vision = dict(WIDTHS, num_position_embeddings=25, deepstack_visual_indexes=deepstack, **VISION)
         model = Qwen3VLForConditionalGeneration
         config = Qwen3VLConfig(text_config={**TEXT, "head_dim": 12}, vision_config=vision, **tokens)
+    elif kind == "glm-4.1v":
+        vision = dict(WIDTHS, image_size=5 * PATCH, **VISION)
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 1], "partial_rotary_factor": 0.5}
+        model = Glm4vForConditionalGeneration
+        config = Glm4vConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=vision, **tokens)
     else:
         vision = dict(WIDTHS, window_size=8 * PATCH, fullatt_block_indexes=[1, 2], **VISION)
         model = Qwen2_5_VLForConditionalGeneration
@@ -62,7 +70,12 @@ def random_qwen(kind: str, attention: str = "sdpa", deepstack: tuple[int, ...] =
                 for part in ("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight", "embed_tokens", "lm_head")
             ):
                 parameter.normal_(0.0, 0.3)
-            if any(part in name for part in ("merger", "patch_embed", "pos_embed")) and "norm" not in name:
+            if (
+                any(
+                    part in name for part in ("merger", "patch_embed", "pos_embed", "embeddings.position", "downsample")
+                )
+                and "norm" not in name
+            ):
                 parameter.normal_(0.0, 0.15)
     return model
 

@@ -1,4 +1,4 @@
-"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA.
+"""A whole Qwen2-VL, Qwen2.5-VL, Qwen3-VL or GLM-4.1V by hand, as `reference` has LLaVA.
 
 One frame at a time, every attention a full matrix with windows as a mask over coordinates, every reduction a dense
 matrix over cells; no packed sequence, no permutation, no cache.
@@ -19,6 +19,17 @@ def _turn(x: Tensor, angle: Tensor) -> Tensor:
     return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1)
 
 
+def _turn_pairs(x: Tensor, angle: Tensor) -> Tensor:
+    """The same of neighbours, in the first of (H, N, d) only."""
+    first, second, rest = (
+        x[..., 0 : 2 * angle.shape[1] : 2],
+        x[..., 1 : 2 * angle.shape[1] : 2],
+        x[..., 2 * angle.shape[1] :],
+    )
+    pairs = [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()]
+    return torch.cat([torch.stack(pairs, dim=-1).flatten(-2), rest], dim=-1)
+
+
 def encode(
     model, pixels: Tensor, grid: tuple[int, int], plan: dict[int, int], rule: str
 ) -> tuple[Tensor, list[int], list[dict[int, Tensor]]]:
@@ -32,9 +43,13 @@ def encode(
     heads, count = vision.num_heads, grid[0] * grid[1]
     x = tower.patch_embed(pixels)
     anchor, sizes, deep = list(range(count)), [1.0] * count, []
-    if hasattr(tower, "pos_embed"):
-        table = tower.pos_embed.weight.T.unflatten(1, [int(vision.num_position_embeddings**0.5)] * 2)
-        table = functional.interpolate(table[None], (2 * grid[0], 2 * grid[1]), mode="bilinear", align_corners=True)[0]
+    glm = model.config.model_type == "glm4v"
+    if glm or hasattr(tower, "pos_embed"):
+        weight = tower.embeddings.position_embedding.weight if glm else tower.pos_embed.weight
+        x = tower.post_conv_layernorm(x) if glm else x
+        table = weight.T.unflatten(1, [int(len(weight) ** 0.5)] * 2)[None]
+        how = dict(mode="bicubic") if glm else dict(mode="bilinear", align_corners=True)
+        table = functional.interpolate(table, (2 * grid[0], 2 * grid[1]), **how)[0]
         x = x + table.unfold(1, 2, 2).unfold(2, 2, 2).permute(1, 2, 3, 4, 0).reshape(x.shape)
     for index, block in enumerate(tower.blocks):
         row = torch.tensor([2 * (cell // grid[1]) + i for cell in anchor for i in (0, 0, 1, 1)])
@@ -64,6 +79,9 @@ def encode(
         if index in getattr(vision, "deepstack_visual_indexes", ()):
             deep.append(dict(zip(anchor, tower.deepstack_merger_list[len(deep)](x), strict=True)))
     order = sorted(range(len(anchor)), key=lambda m: anchor[m])
+    if glm:
+        cells = tower.post_layernorm(x).view(len(anchor), 2, 2, -1)[order].permute(0, 3, 1, 2)
+        return tower.merger(tower.downsample(cells).flatten(1)), [anchor[m] for m in order], deep
     return tower.merger(x.view(len(anchor), 4, -1)[order].flatten(0, 1)), [anchor[m] for m in order], deep
 
 
@@ -117,7 +135,9 @@ def logits(
     x, position, image = torch.stack(x), torch.tensor(position), torch.tensor(image)
     last = len(x) - 1 - (len(ids) - prompt)
     heads, groups = text.num_attention_heads, text.num_key_value_heads
-    half = text.hidden_size // heads // 2
+    glm = config.model_type == "glm4v"
+    half = int(text.hidden_size // heads * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
+    turn = _turn_pairs if glm else _turn
     frequency = text.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
     sections = text.rope_parameters["mrope_section"]
     axis = torch.tensor([a for a, n in enumerate(sections) for _ in range(n)])
@@ -143,13 +163,15 @@ def logits(
         query, key = _heads(attention.q_proj(normed), heads), _heads(attention.k_proj(normed), groups)
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = _turn(query, angle), _turn(key, angle).repeat_interleave(heads // groups, 0)
+        query, key = turn(query, angle), turn(key, angle).repeat_interleave(heads // groups, 0)
         value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
         score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
         weights = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
         row = weights[:, last].mean(0)
-        x = x + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        attended = attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
+        x = x + (layer.post_self_attn_layernorm(attended) if glm else attended)
+        mixed = layer.mlp(layer.post_attention_layernorm(x))
+        x = x + (layer.post_mlp_layernorm(mixed) if glm else mixed)
         if index < len(next((taken for taken in deep), [])):
             x[image >= 0] += torch.stack([taken[index] for taken in deep])
     return model.lm_head(model.model.language_model.norm(x[-1]))

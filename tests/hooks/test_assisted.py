@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import KINDS, QUICK_KINDS, Prompt, make_inputs, shared_llava
 from helpers.attached import GREEDY
-from helpers.qwen import QWENS
+from helpers.qwen import PACKED
 
 import illava_lab as il
 
@@ -78,7 +78,7 @@ def test_a_cropped_cache_goes_on_as_if_the_end_had_not_been_there(kind, model, n
 
         def logits(cache, ids, start):
             positions = torch.arange(start, start + ids.shape[1])[None]
-            if kind in QWENS:
+            if kind in PACKED:
                 positions = (positions + model.model.rope_deltas).expand(3, 1, -1)
             mask = torch.ones(1, start + ids.shape[1], dtype=torch.long)
             return model(input_ids=ids, past_key_values=cache, position_ids=positions, attention_mask=mask).logits

@@ -10,7 +10,7 @@ import transformers
 from conftest import IMAGE_TOKEN, KINDS, PATCHES, Prompt, make_inputs, picture, random_llava, shared_llava
 from helpers import reference, reference_qwen
 from helpers.attached import GREEDY, forward, has_video, keep_everything, structure
-from helpers.qwen import QWENS
+from helpers.qwen import PACKED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
@@ -114,7 +114,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", list(CONTENTS))
 def test_generation_with_cache_equals_recomputation_by_hand(kind, model, content, rule, encoder, llm, positions):
     """Every step of cached generation equals a forward pass without hooks or cache, by an independent reference."""
-    if (CONTENTS[content].videos and not has_video(kind)) or (kind in QWENS and positions == "packed"):
+    if (CONTENTS[content].videos and not has_video(kind)) or (kind in PACKED and positions == "packed"):
         return
     inputs = make_inputs([CONTENTS[content]], kind)
     prompt = inputs["input_ids"].shape[1]
@@ -123,7 +123,7 @@ def test_generation_with_cache_equals_recomputation_by_hand(kind, model, content
     how = dict(prompt=prompt, encoder=encoder, llm=llm, rule=rule)
     for step, got in enumerate(out.logits):
         ids = out.sequences[0, : prompt + step].tolist()
-        if kind in QWENS:
+        if kind in PACKED:
             want = reference_qwen.logits(model, ids, inputs, **how)
         else:
             visuals = reference.visuals(inputs, lambda *size: picture(kind, *size), model.config)
@@ -153,7 +153,7 @@ def test_generation_is_the_same_with_and_without_cache(kind, model, inputs, sear
         ]
 
     several = len(inputs.get("pixel_values", [])) != 1
-    if search and several and kind not in QWENS and Version(transformers.__version__) < Version("5.23"):
+    if search and several and kind not in PACKED and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("before transformers 5.23, beam search mixes up the images of a prompt with several, also bare")
     with il.attach(model, *REDUCTIONS["random"]):
         assert torch.equal(*cached_and_plain())

@@ -11,7 +11,7 @@ import illava_lab as il
 from illava_lab.models.families import describe
 
 # Where no placeholder is interpolated from several patches, and no layer adds features of its own.
-ALIKE = [kind for kind in KINDS if kind not in ("onevision", "next", "qwen3-vl")]
+ALIKE = [kind for kind in KINDS if kind not in ("onevision", "next", "next-video", "qwen3-vl")]
 
 
 @pytest.mark.parametrize("kind", ALIKE)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS, QWENS, Prompt, make_inputs, shared_llava
+from conftest import KINDS, Prompt, make_inputs, shared_llava
 from helpers.checkpoints import scaled_down
 from helpers.every import of_pictures
+from helpers.qwen import QWENS
 from PIL import Image
 
 import illava_lab as il

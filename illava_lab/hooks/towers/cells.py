@@ -1,9 +1,9 @@
 """The towers of InternVL and SmolVLM, behind which a pixel shuffle joins patches.
 
 The tower sees every tile of an image as one row of patches, InternVL's behind a CLS token. After it, the CLS token
-goes, and the pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches (3x3 or 4x4 in SmolVLM), which the
-projector makes one visual token of. Were single patches removed, most cells would lose some of theirs, and none would be
-left as it was. So:
+goes, and the pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches (3x3 or 4x4 in SmolVLM), of which
+the projector makes one visual token. Were single patches removed, most cells would lose some of theirs, and none would
+be left as it was. So:
 
 - a reduction acts on whole cells, as it does in Qwen's towers: a strategy sees one token per cell, whose hidden state
   and statistics are the means over its patches, and CLS; its map is applied to the first, second, third ... patches of
@@ -77,7 +77,7 @@ class ShuffledCells:
         shown: Tensor | None = kwargs.get("patch_attention_mask")
         if shown is not None:  # such a tower spreads its positions over the patches that are seen
             height, width = (length * self.anatomy.shuffle for length in grid)
-            kwargs = {**kwargs, "patch_attention_mask": shown[:, :height, :width]}
+            kwargs = {**kwargs, "patch_attention_mask": shown[:, :height, :width].contiguous()}
             del kwargs["interpolate_pos_encoding"]
         return args, kwargs
 
