@@ -84,7 +84,15 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
     # not its videos, whose placeholders are those of images
     "glm4v": Family("GLM-4.1V", *_QWEN, {"image": Media(*_IMAGES)}),
+    "glm46v": Family("GLM-4.6V", *_QWEN, {"image": Media(*_IMAGES)}),
 }  # fmt: skip
+
+# What is often asked for, and why it is not there.
+WHY_NOT: dict[str, str] = {
+    "gemma3": "five of six layers of its decoder see a window of the last positions, and tokens of an image see each "
+    "other in both directions; what goes at one layer, also at one without a window, is missing in all windows behind "
+    "it, which then reach further back than the model has learned",
+}
 
 
 class LayerParts(NamedTuple):
@@ -225,7 +233,8 @@ def check_supported(config: Any) -> None:
     """
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
-        raise LabError(f"model family {kind!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
+        why = f" ({WHY_NOT[kind]})" if isinstance(kind, str) and kind in WHY_NOT else ""
+        raise LabError(f"model family {kind!r:.80} is not supported{why}; supported: {', '.join(FAMILIES)}")
     tower, text = config.vision_config, config.text_config
     if tower.model_type not in TOWERS:
         raise LabError(f"vision tower {tower.model_type!r:.80} is not supported; supported: {', '.join(TOWERS)}")
