@@ -7,9 +7,9 @@ is installed or not.
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -225,7 +225,22 @@ _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     """The processor of a checkpoint's folder, with PIL-backed image processors."""
-    return _without_torchvision(config).from_pretrained(folder, **_LOCAL)
+    with _without_number_words(config):
+        return _without_torchvision(config).from_pretrained(folder, **_LOCAL)
+
+
+@contextmanager
+def _without_number_words(config: PreTrainedConfig) -> Iterator[None]:
+    """SmolVLM's processor is not made without the package num2words, which spells how many frames a video has."""
+    module: Any = sys.modules[PROCESSOR_MAPPING[type(config)].__module__]
+    missing = getattr(module, "num2words", str) is None
+    if missing:
+        module.num2words = str
+    try:
+        yield
+    finally:
+        if missing:
+            module.num2words = None
 
 
 def build_processor(
@@ -245,7 +260,8 @@ def build_processor(
         parts["video_processor"] = STAND_INS[config.model_type](**settings.pop("video_processor"))
     else:
         cls = PROCESSOR_MAPPING[type(config)]
-    return cls(**parts, **settings, chat_template=chat_template)
+    with _without_number_words(config):
+        return cls(**parts, **settings, chat_template=chat_template)
 
 
 def _pil_class(name: str) -> Any:
@@ -270,27 +286,8 @@ def _without_torchvision(config: PreTrainedConfig) -> type[ProcessorMixin]:
         # transformers looks for its own video class here, which is missing without torchvision.
         "check_argument_for_proper_class": lambda self, name, argument: type(argument),
         "_get_arguments_from_pretrained": classmethod(arguments),
-        "__init__": _without_number_words(upstream),
     }
     return type(upstream.__name__, (upstream,), replaced)
-
-
-def _without_number_words(upstream: type[ProcessorMixin]) -> Callable[..., None]:
-    """How such a processor is made. SmolVLM's asks for the package num2words, to spell how many frames a video has."""
-    module: Any = sys.modules[upstream.__module__]
-
-    @functools.wraps(upstream.__init__)
-    def make(self: Any, *args: Any, **kwargs: Any) -> None:
-        missing = getattr(module, "num2words", str) is None
-        if missing:
-            module.num2words = str
-        try:
-            upstream.__init__(self, *args, **kwargs)
-        finally:
-            if missing:
-                module.num2words = None
-
-    return make
 
 
 def _video_settings(folder: Path) -> dict[str, Any]:

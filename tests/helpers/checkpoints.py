@@ -24,7 +24,7 @@ def scaled_down(name: str) -> dict:
     if "head_dim" in text:
         text["head_dim"] = 8
     if "mrope_section" in text.get("rope_parameters", ()):
-        text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+        text["rope_parameters"] |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
     return spec
 
 

@@ -34,7 +34,7 @@ BILLIONS = {
     "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-34b": 34.7,
     "llava-onevision-0.5b": 0.894, "llava-onevision-7b": 8.03, "qwen2-vl-7b": 8.29, "qwen2.5-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44, "internvl3-8b": 7.94,
-    "llava-next-video-7b": 7.06, "smolvlm2-2.2b": 2.25,
+    "llava-next-video-7b": 7.06, "smolvlm2-2.2b": 2.25, "glm-4.1v-9b": 10.3,
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ SQUARE = {
     "internvl3-8b": (448, 256),
     "llava-next-video-7b": (672, 2928),
     "smolvlm2-2.2b": (384, 17 * 81),
+    "glm-4.1v-9b": (280, 100),
 }
 
 
