@@ -21,7 +21,10 @@ from illava_lab.models.random_models import random_model
 PUBLISHED = {
     "clip-llama": "llava-1.5-7b",
     "next": "llava-next-34b",
+    "next-video": "llava-next-video-7b",
     "onevision": "llava-onevision-0.5b",
+    "smolvlm": "smolvlm2-2.2b",
+    "glm-4.1v": "glm-4.1v-9b",
     "qwen2-vl": "qwen2-vl-7b",
     "qwen2.5-vl": "qwen2-vl-7b",
 }

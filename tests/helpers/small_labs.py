@@ -17,6 +17,7 @@ from illava_lab.models.processors import build_processor
 
 PUBLISHED = {
     "llava": "llava-1.5-7b", "next": "llava-next-34b", "onevision": "llava-onevision-0.5b", "qwen2-vl": "qwen2-vl-7b",
+    "next-video": "llava-next-video-7b", "smolvlm": "smolvlm2-2.2b", "glm-4.1v": "glm-4.1v-9b",
 }  # fmt: skip
 FAMILIES = ("embedded", *PUBLISHED, "internvl", "qwen2.5-vl", "qwen3-vl")
 
