@@ -107,18 +107,17 @@ class LayerParts(NamedTuple):
 _CLIP_PARTS = LayerParts("layer_norm1", "self_attn", "layer_norm2")
 _QWEN_PARTS = LayerParts("norm1", "attn", "norm2")
 
-# vision model_type -> the parts of an encoder layer, and has the tower a CLS token. Published Qwens call their tower by
-# the name of the whole model, which older releases of transformers leave as it is.
+# vision model_type -> the parts of an encoder layer, and has the tower a CLS token. Published Qwens and GLMs call their
+# tower by the name of the whole model, which older releases of transformers leave as it is.
 TOWERS: dict[str, tuple[LayerParts, bool]] = {
     "clip_vision_model": (_CLIP_PARTS, True),
     "siglip_vision_model": (_CLIP_PARTS, False),
     "idefics3_vision": (_CLIP_PARTS, False),
     "smolvlm_vision": (_CLIP_PARTS, False),
-    "glm4v_vision": (_QWEN_PARTS, False),
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
     **{
-        f"{qwen}{end}": (_QWEN_PARTS, False)
-        for qwen in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        f"{packed}{end}": (_QWEN_PARTS, False)
+        for packed in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
         for end in ("_vision", "")
     },
 }

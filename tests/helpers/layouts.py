@@ -511,6 +511,60 @@ QWEN3 = Published(
     dtype=torch.bfloat16,
 )  # fmt: skip
 
+# ---------------------------------------------------------------------------------------------- GLM
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}<|begin_of_video|><|video|><|end_of_video|>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+GLM = Published(
+    config={
+        "architectures": ["Glm4vForConditionalGeneration"], "model_type": "glm4v", "image_start_token_id": 151339,
+        "image_end_token_id": 151340, "video_start_token_id": 151341, "video_end_token_id": 151342,
+        "image_token_id": 151343, "video_token_id": 151344, "tie_word_embeddings": False,
+        "transformers_version": "4.57.1",
+        "text_config": {
+            "attention_bias": True, "attention_dropout": 0.0, "dtype": "bfloat16", "hidden_act": "silu",
+            "eos_token_id": [151329, 151336, 151338], "initializer_range": 0.02, "max_position_embeddings": 65536,
+            "model_type": "glm4v_text", "pad_token_id": 151329, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05,
+            "rope_scaling": {"mrope_section": [1, 1, 0], "rope_type": "default"}, "rope_theta": 10000.0,
+            "use_cache": True, "vocab_size": 151552, **TEXT,
+        },
+        "vision_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 32,
+            "image_size": 336, "in_channels": 3, "initializer_range": 0.02, "model_type": "glm4v",
+            "out_hidden_size": 32, "patch_size": 14, "rms_norm_eps": 1e-05, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, **QWEN_TOWER,
+        },
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "do_sample": True, "eos_token_id": [151329, 151336, 151338],
+            "pad_token_id": 151329, "top_p": 0.6, "temperature": 0.8, "top_k": 2, "transformers_version": "4.57.1",
+        },
+        "preprocessor_config.json": {
+            "size": {"shortest_edge": 12544, "longest_edge": 9633792}, "do_rescale": True, "patch_size": 14,
+            "temporal_patch_size": 2, "merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+            "image_processor_type": "Glm4vImageProcessor", "processor_class": "Glm4vProcessor",
+        },
+    },
+    template=("chat_template.jinja", GLM_TEMPLATE),
+    special=_numbered(
+        151329,
+        "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|> "
+        "<|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|>",
+    ),
+    tokenizer={
+        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "model_max_length": 128000, "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Glm4vProcessor",
+    },
+    weights=("lm_head", "model.language_model", "model.visual"),
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
 PUBLISHED = {
     "llava-hf/llava-1.5-7b-hf": LLAVA,
     "llava-hf/llava-v1.6-34b-hf": NEXT,
@@ -521,4 +575,5 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2,
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN25,
     "Qwen/Qwen3-VL-4B-Instruct": QWEN3,
+    "zai-org/GLM-4.1V-9B-Thinking": GLM,
 }

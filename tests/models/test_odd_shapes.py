@@ -16,7 +16,13 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaOne
 import illava_lab as il
 from illava_lab.models.processors import check_shape
 
-BOUNDED = ("embedded", "next", "next-video", "internvl", "smolvlm")  # whatever the shape, their processors make a few squares of it
+BOUNDED = (
+    "embedded",
+    "next",
+    "next-video",
+    "internvl",
+    "smolvlm",
+)  # whatever the shape, their processors make a few squares of it
 SLOW = ("next", "next-video", "onevision", "smolvlm", "glm-4.1v")
 
 
