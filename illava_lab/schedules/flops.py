@@ -10,7 +10,8 @@ from torch import nn
 
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.prompt_shape import ImageShape, PromptShape, prompt_shape

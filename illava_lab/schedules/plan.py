@@ -11,7 +11,7 @@ from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep, check_keep, kept
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.layout import Layout
 
 

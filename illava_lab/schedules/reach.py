@@ -13,7 +13,8 @@ from illava_lab.method.keep import check_share
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan

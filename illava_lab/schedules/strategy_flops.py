@@ -16,7 +16,7 @@ from illava_lab.method.ask import take_note
 from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
-from illava_lab.models.families import Anatomy, Cells
+from illava_lab.models.anatomy import Anatomy, Cells
 from illava_lab.schedules.prompt_shape import PromptShape
 from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, cell_places
