@@ -119,6 +119,11 @@ class Anatomy:
         start = max(self.first_llm_layer, first)
         return [at for at in range(start, len(self.llm_layers)) if not first or at - 1 not in self.linear]
 
+    def llm_place(self, layer: int, first: int) -> int:
+        """The one of `llm_places(first)` that a method takes which would reduce before `layer`."""
+        places = self.llm_places(first)
+        return next((at for at in places if at >= layer), places[-1] if places else layer)
+
     @property
     def fixed(self) -> bool:
         return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())

@@ -73,7 +73,7 @@ DECODERS: tuple[str, ...] = (
     "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text",
     "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
 )  # fmt: skip
-# What `layer_types` of a decoder calls layers that attend to all tokens, and those with a recurrent state in the place of
+# What `layer_types` of a decoder calls layers that attend to all tokens, and those that have a recurrent state instead of
 # attention (a gated delta rule).
 FULL, LINEAR = "full_attention", "linear_attention"
 
@@ -106,9 +106,7 @@ def check_supported(config: Any) -> None:
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds == {LINEAR}:
-        raise LabError(
-            f"a decoder of layers without attention alone ({LINEAR}) is not supported; it needs one that has it"
-        )
+        raise LabError(f"a decoder whose layers are all {LINEAR} is not supported; one must have {FULL}")
     if sliding or kinds - {FULL, LINEAR}:
         raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding!r:.80})")
 

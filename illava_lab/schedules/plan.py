@@ -95,6 +95,12 @@ class Plan:
                 if not first <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first} to {last}")
                 own = strategy.at(stage, layer)
+                if stage == "llm" and layer not in (places := anatomy.llm_places(own.first_llm_layer)):
+                    allowed = ", ".join(map(str, places)) or "none"
+                    raise LabError(
+                        f"llm layer {layer} is behind layer {layer - 1}, which has linear attention: nothing that "
+                        f"strategy {own.name!r} could rank by; layers that it may reduce before: {allowed}"
+                    )
                 if stage == "llm" and not set(own.media) & set(anatomy.media):
                     raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, which this model does not take")
         looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []

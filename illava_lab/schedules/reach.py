@@ -95,8 +95,10 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
     Raises:
         LabError: even removing all it can at every layer, the strategy keeps more.
     """
-    first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
-    layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
+    layers = strategy.layers(stage, anatomy.depth(stage))
+    if stage == "llm":
+        layers = [anatomy.llm_place(layer, strategy.at(stage, layer).first_llm_layer) for layer in layers]
+    layers = sorted({*layers})
     counts = strategy.counts(stage, len(layers), before, after)
     smallest = strategy.smallest_keep_in(stage)
     if counts[0] < ceil(before * smallest):
