@@ -73,8 +73,8 @@ DECODERS: tuple[str, ...] = (
     "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text",
     "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
 )  # fmt: skip
-# What `layer_types` of a decoder calls layers that attend to all tokens, and those that have a recurrent state instead of
-# attention (a gated delta rule).
+# What `layer_types` of a decoder calls layers that attend to all tokens, and those that keep a state instead (a gated
+# delta rule).
 FULL, LINEAR = "full_attention", "linear_attention"
 
 

@@ -154,7 +154,7 @@ def _recurrence(module: Any, length: int) -> float:
 
 
 def _experts(mlp: Any) -> float:
-    """FLOPs for one token of what a mixture of experts has no linear layers for: the choice, and those that are chosen."""
+    """FLOPs for one token of the experts that are chosen, which are no linear layers, and of the choice."""
     if not hasattr(mlp, "experts"):
         return 0.0
     weights = sum(parameter.numel() for parameter in mlp.experts.parameters())
