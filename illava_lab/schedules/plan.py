@@ -102,7 +102,8 @@ class Plan:
                         f"strategy {own.name!r} could rank by; layers that it may reduce before: {allowed}"
                     )
                 if stage == "llm" and not set(own.media) & set(anatomy.media):
-                    raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, which this model does not take")
+                    what = f"{own.media[0]}s, which this model does not take, or takes as pictures"
+                    raise LabError(f"strategy {own.name!r} reduces {what}")
         looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []
         if looks and min(self.encoder) < min(looks):
             raise LabError(

@@ -94,7 +94,7 @@ def random_qwen(
                     "conv1d",
                     "mlp.gate.weight",
                     "experts",
-                )  # fmt: skip
+                )
             ):
                 parameter.normal_(0.0, 0.3)
             if any(part in name for part in ("merger", "patch_embed", "pos_embed")) and "norm" not in name:

@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import illava_lab as il
 from illava_lab.models import random_models
+from illava_lab.models.frames import FRAMES
 from illava_lab.models.loading import check_memory, weights_bytes
-from illava_lab.models.processors import FRAMES, build_processor, load_processor
+from illava_lab.models.processors import build_processor, load_processor
 from illava_lab.paths import data_dir
 
 # Parameters in billions: LLaVA-1.5 is CLIP (0.304) + Vicuna (6.738 and 13.016) + projector; Yi 34B is 34.4; SigLIP 0.4

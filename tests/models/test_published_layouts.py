@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import illava_lab as il
 from illava_lab.__main__ import main
 from illava_lab.doctor import unsupported
-from illava_lab.models.processors import FRAMES
+from illava_lab.models.frames import FRAMES
 
 pytestmark = [
     pytest.mark.network,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import illava_lab as il
-from illava_lab.models.processors import OnevisionFrames, QwenFrames
+from illava_lab.models.frames import OnevisionFrames, QwenFrames
 from illava_lab.models.video import _sample
 
 CONTAINERS = {"mp4": "libx264", "webm": "libvpx", "mkv": "mpeg4", "avi": "mpeg4"}
