@@ -35,6 +35,8 @@ BILLIONS = {
     "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-34b": 34.7,
     "llava-onevision-0.5b": 0.894, "llava-onevision-7b": 8.03, "qwen2-vl-7b": 8.29, "qwen2.5-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44, "internvl3-8b": 7.94,
+    "qwen3-vl-30b-a3b": 31.1,
+    "qwen3.5-9b": 9.41,  # without its layer for drafts
 }  # fmt: skip
 
 
@@ -50,6 +52,8 @@ SQUARE = {
     "qwen2-vl-7b": (280, 100),
     "qwen2.5-vl-7b": (280, 100),
     "qwen3-vl-4b": (320, 100),
+    "qwen3-vl-30b-a3b": (320, 100),
+    "qwen3.5-9b": (320, 100),
     "internvl3-8b": (448, 256),
 }
 
@@ -91,8 +95,11 @@ def test_their_processors_give_the_published_number_of_visual_tokens(name):
             lab.inputs([film], ["What?"])
         return
     inputs = lab.inputs([film, [film, square]], ["What happens?", "What happens, and what is this?"])
-    a_film = 4 * 14 * 14 + 1 if config.model_type == "llava_onevision" else 2 * 100
-    assert (inputs["input_ids"] == config.video_token_id).sum(1).tolist() == [a_film, a_film]
+    if config.model_type == "internvl":  # frames are pictures
+        assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [4 * 256, 5 * 256]
+    else:
+        a_film = 4 * 14 * 14 + 1 if config.model_type == "llava_onevision" else 2 * 100
+        assert (inputs["input_ids"] == config.video_token_id).sum(1).tolist() == [a_film, a_film]
     with torch.no_grad():
         assert model.model(**inputs).last_hidden_state.isfinite().all()
 
