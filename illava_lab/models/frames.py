@@ -131,15 +131,15 @@ class Qwen3Frames(QwenFrames):
         """(height, width) in whole visual tokens, near to the proportions of the frames and within the bounds."""
         edge, (least, most) = self.patch_size * self.merge_size, self._bounds(count)
         if (short := min(height, width)) < edge:
-            height, width = height * edge // short, width * edge // short
+            height, width = int(height * (edge / short)), int(width * (edge / short))
         size = round(height / edge) * edge, round(width / edge) * edge
         pixels = round(count / self.temporal_patch_size) * self.temporal_patch_size * size[0] * size[1]
         if pixels > most:
-            by = math.sqrt(most / (count * height * width)) / edge
-            return max(1, math.floor(height * by)) * edge, max(1, math.floor(width * by)) * edge
+            by = math.sqrt(count * height * width / most)
+            return max(1, math.floor(height / by / edge)) * edge, max(1, math.floor(width / by / edge)) * edge
         if pixels < least:
-            by = math.sqrt(least / (count * height * width)) / edge
-            return math.ceil(height * by) * edge, math.ceil(width * by) * edge
+            by = math.sqrt(least / (count * height * width))
+            return math.ceil(height * by / edge) * edge, math.ceil(width * by / edge) * edge
         return size
 
     def _bounds(self, count: int) -> tuple[int, int]:

@@ -235,7 +235,7 @@ def test_device_map_through_accelerate_answers_as_without(picture, tmp_path):
     assert answer.text == plain.text and [s.after for s in answer.trace.steps] == [s.after for s in plain.trace.steps]
 
 
-@pytest.mark.parametrize("name", [*EACH_FAMILY, "qwen2.5-vl"])
+@pytest.mark.parametrize("name", [*EACH_FAMILY, "qwen2.5-vl", "qwen3-vl-4b"])
 def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
     spec = random_models._read("qwen2-vl-7b" if name == "qwen2.5-vl" else name)
     kind = "qwen2_5_vl" if name == "qwen2.5-vl" else spec["config"]["model_type"]
@@ -264,6 +264,8 @@ def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
         assert after["second_per_grid_ts"] == pytest.approx([2 / 3])
     text = loaded.batch_decode(after["input_ids"], skip_special_tokens=True)[0]
     assert "What is on the table?" in text
+    if kind == "qwen3_vl":  # they are shown at 1/6, 3/6 and 5/6 of a second
+        assert text.index("<0.3 seconds>") < text.index("<0.8 seconds>") < text.index("What is on the table?")
 
 
 # ---------------------------------------------------------------------------------------------- the hub
