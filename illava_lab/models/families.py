@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import __version__
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from illava_lab.errors import LabError
 from illava_lab.models.anatomy import TYPICAL_CELLS, Anatomy, Cells, LayerParts, Media
@@ -76,6 +78,8 @@ DECODERS: tuple[str, ...] = (
 # What `layer_types` of a decoder calls layers that attend to all tokens, and those that keep a state instead (a gated
 # delta rule).
 FULL, LINEAR = "full_attention", "linear_attention"
+# Before, a state began anew where several tokens followed a cache, as the next question of a conversation does.
+STATES_GO_ON = hasattr(LinearAttentionCacheLayerMixin, "activate_past_recording")
 
 
 def kinds_of(config: Any) -> str:
@@ -107,6 +111,8 @@ def check_supported(config: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds == {LINEAR}:
         raise LabError(f"a decoder whose layers are all {LINEAR} is not supported; one must have {FULL}")
+    if LINEAR in kinds and not STATES_GO_ON:
+        raise LabError(f"a decoder with {LINEAR} needs a newer transformers, 5.17 or later; here is {__version__}")
     if sliding or kinds - {FULL, LINEAR}:
         raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding!r:.80})")
 

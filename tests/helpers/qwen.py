@@ -18,7 +18,9 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-QWENS = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5-vl")
+from illava_lab.models.families import STATES_GO_ON
+
+QWENS = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", *(["qwen3.5-vl"] if STATES_GO_ON else []))
 IMAGE_TOKEN, VIDEO_TOKEN, START, END = 3, 63, 61, 62
 PATCH = 4  # pixels; a cell is 2 x 2 patches, a window 4 x 4 cells as in the large ones
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from conftest import shared_llava
 from helpers.checkpoints import scaled_down
-from helpers.qwen import END, IMAGE_TOKEN, PATCH, START, VIDEO_TOKEN
+from helpers.qwen import END, IMAGE_TOKEN, PATCH, QWENS, START, VIDEO_TOKEN
 from transformers import AutoConfig
 
 import illava_lab as il
@@ -18,7 +18,14 @@ from illava_lab.models.processors import build_processor
 PUBLISHED = {
     "llava": "llava-1.5-7b", "next": "llava-next-34b", "onevision": "llava-onevision-0.5b", "qwen2-vl": "qwen2-vl-7b",
 }  # fmt: skip
-FAMILIES = ("embedded", *PUBLISHED, "internvl", "qwen2.5-vl", "qwen3-vl", "qwen3.5-vl")
+FAMILIES = (
+    "embedded",
+    *PUBLISHED,
+    "internvl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    *(kind for kind in QWENS if kind == "qwen3.5-vl"),
+)
 
 _QWEN: dict[str, Any] = {
     "processor": {

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import illava_lab as il
+from illava_lab.models import families
 
 RANDOM = ("random", il.Schedule({0: 0.6, 1: 0.7, 3: 0.8}, {2: 0.5}))
 
@@ -229,6 +230,10 @@ def test_features_of_several_layers_reach_the_layers_they_are_for():
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+hybrids = pytest.mark.skipif(not families.STATES_GO_ON, reason="this transformers is too old for linear attention")
+
+
+@hybrids
 @pytest.mark.parametrize(
     ("rule", "encoder", "llm"),
     [("illava", {0: 28, 2: 20}, {4: 0.7}), ("fastv", {}, {4: 0.5}), ("tome", {0: 25, 2: 15}, {})],
@@ -248,6 +253,7 @@ def test_behind_a_reduction_linear_attention_is_that_of_what_is_left(rule, encod
     check_calls(model, rule, schedule)
 
 
+@hybrids
 @pytest.mark.parametrize("llm", [{0: 0.6, 2: 0.5, 5: 0.6}, {1: 9, 3: 0.5, 4: 0.7, 6: 4}])
 def test_who_needs_no_attention_reduces_before_any_layer(llm):
     """Also in front of the first layer that has any, by which a cache counts."""
@@ -276,7 +282,8 @@ def check_calls(model, rule, schedule) -> None:
             answer.past_key_values.crop(-1)
 
 
-def test_who_ranks_by_attention_reduces_only_behind_a_layer_that_has_it():
+@hybrids
+def test_who_ranks_by_attention_reduces_only_behind_a_layer_that_has_it(monkeypatch):
     model = shared_hybrid()
     for layer in (1, 2, 3, 5):
         with pytest.raises(
@@ -290,6 +297,9 @@ def test_who_ranks_by_attention_reduces_only_behind_a_layer_that_has_it():
         pytest.raises(il.LabError, match="no queries and keys"),
     ):
         forward(model, show("qwen3.5-vl", (0, 3, 4)))
+    monkeypatch.setattr(families, "STATES_GO_ON", False)
+    with pytest.raises(il.LabError, match="needs a newer transformers, 5.17 or later"):
+        il.attach(model, "none").__enter__()
 
 
 @cache
