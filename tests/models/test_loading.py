@@ -35,7 +35,7 @@ BILLIONS = {
     "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-34b": 34.7,
     "llava-onevision-0.5b": 0.894, "llava-onevision-7b": 8.03, "qwen2-vl-7b": 8.29, "qwen2.5-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44, "internvl3-8b": 7.94,
-    "qwen3-vl-30b-a3b": 31.1,
+    "qwen3-vl-30b-a3b": 31.07,
     "qwen3.5-9b": 9.41,  # without its layer for drafts
 }  # fmt: skip
 
