@@ -13,7 +13,8 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.prompt_shape import PromptShape, prompt_shape

@@ -102,7 +102,11 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
 
 
 def _cache_bytes(output: Any) -> int:
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    """Of keys and values, and of the states of layers with linear attention."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    held = [getattr(layer, name, None) for layer in output.past_key_values.layers for name in names]
+    parts = [part for one in held for part in (one.values() if isinstance(one, dict) else [one])]
+    return sum(part.nbytes for part in parts if part is not None)
 
 
 def mean_tokens(model: nn.Module, schedule: Schedule, layout: Layout | None = None) -> dict[str, float]:

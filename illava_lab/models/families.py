@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import __version__
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from illava_lab.errors import LabError
-from illava_lab.method.tokens import Stage
+from illava_lab.models.anatomy import TYPICAL_CELLS, Anatomy, Cells, LayerParts, Media
 from illava_lab.models.layout import Medium
-
-
-class Media(NamedTuple):
-    """How images (or videos) get into the prompt.
-
-    Attributes:
-        token: name of the placeholder's id in the configuration.
-        encode: method of `model.model` that turns pixels into features for the placeholders.
-        pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
-        tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
-        marked: the same, but in front of each tile stand two tokens: one that comes once more behind the last tile of
-            an image, and one that says which tile it is.
-        newline: behind all frames of a video comes a marker.
-        early: patches are pooled before the projector, not behind it.
-    """
-
-    token: str
-    encode: str
-    pack: str | None = None
-    tiled: bool = False
-    marked: bool = False
-    newline: bool = False
-    early: bool = False
 
 
 class Family(NamedTuple):
@@ -82,6 +59,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl_moe": Family("Qwen3-VL-MoE", *_QWEN, _QWEN_MEDIA),
+    "qwen3_5": Family("Qwen3.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_5_moe": Family("Qwen3.5-VL-MoE", *_QWEN, _QWEN_MEDIA),
     # not its videos, whose placeholders are those of images
     "glm4v": Family("GLM-4.1V", *_QWEN, {"image": Media(*_IMAGES)}),
     "glm46v": Family("GLM-4.6V", *_QWEN, {"image": Media(*_IMAGES)}),
@@ -93,15 +73,6 @@ WHY_NOT: dict[str, str] = {
     "other in both directions; what goes at one layer, also at one without a window, is missing in all windows behind "
     "it, which then reach further back than the model has learned",
 }
-
-
-class LayerParts(NamedTuple):
-    """Attribute names inside an encoder layer, in the order in which they run."""
-
-    first_norm: str
-    attention: str
-    second_norm: str
-    mlp: str = "mlp"
 
 
 _CLIP_PARTS = LayerParts("layer_norm1", "self_attn", "layer_norm2")
@@ -117,106 +88,20 @@ TOWERS: dict[str, tuple[LayerParts, bool]] = {
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
     **{
         f"{packed}{end}": (_QWEN_PARTS, False)
-        for packed in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+        for packed in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v")
         for end in ("_vision", "")
     },
 }
 
 DECODERS: tuple[str, ...] = (
-    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text",
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text",
+    "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text",
 )  # fmt: skip
-
-
-TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
-
-
-class Cells(NamedTuple):
-    """How a tower that takes images of any size, packed into one sequence, groups their patches.
-
-    Attributes:
-        side: patches along the side of a cell, the block that the patch merger makes one visual token of.
-        window: cells along the side of an attention window, or None if there are none.
-        full: where there are windows, the layers that attend over the whole image all the same.
-    """
-
-    side: int
-    window: int | None
-    full: tuple[int, ...] = ()
-
-    def window_at(self, layer: int) -> int | None:
-        """The window of one encoder layer."""
-        return None if layer in self.full else self.window
-
-
-@dataclass(frozen=True, eq=False)
-class Anatomy:
-    """The parts of one model that the hooks need.
-
-    Attributes:
-        base: the module that joins image features and text (`model.model`).
-        encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
-        layer_parts: attribute names inside an encoder layer.
-        cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
-            size, that of a typical one in cells, for which budgets are computed; where there is a `shuffle`, in cells.
-        side: (pixels of such a row, pixels of a patch, or of a cell where `grid` counts these), along one edge.
-        media: what goes into a prompt, and how.
-        placeholders: the id in input_ids that holds the place of a visual token, by medium.
-        cells: how patches become visual tokens in a packed tower, or None for other towers.
-        first_llm_layer: the first that can reduce: where layers add visual features of their own to their output
-            (deepstack of Qwen3-VL), it comes after these. A strategy that ranks by attention needs a layer before it.
-        deepstack: encoder layer -> the projector of the features that are taken from its output.
-        shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
-            token; 1 where there is none.
-        fixed: every image has as many visual tokens as a row has patches.
-    """
-
-    base: Any  # a part of transformers, as the next: what its attributes are, torch's types cannot know
-    tower: Any
-    encoder_layers: nn.ModuleList
-    encoder_depth: int
-    layer_parts: LayerParts
-    cls_tokens: int
-    grid: tuple[int, int]
-    side: tuple[int, int]
-    projector: nn.Module
-    language_model: Any
-    llm_layers: nn.ModuleList
-    media: dict[Medium, Media]
-    placeholders: dict[Medium, int]
-    cells: Cells | None = None
-    first_llm_layer: int = 0
-    deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
-    shuffle: int = 1
-
-    @property
-    def fixed(self) -> bool:
-        several = any(media.pack or media.tiled or media.marked for media in self.media.values())
-        return self.cells is None and not several
-
-    @property
-    def rows_may_differ(self) -> bool:
-        """Whether rows of the encoder may differ in how many tokens they have left."""
-        one_layer = isinstance(getattr(self.base.config, "vision_feature_layer", -1), int)
-        return self.shuffle == 1 and one_layer
-
-    @property
-    def image_token_id(self) -> int:
-        return self.placeholders["image"]
-
-    @property
-    def patches(self) -> int:
-        """Patches (or cells, as in `grid`) in one row of the encoder (an image, a crop or a frame), unreduced."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def patches_of_token(self) -> int:
-        """Patches in what `grid` counts: 1, or those of a cell."""
-        return (self.cells.side if self.cells else self.shuffle) ** 2
-
-    def depth(self, stage: Stage) -> int:
-        """Layers of a stage that a reduction can act on."""
-        return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
+# What `layer_types` of a decoder calls layers that attend to all tokens, and those that keep a state instead (a gated
+# delta rule).
+FULL, LINEAR = "full_attention", "linear_attention"
+# Before, a state began anew where several tokens followed a cache, as the next question of a conversation does.
+STATES_GO_ON = hasattr(LinearAttentionCacheLayerMixin, "activate_past_recording")
 
 
 def kinds_of(config: Any) -> str:
@@ -252,8 +137,12 @@ def check_supported(config: Any) -> None:
             "supported: 'average' with 2"
         )
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    if sliding or other:
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds == {LINEAR}:
+        raise LabError(f"a decoder whose layers are all {LINEAR} is not supported; one must have {FULL}")
+    if LINEAR in kinds and not STATES_GO_ON:
+        raise LabError(f"a decoder with {LINEAR} needs a newer transformers, 5.17 or later; here is {__version__}")
+    if sliding or kinds - {FULL, LINEAR}:
         raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding!r:.80})")
 
 
@@ -310,7 +199,13 @@ def describe(model: nn.Module) -> Anatomy:
         first_llm_layer=len(deepstack),
         deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
         shuffle=shuffle,
+        linear=_linear(config.get_text_config()),
     )
+
+
+def _linear(text: Any) -> frozenset[int]:
+    kinds = getattr(text, "layer_types", None) or ()
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind == LINEAR)
 
 
 def _edge(size: int | list[int] | tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from illava_lab.method.keep import Keep
 from illava_lab.method.tokens import Stage
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace

@@ -16,7 +16,7 @@ from illava_lab.method.ask import take_note
 from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
-from illava_lab.models.families import Anatomy, Cells
+from illava_lab.models.anatomy import Anatomy, Cells
 from illava_lab.schedules.prompt_shape import PromptShape
 from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, cell_places
@@ -127,7 +127,8 @@ def _cells(
 def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
     """Once for all images that are alike, with half of the text before them, half after."""
     random, length, start = _Random(model), prompt.length_before(layer), prompt.length_before(0)
-    attention: Any = prompt.anatomy.llm_layers[layer].self_attn
+    attending = layer if layer not in prompt.anatomy.linear else prompt.anatomy.first_attending
+    attention: Any = prompt.anatomy.llm_layers[attending].self_attn
     config = model.config.text_config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     width: int = linears(attention)[-1].in_features // heads

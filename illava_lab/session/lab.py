@@ -18,8 +18,9 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import gradients_kept
+from illava_lab.models.frames import check_takes_videos
 from illava_lab.models.images import read_image
-from illava_lab.models.processors import check_shape, check_takes_videos
+from illava_lab.models.processors import check_shape
 from illava_lab.models.video import ImageOrVideo, Video
 from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
@@ -114,7 +115,9 @@ class Lab:
         if not videos:
             return {}
         check_takes_videos(self.model.config, self.source)
-        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
+        # Which frame is shown when: Qwen3-VL writes that into its prompts, as indices by frames a second.
+        shown = [[second * v.fps for second in v.seconds] for v in videos]
+        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=at) for v, at in zip(videos, shown, strict=True)]
         return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
 
     def _prompt(self, question: str, shown: Sequence[Any]) -> str:

@@ -46,7 +46,7 @@ class Said:
     def only(self, rows: list[int]) -> Said:
         """Some of the conversations; the cache is theirs from now on."""
         chosen = torch.tensor(rows, device=self.tokens.device)
-        self.cache.batch_select_indices(chosen)
+        self.cache.reorder_cache(chosen)  # which every kind of layer can
         return Said(self.tokens[chosen], self.mask[chosen], self.cache, self.axes, self.saved)
 
 
@@ -131,9 +131,11 @@ def _until_end(new: Tensor, ends: Any) -> Tensor:
 def _fork(cache: Any) -> Any:
     """A cache that goes on from another one and leaves it as it is; keys and values are not copied.
 
-    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has.
+    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has. The states of layers
+    with linear attention are written to, and copied.
     """
-    held = [held for layer in cache.layers for held in (layer.keys, layer.values)]
+    attending = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    held = [held for layer in attending for held in (layer.keys, layer.values)]
     return copy.deepcopy(cache, {id(tensor): tensor for tensor in held})
 
 

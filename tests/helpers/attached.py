@@ -19,6 +19,11 @@ def keep_everything(schedule: il.Schedule) -> il.Schedule:
     return il.Schedule(dict.fromkeys(schedule.encoder, 1.0), dict.fromkeys(schedule.llm, 1.0))
 
 
+def lengths(cache) -> list[int]:
+    """Tokens in each layer of a cache that holds keys; layers with linear attention hold none."""
+    return [layer.keys.shape[2] for layer in cache.layers if hasattr(layer, "keys")]
+
+
 @torch.no_grad()
 def forward(model, inputs) -> torch.Tensor:
     return model(**inputs).logits[inputs["attention_mask"].bool()]

@@ -511,6 +511,56 @@ QWEN3 = Published(
     dtype=torch.bfloat16,
 )  # fmt: skip
 
+QWEN3_MOE = QWEN3._replace(
+    config={
+        **QWEN3.config, "architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+        "text_config": {
+            **QWEN3.config["text_config"], "decoder_sparse_step": 1, "mlp_only_layers": [],
+            "model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 32, "norm_topk_prob": True, "num_experts": 4,
+            "num_experts_per_tok": 2, "tie_word_embeddings": False,
+        },
+        "tie_word_embeddings": False,
+        "vision_config": {**QWEN3.config["vision_config"], "model_type": "qwen3_vl_moe"},
+    },
+    weights=("lm_head", "model.language_model", "model.visual"),
+)  # fmt: skip
+
+QWEN35_SPECIAL = {token: index + 96401 for token, index in VISUAL_SPECIAL.items()}
+QWEN35 = QWEN3._replace(
+    config={
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen3_5",
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True, "dtype": "bfloat16",
+            "eos_token_id": 248044, "full_attention_interval": 2, "head_dim": 32, "hidden_act": "silu",
+            "initializer_range": 0.02, "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_value_head_dim": 8, "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144, "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False, "rms_norm_eps": 1e-06, "tie_word_embeddings": False,
+            "rope_parameters": {
+                "mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25,
+                "rope_theta": 10000000, "rope_type": "default",
+            },
+            "use_cache": True, "vocab_size": 248320, **TEXT,
+        },
+        "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", "video_token_id": 248057,
+        "vision_config": {
+            **{name: value for name, value in QWEN3.config["vision_config"].items() if name != "deepstack_visual_indexes"},
+            "model_type": "qwen3_5",
+        },
+        "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    },
+    files={
+        **QWEN3.files,
+        "generation_config.json": {
+            "bos_token_id": 248044, "do_sample": True, "eos_token_id": [248046, 248044], "pad_token_id": 248044,
+            "temperature": 0.6, "top_k": 20, "top_p": 0.95, "transformers_version": "4.57.0.dev0",
+        },
+    },
+    special=QWEN35_SPECIAL,
+    weights=("lm_head", "model.language_model", "model.visual"),
+)  # fmt: skip
+
 # ---------------------------------------------------------------------------------------------- GLM
 GLM_TEMPLATE = (
     "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{% if message['content'] is string %}"
@@ -575,5 +625,7 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2,
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN25,
     "Qwen/Qwen3-VL-4B-Instruct": QWEN3,
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": QWEN3_MOE,
+    "Qwen/Qwen3.5-9B": QWEN35,
     "zai-org/GLM-4.1V-9B-Thinking": GLM,
 }

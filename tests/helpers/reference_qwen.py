@@ -1,7 +1,7 @@
-"""A whole Qwen2-VL, Qwen2.5-VL, Qwen3-VL or GLM-4.1V by hand, as `reference` has LLaVA.
+"""A whole Qwen-VL or GLM-4.1V by hand, as `reference` has LLaVA.
 
 One frame at a time, every attention a full matrix with windows as a mask over coordinates, every reduction a dense
-matrix over cells; no packed sequence, no permutation, no cache.
+matrix over cells, linear attention token by token; no packed sequence, no permutation, no cache.
 """
 
 from __future__ import annotations
@@ -20,14 +20,10 @@ def _turn(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def _turn_pairs(x: Tensor, angle: Tensor) -> Tensor:
-    """The same of neighbours, in the first of (H, N, d) only."""
-    first, second, rest = (
-        x[..., 0 : 2 * angle.shape[1] : 2],
-        x[..., 1 : 2 * angle.shape[1] : 2],
-        x[..., 2 * angle.shape[1] :],
-    )
+    """The same of neighbours."""
+    first, second = x[..., ::2], x[..., 1::2]
     pairs = [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()]
-    return torch.cat([torch.stack(pairs, dim=-1).flatten(-2), rest], dim=-1)
+    return torch.stack(pairs, dim=-1).flatten(-2)
 
 
 def encode(
@@ -85,6 +81,52 @@ def encode(
     return tower.merger(x.view(len(anchor), 4, -1)[order].flatten(0, 1)), [anchor[m] for m in order], deep
 
 
+def _attend(
+    attention, x: Tensor, angle: Tensor, heads: int, groups: int, last: int, turn=_turn
+) -> tuple[Tensor, Tensor]:
+    """(N, C) what an attention makes of x (N, C), and (N,) what the token `last` attends to."""
+    query, key = _heads(attention.q_proj(x), heads), _heads(attention.k_proj(x), groups)
+    gated = query.shape[-1] > key.shape[-1]
+    if gated:
+        query, gate = query.chunk(2, dim=-1)
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    turned = 2 * angle.shape[1]  # the rest has no position
+    query, key = (torch.cat([turn(part[..., :turned], angle), part[..., turned:]], dim=-1) for part in (query, key))
+    key = key.repeat_interleave(heads // groups, 0)
+    value = _heads(attention.v_proj(x), groups).repeat_interleave(heads // groups, 0)
+    score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+    weights = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
+    out = weights @ value
+    out = out * gate.sigmoid() if gated else out
+    return attention.o_proj(out.transpose(0, 1).flatten(1)), weights[:, last].mean(0)
+
+
+def _delta_rule(linear, x: Tensor) -> Tensor:
+    """(N, C) what linear attention makes of x (N, C), token by token: the state (heads, d, e) forgets, and is corrected
+    to give each key its value."""
+    heads, kernel = linear.num_v_heads, linear.conv1d.weight[:, 0]  # (channels, taps)
+    seen = functional.pad(linear.in_proj_qkv(x), (0, 0, kernel.shape[1] - 1, 0)).unfold(0, kernel.shape[1], 1)
+    parts = functional.silu((seen * kernel).sum(-1)).split([linear.key_dim, linear.key_dim, linear.value_dim], dim=1)
+    query, key, value = (part.unflatten(1, (-1, width)) for part, width in
+                         zip(parts, (linear.head_k_dim, linear.head_k_dim, linear.head_v_dim), strict=True))  # fmt: skip
+    query, key = (
+        functional.normalize(part, dim=-1).repeat_interleave(heads // linear.num_k_heads, 1) for part in (query, key)
+    )
+    rate, decay = (
+        linear.in_proj_b(x).sigmoid(),
+        -linear.A_log.exp() * functional.softplus(linear.in_proj_a(x) + linear.dt_bias),
+    )
+    state, out = torch.zeros(heads, linear.head_k_dim, linear.head_v_dim), []
+    for token in range(len(x)):
+        state = state * decay[token].exp()[:, None, None]
+        known = (key[token][..., None] * state).sum(1)
+        state = state + key[token][..., None] * ((value[token] - known) * rate[token][:, None])[:, None]
+        out.append((query[token][..., None] * state).sum(1) / linear.head_k_dim**0.5)
+    gate = linear.in_proj_z(x).unflatten(1, (heads, -1))
+    return linear.out_proj(linear.norm(torch.stack(out).flatten(0, 1), gate.flatten(0, 1)).view(len(x), -1))
+
+
 @torch.no_grad()
 def logits(
     model, ids: list[int], inputs: dict[str, Tensor], *,
@@ -136,12 +178,12 @@ def logits(
     last = len(x) - 1 - (len(ids) - prompt)
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     glm = config.model_type == "glm4v"
-    half = int(text.hidden_size // heads * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
-    turn = _turn_pairs if glm else _turn
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    half = round(width * text.rope_parameters.get("partial_rotary_factor", 1)) // 2
     frequency = text.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
     sections = text.rope_parameters["mrope_section"]
     axis = torch.tensor([a for a, n in enumerate(sections) for _ in range(n)])
-    if config.model_type == "qwen3_vl":  # the axes take turns
+    if config.model_type.startswith("qwen3"):  # the axes take turns
         axis = torch.tensor([i % 3 if i < 3 * sections[i % 3] else 0 for i in range(half)])
     row = None
     for index, layer in enumerate(model.model.language_model.layers):
@@ -159,18 +201,14 @@ def logits(
             last = int(kept[: last + 1].sum()) - 1
             x, position, image = merged[kept], position[kept], image[kept]
         angle = position[:, axis] * frequency
-        attention, normed = layer.self_attn, layer.input_layernorm(x)
-        query, key = _heads(attention.q_proj(normed), heads), _heads(attention.k_proj(normed), groups)
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = turn(query, angle), turn(key, angle).repeat_interleave(heads // groups, 0)
-        value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
-        score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
-        weights = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
-        row = weights[:, last].mean(0)
-        attended = attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
-        x = x + (layer.post_self_attn_layernorm(attended) if glm else attended)
-        mixed = layer.mlp(layer.post_attention_layernorm(x))
+        normed = layer.input_layernorm(x)
+        if hasattr(layer, "linear_attn"):
+            mixed = _delta_rule(layer.linear_attn, normed)
+        else:
+            turn = _turn_pairs if glm else _turn
+            mixed, row = _attend(layer.self_attn, normed, angle, heads, groups, last, turn)
+        x = x + (layer.post_self_attn_layernorm(mixed) if glm else mixed)
+        mixed = layer.mlp(layer.post_attention_layernorm(x)[None])[0]
         x = x + (layer.post_mlp_layernorm(mixed) if glm else mixed)
         if index < len(next((taken for taken in deep), [])):
             x[image >= 0] += torch.stack([taken[index] for taken in deep])

@@ -9,7 +9,7 @@ import torch
 import transformers
 from conftest import IMAGE_TOKEN, KINDS, PATCHES, Prompt, make_inputs, picture, random_llava, shared_llava
 from helpers import reference, reference_qwen
-from helpers.attached import GREEDY, forward, has_video, keep_everything, structure
+from helpers.attached import GREEDY, forward, has_video, keep_everything, lengths, structure
 from helpers.qwen import PACKED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,7 +139,7 @@ def test_each_cache_layer_is_as_long_as_what_the_layer_saw(kind, model):
         visual = trace.layout(0).tokens + trace.layout(1).tokens
         others = inputs["input_ids"].shape[1] - visual  # text, and newlines
         entering = sum(step.before * len(step.rows) for step in trace.steps if (step.stage, step.layer) == ("llm", 1))
-        assert [cache.layers[i].keys.shape[2] for i in range(4)] == [others + n for n in (entering, 24, 24, 10)]
+        assert lengths(cache) == [others + n for n in (entering, 24, 24, 10)]
         assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
@@ -194,12 +194,12 @@ def test_a_batch_equals_its_prompts_alone(kind, model, data, name):
 
 def test_a_prompt_without_images_does_not_hold_the_batch_back(kind, model):
     """Its padding goes as the tokens of the other go: layers run on the longest prompt, not on what padding fills."""
-    lengths = []
+    held = []
     for prompts_ in ([Prompt(2)], [Prompt(2), Prompt(0, 3)]):
         with il.attach(model, *REDUCTIONS["illava"]), torch.no_grad():
             cache = model(**make_inputs(prompts_, kind), use_cache=True).past_key_values
-        lengths.append([layer.keys.shape[2] for layer in cache.layers])
-    assert lengths[0] == lengths[1] and lengths[0][0] > lengths[0][-1]
+        held.append(lengths(cache))
+    assert held[0] == held[1] and held[0][0] > held[0][-1]
 
 
 @pytest.mark.parametrize("name", list(REDUCTIONS))

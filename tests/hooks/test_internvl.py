@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -140,11 +142,14 @@ PREPARED = {
     "crop_to_patches": True,
     "max_patches": 6,
 }
-TEMPLATE = """{% for m in messages %}{% for c in m.content %}{{ '<IMG_CONTEXT>\n' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"""
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m.content %}{{ c.text or {'image': '<IMG_CONTEXT>', 'video': '<video>'}[c.type] }}"
+    "\n{% endfor %}{% endfor %}"
+)
 
 
-def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
-    """Without torchvision. A picture twice as wide as high is two tiles and a view of the whole, a square is one tile."""
+def saved(folder: Path) -> Path:
+    """A small checkpoint with a real processor."""
     words = trained_tokenizer(list(SPECIAL.values()))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words.backend_tokenizer,
@@ -161,10 +166,15 @@ def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
         "video_processor": PREPARED,
         "image_seq_length": PATCHES,
     }
-    build_processor(config, settings, tokenizer, TEMPLATE).save_pretrained(tmp_path)
-    random_model(config, "cpu", torch.float32).save_pretrained(tmp_path)
+    build_processor(config, settings, tokenizer, TEMPLATE).save_pretrained(folder)
+    random_model(config, "cpu", torch.float32).save_pretrained(folder)
+    return folder
 
-    lab = il.load(str(tmp_path))
+
+def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
+    """Without torchvision. A picture twice as wide as high is two tiles and a view of the whole, a square is one tile."""
+    lab = il.load(str(saved(tmp_path)))
+    config = lab.model.config
     wide, square = (Image.fromarray(np.full((60, width, 3), 99, np.uint8)) for width in (120, 60))
     inputs = lab.inputs([[wide, square], [square]], ["What is on the table?", "Why?"])
     assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [4 * PATCHES, PATCHES]
@@ -173,5 +183,22 @@ def test_a_saved_checkpoint_loads_with_its_processor_and_answers(tmp_path):
         pytest.approx(1.5 * PATCHES, abs=2),
         PATCHES // 2,
     ]
-    with pytest.raises(il.LabError, match="of the family 'internvl', which takes no videos"):
-        lab.inputs([il.read_video(np.zeros((4, 60, 60, 3), np.uint8), frames=4)], ["What?"])
+
+
+def test_frames_of_a_film_are_pictures_behind_their_numbers(tmp_path):
+    """Each is one tile, reduced on its own, and its pixels are those of the same picture."""
+    lab, draw = il.load(str(saved(tmp_path))), np.random.default_rng(0)
+    frames = draw.integers(0, 256, (3, 60, 60, 3), dtype=np.uint8)
+    film, wide = il.read_video(frames, frames=3), Image.fromarray(np.full((60, 120, 3), 99, np.uint8))
+    inputs = lab.inputs([[film, wide], [Image.fromarray(frames[1])]], ["What happens?", "Why?"])
+    assert (inputs["input_ids"] == lab.model.config.image_token_id).sum(1).tolist() == [6 * PATCHES, PATCHES]
+    torch.testing.assert_close(inputs["pixel_values"][1], inputs["pixel_values"][-1])
+    text = lab.processor.batch_decode(inputs["input_ids"])[0]
+    assert [text.count(f"Frame{number}: <img>") for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    answer = lab.ask([film, wide], "What happens?", "illava", keep=0.5, max_new_tokens=3)
+    assert answer.trace.images_per_row == [4]
+    assert [len(answer.trace.sources(image).anchor) for image in range(3)] == [PATCHES // 2] * 3
+    with pytest.raises(
+        il.LabError, match="strategy 'evs' reduces videos, which this model does not take, or takes as pic"
+    ):
+        lab.ask(film, "What happens?", "evs", keep=0.5)

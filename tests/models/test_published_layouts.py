@@ -16,7 +16,7 @@ import illava_lab as il
 from illava_lab.__main__ import main
 from illava_lab.doctor import unsupported
 from illava_lab.models.families import describe
-from illava_lab.models.processors import FRAMES
+from illava_lab.models.frames import FRAMES
 
 pytestmark = [
     pytest.mark.network,

@@ -42,7 +42,8 @@ class LanguageModel:
         layer: Any
         for index, layer in enumerate(anatomy.llm_layers):
             changes.pre_hook(layer, partial(self._enter_layer, index), with_kwargs=True)
-            if index in self.plan or index + 1 in self.plan:  # one tap for what was, and for a look ahead
+            attends = index not in anatomy.linear
+            if attends and (index in self.plan or index + 1 in self.plan):  # one tap for what was, and for a look ahead
                 observe = self._observe if index + 1 in self.plan else None
                 changes.attribute(layer.self_attn, "config", TappedConfig(layer.self_attn.config, observe))
             if self.attachment.graphs is not None:

@@ -7,11 +7,13 @@ device only, and nothing here waits for it.
 from __future__ import annotations
 
 from functools import cache as memoize
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.compat import causal_mask
 from illava_lab.hooks.llm.cache import CacheState, Segment
@@ -118,13 +120,24 @@ class Prefill:
         if index in self.attachment.schedule.llm:
             kwargs = {**kwargs, **self._arguments}
             hidden = self._reduce(index, hidden, kwargs)
+        if index in self.anatomy.linear and "attention_mask" in self._arguments:
+            valid = self.sequence.valid  # such a layer wants to know what is padding, and sees nothing that comes later
+            return hidden, {**self._arguments, "attention_mask": None if valid is None else valid.long()}
         return hidden, self._arguments
+
+    def _ahead(self, index: int, hidden: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a layer to come."""
+        layer: Any = self.anatomy.llm_layers[index]
+        if index in self.anatomy.linear:
+            raise LabError(
+                f"llm layer {index} has linear attention: no queries and keys that tell what it would attend to"
+            )
+        return peek(layer.self_attn, layer.input_layernorm(hidden), tables)
 
     def _reduce(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Ask the strategy for every image, and shorten the sequence."""
-        layer: Any = self.anatomy.llm_layers[index]
         tables = kwargs["position_embeddings"]
-        ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), tables))
+        ahead = memoize(partial(self._ahead, index, hidden, tables))
         sequence, norm = self.sequence, self.anatomy.language_model.norm
         sequence.to(hidden.device)
         around = Around(hidden, sequence.text_now(), self.seen, ahead)

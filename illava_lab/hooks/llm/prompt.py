@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.models.families import Anatomy, Media
+from illava_lab.models.anatomy import Anatomy, Media
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage, join_tiles
 
