@@ -334,8 +334,8 @@ INTERNVL = Published(
 # ---------------------------------------------------------------------------------------------- SmolVLM
 SMOL_PICTURES = {
     "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True, "do_rescale": True,
-    "do_resize": True, "image_mean": HALF, "image_std": HALF, "max_image_size": {"longest_edge": 384}, "resample": 1,
-    "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 1536},
+    "do_resize": True, "image_mean": HALF, "image_std": HALF, "max_image_size": {"longest_edge": 126}, "resample": 1,
+    "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 252},
 }  # fmt: skip
 SMOL_NAMED = {
     "end_of_utterance_token": "<end_of_utterance>", "fake_image_token": "<fake_token_around_image>",
@@ -354,8 +354,8 @@ SMOLVLM = Published(
         "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": "4.47.1", "use_cache": False,
         "use_reentrant_checkpointing": False,
         "vision_config": {
-            "image_size": 384, "max_image_size": {"longest_edge": 384}, "model_type": "smolvlm_vision",
-            "patch_size": 14, "size": {"longest_edge": 1920}, "tie_word_embeddings": False, "use_base_siglip": False,
+            "image_size": 126, "max_image_size": {"longest_edge": 126}, "model_type": "smolvlm_vision",
+            "patch_size": 14, "size": {"longest_edge": 630}, "tie_word_embeddings": False, "use_base_siglip": False,
             **TOWER,
         },
         "vocab_size": 49280,
@@ -367,9 +367,9 @@ SMOLVLM = Published(
         },
         "preprocessor_config.json": {
             **SMOL_PICTURES, "image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor",
-            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 384}},
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 126}},
         },
-        "processor_config.json": {"image_seq_len": 81, "processor_class": "SmolVLMProcessor"},
+        "processor_config.json": {"image_seq_len": 9, "processor_class": "SmolVLMProcessor"},
     },
     template=("chat_template.json", (
         "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
