@@ -38,7 +38,7 @@ class Watch:
             changes.method(self.model, "generate", self._generate)
         if self.attachment.graphs is not None and self.model is not self.anatomy.base:
             changes.method(self.model, "forward", self._read)
-        if COUNTS_PLACEHOLDERS:
+        if COUNTS_PLACEHOLDERS and hasattr(self.anatomy.base, "get_placeholder_mask"):
             changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
 
     def _placeholders(
