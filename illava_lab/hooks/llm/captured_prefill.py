@@ -201,7 +201,8 @@ def _filled(prompt: Prompt, filler: int) -> Prompt:
         return prompt
     more = ((0, 0), (0, filler))
     media = {medium: np.pad(holds, more) for medium, holds in prompt.media.items()}
-    return Prompt(np.pad(prompt.valid, more, constant_values=True), media, prompt.length + filler)
+    valid = np.pad(prompt.valid, more, constant_values=True)
+    return Prompt(valid, media, prompt.length + filler, np.pad(prompt.ids, more))
 
 
 def _more_positions(positions: Tensor, filler: int) -> Tensor:
