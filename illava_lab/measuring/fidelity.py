@@ -226,7 +226,9 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
     if parted + 1 == len(answer):
         return own, logits
     too_much = len(own) - 1 - parted  # of its own last token, the cache knows nothing yet
-    if too_much:
+    if too_much and describe(lab.model).linear:  # the state of a layer cannot forget what it has seen
+        cache = lab._generate(inputs, parted + 1, return_dict_in_generate=True).past_key_values
+    elif too_much:
         cache.crop(-too_much)
     mask = inputs["attention_mask"]
     mask = torch.cat([mask, mask.new_ones(1, len(answer) - 1)], dim=1)

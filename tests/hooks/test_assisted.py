@@ -15,6 +15,7 @@ import illava_lab as il
 
 # Before transformers 5.13, looking drafts up needs a token that ends an answer; this one never comes.
 DECODING = GREEDY | {"eos_token_id": 2, "suppress_tokens": [*GREEDY["suppress_tokens"], 2]}
+FORGETTING = [kind for kind in KINDS if kind != "qwen3.5-vl"]  # a state cannot give back what was drafted
 REDUCTIONS = {
     "fastv": il.Schedule(llm={1: 0.5, 3: 0.4}),
     "illava": il.Schedule({0: 0.7, 2: 16}, {1: 0.6, 3: 0.5}),
@@ -49,7 +50,8 @@ def repeating(kind: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in KINDS for name in REDUCTIONS if kind in QUICK_KINDS or name == "illava"]
+    ("kind", "name"),
+    [(kind, name) for kind in FORGETTING for name in REDUCTIONS if kind in QUICK_KINDS or name == "illava"],
 )
 def test_drafts_do_not_change_what_is_decoded(kind, model, name):
     inputs, other = repeating(kind), assistant(kind)
@@ -67,7 +69,7 @@ def test_drafts_do_not_change_what_is_decoded(kind, model, name):
 
 
 # ---------------------------------------------------------------------------------------------- caches
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORGETTING)
 @pytest.mark.parametrize("name", ["fastv", "illava", "tome"])
 @torch.no_grad()
 def test_a_cropped_cache_goes_on_as_if_the_end_had_not_been_there(kind, model, name):

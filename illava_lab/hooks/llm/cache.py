@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache as memoize
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
@@ -137,14 +138,10 @@ def _reduced_cache(base: Any) -> type:
             self._illava_state.batch = len(beam_idx)
 
         def batch_repeat_interleave(self, repeats: int) -> None:
-            super().batch_repeat_interleave(repeats)
-            self._illava_state.prompts(lambda x: x.repeat_interleave(repeats, 0))
-            self._illava_state.batch *= repeats
+            self.reorder_cache(torch.arange(self._illava_state.batch).repeat_interleave(repeats))
 
         def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self._illava_state.prompts(lambda x: x[indices.to(x.device)])
-            self._illava_state.batch = self.layers[self._illava_state.attachment.anatomy.first_attending].keys.shape[0]
+            self.reorder_cache(torch.arange(self._illava_state.batch)[indices.cpu()])
 
     ReducedCache.__name__ = ReducedCache.__qualname__ = f"Reduced{base.__name__}"
     return ReducedCache
