@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import CACHE, causal_mask
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.families import describe
@@ -210,7 +210,7 @@ class _Loop:
         for layer, given in zip(anatomy.llm_layers, self._llm, strict=True):
             hidden = layer(
                 hidden[:, : given.length], attention_mask=given.mask, position_embeddings=given.tables,
-                past_key_values=kept, use_cache=True,
+                use_cache=True, **{CACHE: kept},
             )  # fmt: skip
         logits: Tensor = self._model.lm_head(anatomy.language_model.norm(hidden[:, -1:]))
         return logits, kept

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.compat import cache_of
 from illava_lab.measuring.live_bytes import LiveBytes
 from illava_lab.method.blocks import block, undone
 from illava_lab.method.host_made import forget_host_made
@@ -104,7 +105,7 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
 def _cache_bytes(output: Any) -> int:
     """Of keys and values, and of the states of layers with linear attention."""
     names = ("keys", "values", "conv_states", "recurrent_states")
-    held = [getattr(layer, name, None) for layer in output.past_key_values.layers for name in names]
+    held = [getattr(layer, name, None) for layer in cache_of(output).layers for name in names]
     parts = [part for one in held for part in (one.values() if isinstance(one, dict) else [one])]
     return sum(part.nbytes for part in parts if part is not None)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import gradients_kept
 from illava_lab.session.generation import ALWAYS, check_defaults
@@ -101,7 +102,7 @@ def next_answers(lab: Lab, inputs: dict[str, Any], before: Said | None, max_new_
     check_defaults(model)
     check_answer(model, int(mask.sum(1).max()) - saved, max_new_tokens)
     if before is not None:
-        inputs = {**inputs, "past_key_values": _fork(before.cache)}
+        inputs = {**inputs, CACHE: _fork(before.cache)}
         _set_axes(model, before.axes)
     with gradients_kept():
         out = model.generate(
@@ -111,7 +112,7 @@ def next_answers(lab: Lab, inputs: dict[str, Any], before: Said | None, max_new_
             return_dict_in_generate=True,
         )
     own = _until_end(out.sequences[:, mask.shape[1] :], model.generation_config.eos_token_id)
-    return Said(out.sequences, torch.cat([mask, own.to(mask)], dim=1), out.past_key_values, _axes(model), saved)
+    return Said(out.sequences, torch.cat([mask, own.to(mask)], dim=1), cache_of(out), _axes(model), saved)
 
 
 def new_tokens(said: Said, inputs: dict[str, Any]) -> list[Tensor]:

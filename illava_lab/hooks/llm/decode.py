@@ -10,7 +10,7 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import cache_of, causal_mask
 from illava_lab.hooks.llm.cache import CacheState
 
 
@@ -31,7 +31,7 @@ class Decode:
             raise LabError(f"the cache holds {state.batch} prompts, this call has {self.batch}")
         self.attachment, self.segments = attachment, state.segments
         self._counted = state.counted
-        self.generated: int = kwargs["past_key_values"].get_seq_length() - state.segments[self._counted].length
+        self.generated: int = cache_of(kwargs).get_seq_length() - state.segments[self._counted].length
         logical, mask = state.prompt_length + self.generated, kwargs.get("attention_mask")
         if mask is not None and mask.shape[1] != logical + self.new:
             raise LabError(f"attention_mask must have {logical + self.new} columns, got {mask.shape[1]}")

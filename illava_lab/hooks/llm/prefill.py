@@ -15,7 +15,7 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import cache_of, causal_mask
 from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.groups import Group, group_images, split
@@ -79,7 +79,7 @@ class Prefill:
         gone = [image.encoded.layout.tokens - image.encoded.tokens for image in self.images]
         if not any(gone):
             # Nobody need look at a mask that hides nothing; without a cache it says that a row is one prompt.
-            whole = self.prompt.valid.all() and kwargs.get("past_key_values") is not None
+            whole = self.prompt.valid.all() and cache_of(kwargs) is not None
             return {**kwargs, "attention_mask": None} if whole else kwargs
         sequence, left = self.sequence, torch.cat([image.left_on(hidden.device) for image in self.images])
         present = sequence.present.view(-1).index_put((sequence.flat(self.images),), left.to(torch.int8))
@@ -89,7 +89,7 @@ class Prefill:
         return {
             **kwargs,
             "inputs_embeds": sequence.cleared(hidden[sequence.row, order]),
-            "attention_mask": sequence.mask(kwargs.get("past_key_values") is not None),
+            "attention_mask": sequence.mask(cache_of(kwargs) is not None),
             "position_ids": self._pack() if self.attachment.positions == "packed" else self._positions,
             **self._deepstack(kwargs, order, left),
         }
