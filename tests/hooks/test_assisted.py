@@ -12,6 +12,7 @@ from helpers.attached import GREEDY
 from helpers.qwen import PACKED
 
 import illava_lab as il
+from illava_lab.models.families import describe
 
 # Before transformers 5.13, looking drafts up needs a token that ends an answer; this one never comes.
 DECODING = GREEDY | {"eos_token_id": 2, "suppress_tokens": [*GREEDY["suppress_tokens"], 2]}
@@ -36,7 +37,7 @@ def assistant(kind: str):
     other = copy.deepcopy(shared_llava(kind))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        for parameter in other.model.language_model.layers[-1].parameters():
+        for parameter in describe(other).llm_layers[-1].parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     other.generation_config.num_assistant_tokens = 3
     return other
