@@ -228,7 +228,8 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
         return own, logits
     too_much = len(own) - 1 - parted  # of its own last token, the cache knows nothing yet
     if too_much and describe(lab.model).linear:  # the state of a layer cannot forget what it has seen
-        cache = cache_of(lab._generate(inputs, parted + 1, return_dict_in_generate=True))
+        shorter: Any = lab._generate(inputs, parted + 1, return_dict_in_generate=True)
+        cache = cache_of(shorter)
     elif too_much:
         cache.crop(-too_much)
     mask = inputs["attention_mask"]

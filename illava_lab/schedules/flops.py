@@ -153,8 +153,9 @@ def _recurrence(module: Any, length: int) -> float:
     """
     heads, key, value = module.num_v_heads, module.head_k_dim, module.head_v_dim
     chunk = CHUNK**2 * (4.0 * key + 2.0 * value) + 6.0 * CHUNK * key * value
-    convolution = 2.0 * module.conv1d.weight.numel()
-    return (_linear(module) + convolution) * length + -(-length // CHUNK) * heads * chunk
+    taps: int = module.conv1d.kernel_size[0]
+    convolution = 2.0 * int(module.conv1d.weight.numel()) * (length + taps - 1)
+    return _linear(module) * length + convolution + float(-(-length // CHUNK) * heads * chunk)
 
 
 def _experts(mlp: Any) -> float:
@@ -162,7 +163,8 @@ def _experts(mlp: Any) -> float:
     if not hasattr(mlp, "experts"):
         return 0.0
     weights = sum(parameter.numel() for parameter in mlp.experts.parameters())
-    return 2.0 * mlp.gate.weight.numel() + 2.0 * weights * mlp.gate.top_k / mlp.gate.num_experts
+    chosen: float = mlp.gate.top_k / mlp.gate.num_experts
+    return 2.0 * int(mlp.gate.weight.numel()) + 2.0 * weights * chosen
 
 
 def _pooling_head(module: Any, count: int) -> float:
