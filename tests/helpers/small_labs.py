@@ -61,6 +61,10 @@ def small_lab(family: str) -> il.Lab:
         return il.load()
     if family in PUBLISHED:
         spec = scaled_down(PUBLISHED[family])
+        if family == "smolvlm":
+            spec["processor"]["image_processor"]["size"] = {
+                "longest_edge": 768
+            }  # four tiles and the whole, not sixteen
         config = AutoConfig.for_model(**spec["config"])
         tokenizer = random_models._tokenizer(config.get_text_config().vocab_size, **spec["tokenizer"])
         model = random_models.random_model(config, "cpu", torch.float32)
