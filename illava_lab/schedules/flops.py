@@ -158,7 +158,7 @@ def _experts(mlp: Any) -> float:
     """FLOPs for one token of the experts that are chosen, which are no linear layers, and of the choice."""
     if not hasattr(mlp, "experts"):
         return 0.0
-    weights = sum(parameter.numel() for parameter in mlp.experts.parameters())
+    weights: int = sum(parameter.numel() for parameter in mlp.experts.parameters())
     chosen: float = mlp.gate.top_k / mlp.gate.num_experts
     return 2.0 * int(mlp.gate.weight.numel()) + 2.0 * weights * chosen
 
