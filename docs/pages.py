@@ -16,6 +16,7 @@ import illava_lab as il
 from illava_lab.method.registry import OWN
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import FAMILIES
+from illava_lab.models.frames import FRAMES
 from illava_lab.schedules.presets import PRESETS, Preset
 from illava_lab.widgets import front
 
@@ -145,7 +146,8 @@ def _statistics() -> str:
 def _families() -> str:
     lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
     for kind, family in FAMILIES.items():
-        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+        video = "yes" if "video" in family.media else "frames as pictures" if kind in FRAMES else "-"
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {video} |")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.compat import cache_of
 from illava_lab.measuring.converse import converse
 from illava_lab.measuring.predict import correct, predict
 from illava_lab.measuring.statistics import Difference, paired_difference
@@ -102,7 +103,7 @@ def cache_lengths(lab: Lab, image: ImageLike, question: str, schedule: Schedule)
     """Keys that the cache of each LLM layer holds after the prefill, with iLLaVA attached."""
     with attach(lab.model, "illava", schedule):
         out = lab.model(**lab.inputs([image], [question]), use_cache=True)
-    return [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    return [layer.keys.shape[2] for layer in cache_of(out).layers]
 
 
 def turns(lab: Lab, task: Task, plans: Mapping[str, tuple[type[Strategy], Schedule]]) -> pd.DataFrame:
