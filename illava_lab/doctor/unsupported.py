@@ -25,7 +25,8 @@ PATIENCE = 60.0
 def list_unsupported(report: Report, lab: Lab, bare: Any) -> None:
     """Report it, a line each. `bare` is the question on the bare model, or None where it had no answer."""
     _refused(report, "videos", lambda: check_takes_videos(lab.model.config, "this model"))
-    _refused(report, "quantize", lambda: check_arguments("cuda", "auto", None, "4bit"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _refused(report, "quantize", lambda: check_arguments(device, "auto", None, "4bit"))
     if lab.model.device.type != "cuda":
         report.note("graphs", f"captured graphs change nothing on a {lab.model.device.type} device, only on cuda")
     else:

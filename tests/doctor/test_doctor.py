@@ -56,6 +56,8 @@ def test_the_embedded_model_is_well_and_a_broken_strategy_is_only_noted(capsys: 
         assert found[what][1].endswith("the logits of the bare model to the bit")
     assert ": 'red'; encoder layer" in found["reduced"][1] and "-> 98" in found["reduced"][1]
     assert "takes no videos; those that do" in found["videos"][1]
+    if not torch.cuda.is_available():
+        assert found["quantize"][1].startswith("quantize='4bit' needs an NVIDIA GPU")
     assert found["quits"] == ("-", "strategy 'quits' at encoder layer 2 fails with SystemExit: 3")
     every = len(of_pictures()) - 1
     assert found["strategies"][1].startswith(f"{every - 1} of {every} for pictures reach keep 0.5")
