@@ -239,7 +239,7 @@ class Pupil(nn.Module):
 @torch.no_grad()
 def begin(model: LlavaOnevisionForConditionalGeneration) -> None:
     """The decoder begins where the first model's ended, with the words that both know: from nothing it did not learn in
-    2,700 steps to find what is asked about. Its Qwen2 adds to Llama's layers nothing but biases, which begin at zero."""
+    2,700 steps to find what is asked about. Its Qwen2 adds to Llama's layers only biases, which begin at zero."""
     first = LlavaForConditionalGeneration.from_pretrained(FIRST, dtype=torch.float32)
     for name, layer in model.model.language_model.named_children():
         if name != "embed_tokens":
