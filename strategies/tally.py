@@ -40,12 +40,8 @@ class Tally(Strategy):
         merges, most = tokens.count - keep, (tokens.count - tokens.protected_count) // 2
         if merges > most:
             raise LabError(f"tally can merge at most {most} of {tokens.count} tokens at a layer, asked to merge {merges}")
-        distinct, keys = self._distinct(tokens), unit(tokens.keys)
-        similarity = torch.bmm(keys[:, ::2], keys[:, 1::2].transpose(1, 2)).nan_to_num_(nan=-torch.inf)
-        if tokens.has_protected:
-            a, b = tokens.protected[:, ::2, None], tokens.protected[:, None, 1::2]
-            similarity.masked_fill_(a | b, -torch.inf)
-        best, partner = similarity.max(dim=2)
+        best, partner = self._similarity(tokens).max(dim=2)
+        distinct = self._distinct(tokens)
         worth = best - distinct[:, ::2] - distinct[:, 1::2].gather(1, partner)
         order = worth.argsort(dim=1, descending=True, stable=True)
         merged, unmerged = order.split([merges, order.shape[1] - merges], dim=1)
@@ -54,8 +50,15 @@ class Tally(Strategy):
         slot = place.argsort(dim=1).gather(1, partner.gather(1, merged) + unmerged.shape[1])
         return TokenMap.merge_into(anchor, slot, merged * 2, tokens.size, row=tokens.row)
 
-    @staticmethod
-    def _distinct(tokens: Tokens) -> Tensor:
+    def _similarity(self, tokens: Tokens) -> Tensor:
+        """(B, A, B) cosines, minus infinity for NaN and for the protected."""
+        keys = unit(tokens.keys)
+        similarity = torch.bmm(keys[:, ::2], keys[:, 1::2].transpose(1, 2)).nan_to_num_(nan=-torch.inf)
+        if tokens.has_protected:
+            similarity.masked_fill_(tokens.protected[:, ::2, None] | tokens.protected[:, None, 1::2], -torch.inf)
+        return similarity
+
+    def _distinct(self, tokens: Tokens) -> Tensor:
         """(B, N) from 0, the most common, to nearly 1."""
         states = unit(tokens.hidden).nan_to_num_()
         share = tokens.size.masked_fill(tokens.protected, 0.0) if tokens.has_protected else tokens.size
