@@ -8,6 +8,7 @@
 #   make results   measure the embedded model again and write results/ (RUN=video for one task)
 #   make leaderboard  the lab's own rows of the leaderboard, from the tables in results/
 #   make versions  the model tests on the oldest, a middle and the newest transformers, each in its own environment
+#   make prerelease  the same on the newest pre-release of transformers, if there is one
 #   make notebooks run the notebooks and store their outputs
 #   make docs      the documentation site, in docs/_build/html
 #   make release   build wheel and sdist, check them, and use both in empty environments (some GB, some minutes)
@@ -29,7 +30,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 	! $(PIP) config list | grep -E "index-url|find-links" >/dev/null && echo https://download.pytorch.org/whl/cpu)
 INSTALL = $(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) -e
 
-.PHONY: help lab compare results leaderboard notebooks docs lint quick test release fuzz versions clean
+.PHONY: help lab compare results leaderboard notebooks docs lint quick test release fuzz versions prerelease clean
 .DELETE_ON_ERROR:
 
 help:
@@ -90,6 +91,15 @@ versions: $(VERSIONS:%=.versions/%/.tested)
 		'import numpy; print(numpy.__version__)')"
 	.versions/$*/bin/python -c "import transformers; assert transformers.__version__ == '$*'"
 	.versions/$*/bin/python -m pytest -q $(MODEL_TESTS) $(ARGS)
+
+# What broke is in pytest's last lines: one for each test that failed, with the reason.
+prerelease: $(VENV)/.installed-test
+	@newest=$$($(PIP) index versions --pre transformers 2>/dev/null | sed -n '1s/.*(\(.*\))/\1/p'); \
+	case "$$newest" in \
+	"") echo "the releases of transformers could not be listed"; exit 1 ;; \
+	*a*|*b*|*rc*|*dev*) $(MAKE) versions VERSIONS=$$newest ARGS="--tb=line $(ARGS)" ;; \
+	*) echo "transformers has no pre-release that is newer than $$newest" ;; \
+	esac
 
 .PHONY: .FORCE
 .FORCE:

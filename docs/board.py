@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import illava_lab as il
+from illava_lab.views.colors import looks
 
 ROWS = Path(__file__).resolve().parent.parent / "results" / "leaderboard" / "rows"
 FOLDER = "leaderboard"  # of the site, where the files are for its links
@@ -50,13 +51,15 @@ def board() -> str:
     across = "".join(f'<option value="{key}">{head}</option>' for key, (head, drawn) in COLUMNS.items() if drawn)
     heads = "".join(f'<th scope="col" data-key="{key}">{head}</th>' for key, (head, _) in COLUMNS.items())
     body = "\n".join(_row(name, row) for name, row in found)
+    drawn = json.dumps(looks(sorted({row["method"] for _, row in found})))
     return f"""```{{raw}} html
 <div id="leaderboard">
 <form class="filters" hidden>{filters}<button type="reset">show all</button></form>
 <p class="count" role="status" hidden></p>
 <figure class="tradeoff" hidden>
 <label>across <select class="across">{across}</select></label>
-<svg viewBox="0 0 800 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"></svg>
+<svg viewBox="0 0 800 400" role="group" aria-label="Accuracy of the rows shown, over what they cost"
+ data-looks="{html.escape(drawn)}"></svg>
 <figcaption>A point is a row: follow it to its line in the table. Lines join the budgets of one method.</figcaption>
 </figure>
 <div class="table-wrapper"><table class="docutils rows">
@@ -65,6 +68,7 @@ def board() -> str:
 {body}
 </tbody></table></div>
 </div>
+<script src="_static/markers.js"></script>
 <script src="_static/leaderboard.js"></script>
 ```"""
 

@@ -45,4 +45,4 @@ def setup(app):
     app.connect("config-inited", lambda app, config: pages.write_chapters(DOCS / "course"))
     app.connect("build-finished", lambda app, error: error or board.copy_rows(Path(app.outdir)))
     app.connect("source-read", lambda app, page, source: source.__setitem__(0, pages.fill(source[0])))
-    app.connect("build-finished", lambda app, error: error or pages.write_machine(Path(app.outdir) / "_static"))
+    app.connect("build-finished", lambda app, error: error or pages.write_figures(Path(app.outdir) / "_static"))

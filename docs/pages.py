@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import itertools
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import illava_lab as il
 from illava_lab.method.registry import OWN
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import FAMILIES
+from illava_lab.models.frames import FRAMES
 from illava_lab.schedules.presets import PRESETS, Preset
 from illava_lab.widgets import front
 
@@ -26,6 +29,8 @@ CLONE = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CLONE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 PAGES = {"CONTRIBUTING.md": "../your_strategy.md"}  # files of the repository that are pages here
+EXPLORERS = {"tradeoff": "TradeoffExplorer(folder, task)", "keeps": "KeepSlider(lab, image, "}  # figure -> its cell
+_NUMBERS = itertools.count(1)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -49,11 +54,11 @@ def _chapter(path: Path) -> str:
             cell.metadata.setdefault("tags", []).append("hide-input")
         for output in cell.outputs:
             if "data" in output:
-                output.data = _page_data(output)
+                output.data = _page_data(output, cell.source)
     source = f"{REPOSITORY}/blob/main/notebooks/{path.name}"
     note = (
-        "```{note}\nYou see the outputs that are stored in this chapter. To move its sliders, answer and solve, open "
-        f"it in JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
+        "```{note}\nYou see the outputs that are stored in this chapter. To move all of its sliders, answer and solve, "
+        f"open it in JupyterLab with `make lab` ({{doc}}`/install`). Its source: [{path.name}]({source}).\n```"
     )
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="how-to-read-this"))
     return nbformat.writes(notebook)
@@ -69,35 +74,53 @@ def _address(name: str) -> str:
     return f"{REPOSITORY}/{'tree' if (CLONE / name).is_dir() else 'blob'}/main/{name}"
 
 
-def _page_data(output: nbformat.NotebookNode) -> dict[str, str]:
-    """One form of an output that needs neither a kernel nor a script; of a widget, the picture or text beside it."""
+def _page_data(output: nbformat.NotebookNode, source: str) -> dict[str, str]:
+    """One form of an output that needs no kernel: of a widget, the picture or text beside it.
+
+    Where a script runs, an explorer with stored data takes the place of its picture.
+    """
     data, live = output.data, WIDGET in output.data
     if "image/png" not in data:
         return {kind: content for kind, content in data.items() if kind != WIDGET}
     alt = output.metadata.get("image/png", {}).get("alt") or "A picture, the result of the code above"
     picture = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
-    caption = "<figcaption>Live in JupyterLab; here a picture of it.</figcaption>" if live else ""
+    explorer = next((name for name, made in EXPLORERS.items() if live and made in source), None)
+    if explorer:
+        return {"text/html": _explorer(explorer, "../", f"<figure>{picture}</figure>")}
+    where = (
+        'here a picture of it. It runs <a href="../machine.html">on this site</a>, too.' if "Machine(" in source else ""
+    )
+    caption = f"<figcaption>Live in JupyterLab; {where or 'here a picture of it.'}</figcaption>" if live else ""
     return {"text/html": f"<figure>{picture}{caption}</figure>"}
 
 
-# --------------------------------------------------------------------------------------------- the machine
-def write_machine(folder: Path) -> None:
-    """Write the front-end and the stored runs where the pages look for them: as scripts, which run from files, too."""
-    stored = (CLONE / "docs" / "machine.json").read_text(encoding="utf-8").strip()
-    (folder / "machine.js").write_text(front.page_script(), encoding="utf-8")
-    (folder / "machine.css").write_text(front.style(), encoding="utf-8")
-    (folder / "machine_runs.js").write_text(f"window.illavaRuns = {stored};\n", encoding="utf-8")
+# --------------------------------------------------------------------------------------------- live figures
+def write_figures(folder: Path) -> None:
+    """Write the front-ends and their data where the pages look for them: as scripts, which run from files, too."""
+    explorers = json.loads((CLONE / "docs" / "explorers.json").read_text(encoding="utf-8"))
+    stored = {"machine": (CLONE / "docs" / "machine.json").read_text(encoding="utf-8").strip()}
+    stored |= {name: json.dumps(explorers[name], separators=(",", ":"), ensure_ascii=False) for name in EXPLORERS}
+    for name, data in stored.items():
+        (folder / f"{name}.js").write_text(front.page_script(name), encoding="utf-8")
+        (folder / f"{name}.css").write_text(front.style(name), encoding="utf-8")
+        text = f"(window.illavaData ??= {{}}).{name} = {data};\n"
+        (folder / f"{name}_data.js").write_text(text, encoding="utf-8")
+    (folder / "markers.js").write_text(front.markers(), encoding="utf-8")
 
 
-def _machine() -> str:
-    """The machine on a page at the top of the site, with a picture of it where no script runs."""
+def _explorer(name: str, root: str, instead: str = "") -> str:
+    """A live figure; `instead` is there where no script runs. `root`: the way to the top of the site."""
+    number = next(_NUMBERS)
     return (
-        "```{raw} html\n"
-        '<link rel="stylesheet" href="_static/machine.css">\n'
-        '<div class="machine"><noscript>Here the machine runs: it needs JavaScript.</noscript></div>\n'
-        '<script src="_static/machine.js"></script>\n<script src="_static/machine_runs.js"></script>\n'
-        '<script>illavaMachine.mount(document.querySelector(".machine"), illavaRuns);</script>\n```'
+        f'<link rel="stylesheet" href="{root}_static/{name}.css">\n<div id="live-{number}">{instead}</div>\n'
+        f'<script src="{root}_static/{name}.js"></script>\n<script src="{root}_static/{name}_data.js"></script>\n'
+        f'<script>illava.{name}.mount(document.getElementById("live-{number}"), illavaData.{name});</script>\n'
     )
+
+
+def _live(name: str) -> str:
+    instead = "<noscript>Here runs a live figure: it needs JavaScript.</noscript>"
+    return f"```{{raw}} html\n{_explorer(name, '', instead)}```"
 
 
 # --------------------------------------------------------------------------------------------- the methods
@@ -106,7 +129,8 @@ def fill(text: str) -> str:
     marks = {
         "<!-- methods -->": _methods, "<!-- families -->": _families, "<!-- statistics -->": _statistics,
         "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
-        "<!-- machine -->": _machine,
+        "<!-- machine -->": lambda: _live("machine"), "<!-- tradeoff -->": lambda: _live("tradeoff"),
+        "<!-- keeps -->": lambda: _live("keeps"),
     }  # fmt: skip
     for mark, make in marks.items():
         if mark in text:
@@ -122,7 +146,8 @@ def _statistics() -> str:
 def _families() -> str:
     lines = ["| family | `model_type` | encoder stage | LLM stage | several images | video |", f"|{'---|' * 6}"]
     for kind, family in FAMILIES.items():
-        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {'yes' if 'video' in family.media else '-'} |")
+        video = "yes" if "video" in family.media else "frames as pictures" if kind in FRAMES else "-"
+        lines.append(f"| {family.name} | `{kind}` | yes | yes | yes | {video} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 CLONE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CLONE / "tests"))  # whose helpers these are
 
-from helpers.browser import Reader, jupyterlab, launched  # noqa: E402
+from helpers.browser import WIDTH, Reader, jupyterlab, launched  # noqa: E402
 from playwright.sync_api import Locator, expect  # noqa: E402
 
 FOLDER = CLONE / "docs" / "screenshots"
@@ -52,10 +52,8 @@ def text(output: Locator) -> Locator:
 
 
 def move_keep_slider(reader: Reader, output: Locator) -> None:
-    picture = output.locator("img.widget-image")
-    before = picture.get_attribute("src") or ""
-    reader.press(output.locator(".noUi-handle"), "End")
-    expect(picture).not_to_have_attribute("src", before)
+    reader.press(output.get_by_role("slider"), "Home")
+    expect(output.locator(".im-kept")).to_have_text("5 %")
 
 
 def move_tradeoff_plot(reader: Reader, output: Locator) -> None:
@@ -83,12 +81,16 @@ def move_merge_explorer(reader: Reader, output: Locator) -> None:
 def move_schedule_designer(reader: Reader, output: Locator) -> None:
     reader.press(output.locator(".noUi-handle").first, *["PageDown"] * 4)
     expect(output).to_contain_text("encoder={0: 0.8,")
+    expect(output).to_contain_text("in the last LLM layer: 55 tokens")
 
 
 def move_tradeoff_explorer(reader: Reader, output: Locator) -> None:
-    output.get_by_label("categories").select_option(["count", "word"])
-    output.get_by_label("point").select_option("tome at FLOPs 0.35")
-    expect(text(output)).to_contain_text("in count, word")
+    output.get_by_role("checkbox", name="random").uncheck()
+    output.get_by_role("button", name="none: kinds of question").click()
+    for kind in ("count", "word"):
+        output.get_by_role("checkbox", name=kind).check()
+    output.get_by_role("combobox", name="point").select_option("tome at FLOPs 0.35")
+    expect(output.get_by_role("status")).to_contain_text("in count, word")
 
 
 def choose(reader: Reader, output: Locator) -> None:
@@ -118,7 +120,7 @@ WIDGETS = {
     ),
     "schedule-designer": Widget(
         "seconds = il.measure.stage_seconds(lab.model, lab.inputs([image], [question]))\n"
-        'widgets.ScheduleDesigner(lab.model, seconds=seconds).show("illava-image")',
+        'widgets.ScheduleDesigner(lab, image, question, seconds=seconds).show("illava-image")',
         move_schedule_designer,
     ),
     "tradeoff-explorer": Widget(
@@ -180,6 +182,7 @@ def main(names: list[str]) -> None:
         nbformat.write(notebook([SET_UP, *(WIDGETS[name].code for name in names)]), folder / "widgets.ipynb")
         with jupyterlab(folder, Path(scratch) / "jupyter") as server, launched() as browser:
             reader = Reader(browser, server)
+            reader.page.set_viewport_size({"width": WIDTH, "height": 1300})  # the tallest widget, whole
             reader.open("widgets.ipynb")
             reader.run_all()
             for name, cell in zip(names, reader.page.locator(".jp-CodeCell").all()[1:], strict=True):

@@ -12,9 +12,9 @@ from functools import cache
 
 import pytest
 import torch
-from helpers.qwen import IMAGE_TOKEN, QWENS, VIDEO_TOKEN, qwen_inputs, random_qwen
+from helpers.qwen import END, IMAGE_TOKEN, PACKED, START, VIDEO_TOKEN, qwen_inputs, random_qwen
 from helpers.qwen import SIZES as QWEN_SIZES
-from helpers.reference import anyres_cells, pooled_cells
+from helpers.reference import anyres_cells, frame_cells
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -26,13 +26,18 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
 import illava_lab as il
 from illava_lab.method import registry
@@ -68,7 +73,7 @@ NEXT_SIZES = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 ONEVISION_SIZES = [[48 * h, 48 * w] for h in range(1, 5) for w in range(1, 5)]
 PICTURES = [(50, 100), (96, 96), (70, 40), (200, 60), (30, 20), (95, 130)]  # (height, width), with and without padding
 
-KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision", "internvl", *QWENS)
+KINDS = ("clip-llama", "siglip-qwen2", "next", "next-video", "onevision", "internvl", "smolvlm", *PACKED)
 QUICK_KINDS = ("clip-llama", "onevision", "qwen2.5-vl")  # rows of one image, crops and frames, and packed with windows
 
 
@@ -83,9 +88,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     """A small float32 model in eval mode: "clip-llama" is as LLaVA-1.5 (CLS, second-last layer), "siglip-qwen2" has no
-    CLS and uses the last layer, "next" is LLaVA-NeXT, "onevision" LLaVA-OneVision, "internvl" has patches of half the
-    side, which make as many visual tokens; others see `qwen`."""
-    if kind in QWENS:
+    CLS and uses the last layer, "next" is LLaVA-NeXT, "next-video" LLaVA-NeXT-Video, "onevision" LLaVA-OneVision, "internvl" and "smolvlm" have patches of
+    half the side, which make as many visual tokens; others see `qwen`."""
+    if kind in PACKED:
         return random_qwen(kind, attention)
     torch.manual_seed(0)
     clip = dict(
@@ -106,12 +111,22 @@ def random_llava(kind: str, attention: str = "sdpa") -> PreTrainedModel:
             **clip, text_config=text, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=NEXT_SIZES
         )
         model = LlavaNextForConditionalGeneration
+    elif kind == "next-video":
+        config = LlavaNextVideoConfig(
+            **clip, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
+            image_grid_pinpoints=NEXT_SIZES,
+        )  # fmt: skip
+        model = LlavaNextVideoForConditionalGeneration
     elif kind == "internvl":
         vision = InternVLVisionConfig(**VISION | {"patch_size": PATCH // 2}, attention_bias=True)
         config = InternVLConfig(
             vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES
         )
         model = InternVLForConditionalGeneration
+    elif kind == "smolvlm":
+        vision = SmolVLMVisionConfig(**VISION | {"patch_size": PATCH // 2})
+        config = SmolVLMConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE_TOKEN)
+        model = SmolVLMForConditionalGeneration
     else:
         config = LlavaOnevisionConfig(**siglip, text_config=Qwen2Config(**TEXT), image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
                                       image_grid_pinpoints=ONEVISION_SIZES, vision_aspect_ratio="anyres_max_2")  # fmt: skip
@@ -153,7 +168,7 @@ class Prompt:
 
 def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Tensor]:
     """Left-padded input_ids, attention_mask and pixels of several prompts, as the processor of a kind makes them."""
-    if kind in QWENS:
+    if kind in PACKED:
         return qwen_inputs(kind, [_qwen_parts(prompt) for prompt in prompts], [prompt.seed for prompt in prompts])
     rows, pixels, image_sizes, videos = [], [], [], []
     for prompt in prompts:
@@ -161,12 +176,13 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
         text = lambda n: torch.randint(4, 63, (n,), generator=draw).tolist()
         row = [1, *text(2)]
         for _ in range(prompt.videos):
-            row += [VIDEO_TOKEN] * (FRAMES * len(pooled_cells(IMAGE_SIZE // PATCH)) + 1) + text(1)
+            each, newline = frame_cells(kind, IMAGE_SIZE // PATCH)
+            row += [VIDEO_TOKEN] * (FRAMES * len(each) + newline) + text(1)
             videos.append(torch.randn(FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
         for number in range(prompt.images):
             size = PICTURES[(prompt.seed + number) % len(PICTURES)]
             crops, cells = picture(kind, size, several=prompt.images > 1)
-            row += [IMAGE_TOKEN] * len(cells) + text(1)
+            row += (_marked(crops) if kind == "smolvlm" else [IMAGE_TOKEN] * len(cells)) + text(1)
             pixels.append(torch.randn(crops, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw))
             image_sizes.append(size)
         rows.append(row + text(prompt.text_after))
@@ -178,12 +194,23 @@ def make_inputs(prompts: list[Prompt], kind: str = "clip-llama") -> dict[str, Te
         inputs["pixel_values_videos"] = torch.stack(videos)
     if pixels and kind in ("clip-llama", "siglip-qwen2", "internvl"):
         inputs["pixel_values"] = torch.cat(pixels)
+    elif pixels and kind == "smolvlm":
+        counts = [prompt.images for prompt in prompts]
+        tiles = [torch.cat(pixels[sum(counts[:i]) :][:n]) if n else pixels[0][:0] for i, n in enumerate(counts)]
+        inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        seen = [torch.ones(len(own), IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool) for own in tiles]
+        inputs["pixel_attention_mask"] = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True)
     elif pixels:
         inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
         inputs["image_sizes"] = torch.tensor(image_sizes)
         if kind == "onevision":
             inputs["batch_num_images"] = torch.tensor([prompt.images for prompt in prompts])
     return inputs
+
+
+def _marked(tiles: int) -> list[int]:
+    """SmolVLM's placeholders of one image: START in front of each tile and behind the last, END says the whole is shown."""
+    return [token for tile in range(1, tiles + 1) for token in (START, END if tile == tiles else 60, *[IMAGE_TOKEN] * PATCHES)] + [START]  # fmt: skip
 
 
 def _qwen_parts(prompt: Prompt) -> list:
@@ -198,11 +225,11 @@ def picture(kind: str, size: tuple[int, int], several: bool) -> tuple[int, list[
     """(crops, what each placeholder is made of) of an image of (height, width); `several`: in one prompt."""
     side = IMAGE_SIZE // PATCH
     plain = [{patch: 1.0} for patch in range(PATCHES)]
-    if kind == "next":
+    if kind in ("next", "next-video"):
         return anyres_cells(size, NEXT_SIZES, IMAGE_SIZE, side)
     if kind == "onevision":
         return (1, [*plain, {}]) if several else anyres_cells(size, ONEVISION_SIZES, IMAGE_SIZE, side, most=2)
-    if kind == "internvl":  # two tiles but for a square; its patches are counted in cells
+    if kind in ("internvl", "smolvlm"):  # two tiles but for a square; its patches are counted in cells
         tiles = 1 + (size[0] != size[1])
         return tiles, [{cell: 1.0} for cell in range(tiles * PATCHES)]
     return 1, plain

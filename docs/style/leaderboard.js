@@ -6,8 +6,10 @@
   const figure = board.querySelector("figure"), across = board.querySelector(".across"), svg = board.querySelector("svg");
   const heads = [...table.tHead.rows[0].cells], place = Object.fromEntries(heads.map((head, i) => [head.dataset.key, i]));
   const value = (row, key) => row.cells[place[key]].dataset.value ?? "";
-  const methods = [...new Set(rows.map(row => row.dataset.method))].sort();
-  const color = method => `hsl(${(methods.indexOf(method) * 137.5) % 360} 65% 42%)`; // neighbours far apart
+  const looks = JSON.parse(svg.dataset.looks); // of each method [color, marker], as in every figure
+  const color = method => looks[method][0];
+  const mark = (parent, method, x, y, size) => add(parent, "path", {
+    d: illavaMarkers[looks[method][1]], fill: color(method), transform: `translate(${x} ${y}) scale(${size})` });
   for (const part of [form, count, figure]) part.hidden = false;
 
   // ------------------------------------------------------------------------------------------ filters
@@ -94,13 +96,14 @@
     }
     for (const p of points) {
       const link = add(svg, "a", { href: `#${p.row.id}` });
-      const dot = add(link, "circle", { cx: x.at(p.x), cy: y.at(p.y), r: 5, fill: color(p.method) });
+      const dot = mark(link, p.method, x.at(p.x), y.at(p.y), 5);
       const cells = ["model", "method", "budget"].map(name => p.row.cells[place[name]].textContent).join(", ");
       add(dot, "title", {}, `${cells}: ${(100 * p.y).toFixed(1)} %, ${what} ${p.x.toFixed(2)}`);
     }
-    [...new Set(points.map(p => p.method))].sort().forEach((method, i) => {
-      add(svg, "circle", { cx: W - RIGHT + 16, cy: TOP + 8 + i * 17, r: 4, fill: color(method) });
-      add(svg, "text", { x: W - RIGHT + 26, y: TOP + 12 + i * 17, class: "axis" }, method);
+    const named = [...new Set(points.map(p => p.method))].sort(), room = Math.min(17, (H - TOP) / named.length);
+    named.forEach((method, i) => {
+      mark(svg, method, W - RIGHT + 16, TOP + 8 + i * room, 4.5);
+      add(svg, "text", { x: W - RIGHT + 26, y: TOP + 12 + i * room, class: "axis" }, method);
     });
   }
   const group = p => JSON.stringify(["model", "task", "method", "kind", "device", "by"].map(key => p.row.dataset[key]));

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.compat import cache_of
 from illava_lab.measuring.converse import converse
 from illava_lab.measuring.predict import correct, predict
 from illava_lab.measuring.statistics import Difference, paired_difference
@@ -18,7 +19,7 @@ from illava_lab.method.tokens import Stage
 from illava_lab.models.images import ImageLike
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.lab import Lab
-from illava_lab.views.colors import BARE, BLUE, GREEN, GREY, RED
+from illava_lab.views.colors import BARE, GREY, MARKERS, looks
 from illava_lab.views.colors import STAGES as COLORS
 from illava_lab.widgets import forecast
 
@@ -85,11 +86,12 @@ def cost_figure(lab: Lab, floor: float) -> Figure:
     axes = figure.add_subplot(
         xlabel="visual tokens that enter the last LLM layer", ylabel="FLOPs, share of the bare model", ylim=(0, 1.03)
     )
-    for (name, where), color in zip(STAGES.items(), (BLUE, RED, GREEN), strict=True):
+    drawn = looks(["random", *STAGES])  # as beside random in the trade-off below
+    for name, where in STAGES.items():
         plans = [Schedule.for_budget("illava", lab.model, keep=k / 20, stages=where) for k in range(1, 21)]
         costs = [forecast(lab.model, plan, text_tokens=TEXT) for plan in plans]
         left, work = [c.tokens["llm"][-1] for c in costs], [sum(c.flops.values()) for c in costs]
-        axes.plot(left, work, color=color, marker=".", label=name)
+        axes.plot(left, work, color=drawn[name].color, marker=MARKERS[drawn[name].marker], markersize=5, label=name)
     axes.axhline(floor, color=GREY, linestyle="--", linewidth=1, label="bound of LLM only")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -101,7 +103,7 @@ def cache_lengths(lab: Lab, image: ImageLike, question: str, schedule: Schedule)
     """Keys that the cache of each LLM layer holds after the prefill, with iLLaVA attached."""
     with attach(lab.model, "illava", schedule):
         out = lab.model(**lab.inputs([image], [question]), use_cache=True)
-    return [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    return [layer.keys.shape[2] for layer in cache_of(out).layers]
 
 
 def turns(lab: Lab, task: Task, plans: Mapping[str, tuple[type[Strategy], Schedule]]) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach
 from illava_lab.method.declared import declared
 from illava_lab.method.registry import broken_plugins, make_strategy, strategies
+from illava_lab.models.frames import check_takes_videos
 from illava_lab.models.loading import check_arguments
-from illava_lab.models.processors import check_takes_videos
 from illava_lab.schedules.budget import Budget
 from illava_lab.session.lab import Lab
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 from illava_lab.errors import LabError
 from illava_lab.method.blocks import block
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace

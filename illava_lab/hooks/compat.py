@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ ASKS_FOR_LAYERS = "and hidden_states_layers is None" in inspect.getsource(output
 # Attention that hides what comes later by itself, where it gets no mask for as many keys as queries.
 _CAUSAL = ("sdpa", "flash_attention_2", "flash_attention_3")
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
+# What models call the cache that they are given and return: another name from 5.24 on.
+CACHE = "cache" if "cache" in inspect.signature(LlavaModel.forward).parameters else "past_key_values"
+
+
+def cache_of(given: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a model, or in what it returned, by either name; None where there is none."""
+    return given.get("cache", given.get("past_key_values"))
 
 
 class _Lengths:
@@ -56,7 +64,7 @@ def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) ->
         "config": config,
         "inputs_embeds": hidden,
         "attention_mask": valid,
-        "past_key_values": _Lengths(past, hidden.shape[1]),
+        CACHE: _Lengths(past, hidden.shape[1]),
     }
     if "cache_position" in _MASK_ARGUMENTS:  # up to 5.6
         arguments["cache_position"] = torch.arange(past, past + hidden.shape[1], device=hidden.device)

@@ -54,10 +54,12 @@ class Encoding:
     Attributes:
         tower: the call of the tower inside it, where the tower is reduced.
         images: what it leaves, in the order of the pixels.
+        pooled: the projector will be given pooled tokens with holes, and not what the tower left.
     """
 
     tower: Any = None  # a TowerCall
     images: list[EncodedImage] = field(default_factory=list)
+    pooled: bool = False
 
 
 def note(features: Any, images: list[EncodedImage]) -> None:

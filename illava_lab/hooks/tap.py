@@ -82,7 +82,7 @@ def peek(attention: Any, hidden: Tensor, position_embeddings: tuple[Tensor, Tens
     """
     _peeking.now = True
     try:
-        attention(hidden, position_embeddings=position_embeddings, attention_mask=None, past_key_values=None)
+        attention(hidden, position_embeddings=position_embeddings, attention_mask=None)
     except _Seen as seen:
         query, key = seen.args
         return query, key

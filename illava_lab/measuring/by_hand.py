@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import CACHE, causal_mask
 from illava_lab.method.strategy import Strategy
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.prompt_shape import PromptShape, prompt_shape
@@ -118,6 +119,10 @@ def _medium(model: Any, anatomy: Anatomy, inputs: Inputs, schedule: Plan) -> str
         why = "the projector takes several layers of the tower"
     elif schedule.image is not None:
         why = "the picture itself is made smaller"
+    elif anatomy.media["image"].marked:
+        why = "text stands between the tiles of a picture"
+    elif media == ["video"] and anatomy.media["video"].early:
+        why = "frames are pooled before the projector"
     elif len(media) != 1:
         why = f"the prompts show {' and '.join(media) or 'nothing'}"
     elif len({parameter.device for parameter in model.parameters()}) > 1:
@@ -205,7 +210,7 @@ class _Loop:
         for layer, given in zip(anatomy.llm_layers, self._llm, strict=True):
             hidden = layer(
                 hidden[:, : given.length], attention_mask=given.mask, position_embeddings=given.tables,
-                past_key_values=kept, use_cache=True,
+                use_cache=True, **{CACHE: kept},
             )  # fmt: skip
         logits: Tensor = self._model.lm_head(anatomy.language_model.norm(hidden[:, -1:]))
         return logits, kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.compat import cache_of
 from illava_lab.measuring.live_bytes import LiveBytes
 from illava_lab.method.blocks import block, undone
 from illava_lab.method.host_made import forget_host_made
@@ -78,7 +80,7 @@ def counted_flops(model: nn.Module, inputs: Inputs) -> int:
     Attention is counted in full, masked places too, by torch's plain kernel: its counter knows no formula for the
     fused one of the CPU and would take that for free.
     """
-    with _plain_attention(), within(FlopCounterMode(display=False)) as counter:
+    with _plain_attention(), within(FlopCounterMode(display=False, custom_mapping=_of_experts())) as counter:
         prefill(model, inputs)
     return counter.get_total_flops()
 
@@ -101,8 +103,23 @@ def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
     return cache_bytes, torch.cuda.max_memory_allocated(device) - before
 
 
+def _of_experts() -> dict[Any, Any]:
+    """What torch's counter does not know: the products of all experts at once, where there are such."""
+    found = [getattr(torch.ops.aten, "_grouped_mm", None), getattr(torch.ops.transformers, "grouped_mm_fallback", None)]
+    return {operation: _grouped for operation in found if operation is not None}
+
+
+def _grouped(rows: Sequence[int], weights: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """FLOPs of rows (N, K) by weights (experts, K, M), each row by those of one expert; both are shapes."""
+    return 2 * math.prod(rows) * weights[-1]
+
+
 def _cache_bytes(output: Any) -> int:
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    """Of keys and values, and of the states of layers with linear attention."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    held = [getattr(layer, name, None) for layer in cache_of(output).layers for name in names]
+    parts = [part for one in held for part in (one.values() if isinstance(one, dict) else [one])]
+    return sum(part.nbytes for part in parts if part is not None)
 
 
 def mean_tokens(model: nn.Module, schedule: Schedule, layout: Layout | None = None) -> dict[str, float]:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from illava_lab.errors import LabError, reason
 from illava_lab.hooks.attach import attach, is_attached
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.rows import OneOrSeveral, Row, Wanted, baseline, check_out, wanted
 from illava_lab.measuring.runlog import RunLog, model_settings
@@ -222,11 +223,14 @@ def _follow(lab: Lab, inputs: dict[str, Tensor], longest: int, answer: Tensor | 
     parted = None if answer is None else first_difference(answer, own)
     if answer is None or parted is None:
         return own, logits
-    logits, cache = logits[: parted + 1], out.past_key_values
+    logits, cache = logits[: parted + 1], cache_of(out)
     if parted + 1 == len(answer):
         return own, logits
     too_much = len(own) - 1 - parted  # of its own last token, the cache knows nothing yet
-    if too_much:
+    if too_much and describe(lab.model).linear:  # the state of a layer cannot forget what it has seen
+        shorter: Any = lab._generate(inputs, parted + 1, return_dict_in_generate=True)
+        cache = cache_of(shorter)
+    elif too_much:
         cache.crop(-too_much)
     mask = inputs["attention_mask"]
     mask = torch.cat([mask, mask.new_ones(1, len(answer) - 1)], dim=1)
@@ -241,7 +245,7 @@ def _led(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     ahead = torch.arange(ids.shape[1], device=ids.device) - ids.shape[1]
     positions = {} if moved is None else {"position_ids": mask.sum(1, keepdim=True) + ahead + moved}
     with inference_mode():
-        return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits[0]
+        return model(input_ids=ids, attention_mask=mask, use_cache=True, **positions, **{CACHE: cache}).logits[0]
 
 
 def _text(lab: Lab, tokens: Tensor) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from illava_lab.errors import LabError
 from illava_lab.measuring.batches import Batch, batches
 from illava_lab.measuring.tasks import Task, check_task
-from illava_lab.models.processors import check_takes_videos
+from illava_lab.models.frames import check_takes_videos
 from illava_lab.session.asked import check_count
 from illava_lab.session.lab import Lab, check_lab
 from illava_lab.session.prompt import Inputs

@@ -14,6 +14,7 @@ from torch.utils.benchmark import timer
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.measuring.by_hand import Prefill as ByHand
 from illava_lab.measuring.clock import NOTHING, Span, timed
@@ -156,7 +157,7 @@ def decoding(model: Any, inputs: Inputs, output: Any) -> Iterator[Any]:
         output = model(
             input_ids=output.logits[:, -1:].argmax(-1),
             attention_mask=mask,
-            past_key_values=output.past_key_values,
+            **{CACHE: cache_of(output)},
             use_cache=True,
             **positions,
         )

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import __version__
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from illava_lab.errors import LabError
-from illava_lab.method.tokens import Stage
+from illava_lab.models.anatomy import TYPICAL_CELLS, Anatomy, Cells, LayerParts, Media
 from illava_lab.models.layout import Medium
-
-
-class Media(NamedTuple):
-    """How images (or videos) get into the prompt.
-
-    Attributes:
-        token: name of the placeholder's id in the configuration.
-        encode: method of `model.model` that turns pixels into features for the placeholders.
-        pack: method that joins crops or pools patches in between, or None if a patch is a placeholder.
-        tiled: an image may be several encoder rows (tiles), whose placeholders follow each other without a gap.
-    """
-
-    token: str
-    encode: str
-    pack: str | None = None
-    tiled: bool = False
 
 
 class Family(NamedTuple):
@@ -47,6 +31,7 @@ class Family(NamedTuple):
 
 
 _LLAVA = ("vision_tower", "multi_modal_projector", "language_model")
+_IDEFICS = ("vision_model", "connector.modality_projection", "text_model")
 _IMAGES = ("image_token_id", "get_image_features")
 _VIDEOS = ("video_token_id", "get_video_features")
 
@@ -59,132 +44,64 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family("LLaVA-NeXT", *_LLAVA, {"image": Media(*_IMAGES, "pack_image_features")}),
     "llava_onevision": Family(
         "LLaVA-OneVision", *_LLAVA,
-        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling")},
+        {"image": Media(*_IMAGES, "pack_image_features"), "video": Media(*_VIDEOS, "apply_pooling", newline=True)},
+    ),
+    "llava_next_video": Family(
+        "LLaVA-NeXT-Video", *_LLAVA,
+        {
+            "image": Media(*_IMAGES, "pack_image_features"),
+            "video": Media(*_VIDEOS, "vision_resampler.forward", early=True),
+        },
     ),
     "internvl": Family("InternVL", *_LLAVA, {"image": Media(*_IMAGES, tiled=True)}),
+    "idefics3": Family("Idefics3", *_IDEFICS, {"image": Media(*_IMAGES, marked=True)}),
+    "smolvlm": Family("SmolVLM", *_IDEFICS, {"image": Media(*_IMAGES, marked=True)}),
     "qwen2_vl": Family("Qwen2-VL", *_QWEN, _QWEN_MEDIA),
     "qwen2_5_vl": Family("Qwen2.5-VL", *_QWEN, _QWEN_MEDIA),
     "qwen3_vl": Family("Qwen3-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_vl_moe": Family("Qwen3-VL-MoE", *_QWEN, _QWEN_MEDIA),
+    "qwen3_5": Family("Qwen3.5-VL", *_QWEN, _QWEN_MEDIA),
+    "qwen3_5_moe": Family("Qwen3.5-VL-MoE", *_QWEN, _QWEN_MEDIA),
+    # not its videos, whose placeholders are those of images
+    "glm4v": Family("GLM-4.1V", *_QWEN, {"image": Media(*_IMAGES)}),
+    "glm46v": Family("GLM-4.6V", *_QWEN, {"image": Media(*_IMAGES)}),
 }  # fmt: skip
 
-
-class LayerParts(NamedTuple):
-    """Attribute names inside an encoder layer, in the order in which they run."""
-
-    first_norm: str
-    attention: str
-    second_norm: str
-    mlp: str = "mlp"
+# What is often asked for, and why it is not there.
+WHY_NOT: dict[str, str] = {
+    "gemma3": "five of six layers of its decoder see a window of the last positions, and tokens of an image see each "
+    "other in both directions; what goes at one layer, also at one without a window, is missing in all windows behind "
+    "it, which then reach further back than the model has learned",
+}
 
 
 _CLIP_PARTS = LayerParts("layer_norm1", "self_attn", "layer_norm2")
 _QWEN_PARTS = LayerParts("norm1", "attn", "norm2")
 
-# vision model_type -> the parts of an encoder layer, and has the tower a CLS token. Published Qwens call their tower by
-# the name of the whole model, which older releases of transformers leave as it is.
+# vision model_type -> the parts of an encoder layer, and has the tower a CLS token. Published Qwens and GLMs call their
+# tower by the name of the whole model, which older releases of transformers leave as it is.
 TOWERS: dict[str, tuple[LayerParts, bool]] = {
     "clip_vision_model": (_CLIP_PARTS, True),
     "siglip_vision_model": (_CLIP_PARTS, False),
+    "idefics3_vision": (_CLIP_PARTS, False),
+    "smolvlm_vision": (_CLIP_PARTS, False),
     "internvl_vision": (LayerParts("layernorm_before", "attention", "layernorm_after"), True),
     **{
-        f"{qwen}{end}": (_QWEN_PARTS, False)
-        for qwen in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        f"{packed}{end}": (_QWEN_PARTS, False)
+        for packed in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v")
         for end in ("_vision", "")
     },
 }
 
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-
-
-TYPICAL_CELLS = 24  # along an edge, of a picture for a tower that takes any size: 576 visual tokens, as in LLaVA-1.5
-
-
-class Cells(NamedTuple):
-    """How a tower that takes images of any size, packed into one sequence, groups their patches.
-
-    Attributes:
-        side: patches along the side of a cell, the block that the patch merger makes one visual token of.
-        window: cells along the side of an attention window, or None if there are none.
-        full: where there are windows, the layers that attend over the whole image all the same.
-    """
-
-    side: int
-    window: int | None
-    full: tuple[int, ...] = ()
-
-    def window_at(self, layer: int) -> int | None:
-        """The window of one encoder layer."""
-        return None if layer in self.full else self.window
-
-
-@dataclass(frozen=True, eq=False)
-class Anatomy:
-    """The parts of one model that the hooks need.
-
-    Attributes:
-        base: the module that joins image features and text (`model.model`).
-        encoder_layers: the layers of the vision tower; only the first `encoder_depth` reach the projector.
-        layer_parts: attribute names inside an encoder layer.
-        cls_tokens: 1 when the tower puts a CLS token in front, else 0.
-        grid: (height, width) in patches of one row of the encoder: an image, a crop or a frame. Where they come in any
-            size, that of a typical one in cells, for which budgets are computed; where there is a `shuffle`, in cells.
-        side: (pixels of such a row, pixels of a patch, or of a cell where `grid` counts these), along one edge.
-        media: what goes into a prompt, and how.
-        placeholders: the id in input_ids that holds the place of a visual token, by medium.
-        cells: how patches become visual tokens in a packed tower, or None for other towers.
-        first_llm_layer: the first that can reduce: where layers add visual features of their own to their output
-            (deepstack of Qwen3-VL), it comes after these. A strategy that ranks by attention needs a layer before it.
-        deepstack: encoder layer -> the projector of the features that are taken from its output.
-        shuffle: patches along the side of a cell, the block of which a pixel shuffle behind the tower makes one visual
-            token; 1 where there is none.
-        fixed: every image has as many visual tokens as a row has patches.
-    """
-
-    base: Any  # a part of transformers, as the next: what its attributes are, torch's types cannot know
-    tower: Any
-    encoder_layers: nn.ModuleList
-    encoder_depth: int
-    layer_parts: LayerParts
-    cls_tokens: int
-    grid: tuple[int, int]
-    side: tuple[int, int]
-    projector: nn.Module
-    language_model: Any
-    llm_layers: nn.ModuleList
-    media: dict[Medium, Media]
-    placeholders: dict[Medium, int]
-    cells: Cells | None = None
-    first_llm_layer: int = 0
-    deepstack: Mapping[int, nn.Module] = field(default_factory=dict)
-    shuffle: int = 1
-
-    @property
-    def fixed(self) -> bool:
-        return self.cells is None and all(media.pack is None and not media.tiled for media in self.media.values())
-
-    @property
-    def rows_may_differ(self) -> bool:
-        """Whether rows of the encoder may differ in how many tokens they have left."""
-        one_layer = isinstance(getattr(self.base.config, "vision_feature_layer", -1), int)
-        return self.shuffle == 1 and one_layer
-
-    @property
-    def image_token_id(self) -> int:
-        return self.placeholders["image"]
-
-    @property
-    def patches(self) -> int:
-        """Patches (or cells, as in `grid`) in one row of the encoder (an image, a crop or a frame), unreduced."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def patches_of_token(self) -> int:
-        """Patches in what `grid` counts: 1, or those of a cell."""
-        return (self.cells.side if self.cells else self.shuffle) ** 2
-
-    def depth(self, stage: Stage) -> int:
-        """Layers of a stage that a reduction can act on."""
-        return self.encoder_depth if stage == "encoder" else len(self.llm_layers)
+DECODERS: tuple[str, ...] = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text",
+    "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text",
+)  # fmt: skip
+# What `layer_types` of a decoder calls layers that attend to all tokens, and those that keep a state instead (a gated
+# delta rule).
+FULL, LINEAR = "full_attention", "linear_attention"
+# Before, a state began anew where several tokens followed a cache, as the next question of a conversation does.
+STATES_GO_ON = hasattr(LinearAttentionCacheLayerMixin, "activate_past_recording")
 
 
 def kinds_of(config: Any) -> str:
@@ -200,7 +117,8 @@ def check_supported(config: Any) -> None:
     """
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
-        raise LabError(f"model family {kind!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
+        why = f" ({WHY_NOT[kind]})" if isinstance(kind, str) and kind in WHY_NOT else ""
+        raise LabError(f"model family {kind!r:.80} is not supported{why}; supported: {', '.join(FAMILIES)}")
     tower, text = config.vision_config, config.text_config
     if tower.model_type not in TOWERS:
         raise LabError(f"vision tower {tower.model_type!r:.80} is not supported; supported: {', '.join(TOWERS)}")
@@ -212,9 +130,19 @@ def check_supported(config: Any) -> None:
             f"vision_feature_select_strategy={config.vision_feature_select_strategy!r:.80} is not supported with "
             f"{tower.model_type}; supported: {wanted!r}"
         )
+    pooling = getattr(config, "spatial_pool_mode", "average"), getattr(config, "spatial_pool_stride", 2)
+    if pooling != ("average", 2):
+        raise LabError(
+            f"spatial_pool_mode={pooling[0]!r:.80} with spatial_pool_stride={pooling[1]!r:.80} is not supported; "
+            "supported: 'average' with 2"
+        )
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    if sliding or other:
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds == {LINEAR}:
+        raise LabError(f"a decoder whose layers are all {LINEAR} is not supported; one must have {FULL}")
+    if LINEAR in kinds and not STATES_GO_ON:
+        raise LabError(f"a decoder with {LINEAR} needs a newer transformers, 5.17 or later; here is {__version__}")
+    if sliding or kinds - {FULL, LINEAR}:
         raise LabError(f"decoders with sliding-window attention are not supported (sliding_window={sliding!r:.80})")
 
 
@@ -249,7 +177,7 @@ def describe(model: nn.Module) -> Anatomy:
     layers = _encoder_layers(tower)
     parts, has_cls = TOWERS[vision.model_type]
     cells = _cells(vision) if hasattr(vision, "spatial_merge_size") else None
-    shuffle = round(1 / getattr(config, "downsample_ratio", 1))
+    shuffle = getattr(config, "scale_factor", None) or round(1 / getattr(config, "downsample_ratio", 1))
     patch = _edge(vision.patch_size) * (cells.side if cells else shuffle)
     pixels = TYPICAL_CELLS * patch if cells else _edge(vision.image_size)
     deepstack = getattr(vision, "deepstack_visual_indexes", ())
@@ -271,7 +199,13 @@ def describe(model: nn.Module) -> Anatomy:
         first_llm_layer=len(deepstack),
         deepstack=dict(zip(deepstack, getattr(tower, "deepstack_merger_list", ()), strict=True)),
         shuffle=shuffle,
+        linear=_linear(config.get_text_config()),
     )
+
+
+def _linear(text: Any) -> frozenset[int]:
+    kinds = getattr(text, "layer_types", None) or ()
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind == LINEAR)
 
 
 def _edge(size: int | list[int] | tuple[int, int]) -> int:

@@ -211,11 +211,11 @@ def pooled_layout(pool: Callable[[Tensor], Tensor], grid: tuple[int, int], side:
     return anyres_layout(pack, 1, side[:1] * 2, side[:1] * 2, grid, side)
 
 
-def joined_layout(frame: Layout, frames: int) -> Layout:
-    """A video: `frames` frames one after another, and a newline at the end."""
-    per_frame = frame.patches[1] * frame.patches[2]
-    source = torch.cat([frame.source + i * per_frame for i in range(frames)] + [frame.source[:1] * 0])
-    weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0])
+def joined_layout(frame: Layout, frames: int, newline: bool) -> Layout:
+    """A video: `frames` frames one after another, and maybe a newline at the end."""
+    per_frame, ends = frame.patches[1] * frame.patches[2], [frame.source[:1] * 0] * newline
+    source = torch.cat([frame.source + i * per_frame for i in range(frames)] + ends)
+    weight = torch.cat([frame.weight] * frames + [frame.weight[:1] * 0] * newline)
     return Layout((frames, *frame.patches[1:]), source, weight, None, frame.boxes.repeat(frames, 1), parts=frames)
 
 

@@ -1,150 +1,30 @@
 """Processors that need no torchvision: images and video frames both go through the PIL-backed image processors.
 
 transformers prepares videos with torchvision only, and without it `LlavaOnevisionProcessor` and `InternVLProcessor`
-cannot even be built. Here a stand-in takes the place of their video processors. Pixels are the same whether torchvision
-is installed or not.
+cannot even be built. Here a stand-in takes the place of their video processors (`illava_lab.models.frames`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-import torch
-from PIL.Image import Resampling
-from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    BatchFeature,
     PreTrainedConfig,
     ProcessorMixin,
-    Qwen2VLImageProcessorPil,
-    SiglipImageProcessorPil,
 )
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension
 
 # In 5.6 and 5.17 the name at the top of transformers stands for a class that asks for torchvision; this one does not.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.video_utils import VideoMetadata
 
 from illava_lab.errors import LabError
 from illava_lab.models.folder import read_json
-
-LAST = ChannelDimension.LAST
-"""Of frames; transformers would guess, and take one that is 3 pixels high for three channels."""
-
-
-class _Frames:
-    """Prepares videos with the settings of a checkpoint's video processor, frame by frame, through an image processor.
-
-    The second base class is a PIL-backed image processor. Frames are taken as they come: sampling is the work of
-    `read_video`.
-    """
-
-    valid_kwargs: Any  # of the image processor
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-        known = self.valid_kwargs.__annotations__
-        super().__init__(**{name: value for name, value in settings.items() if name in known and value is not None})
-
-    def __call__(
-        self,
-        videos: Sequence[np.ndarray],
-        video_metadata: Sequence[VideoMetadata] | None = None,
-        return_metadata: bool = False,
-        **_: Any,
-    ) -> BatchFeature:
-        """Model inputs of several videos, each (frames, height, width, 3) in 8 bits."""
-        data: dict[str, Any] = dict(self.prepare([list(video) for video in videos]))
-        if return_metadata:
-            data["video_metadata"] = video_metadata or [VideoMetadata(len(video)) for video in videos]
-        return BatchFeature(data)
-
-    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
-        """Model inputs of the frames of several videos, by name."""
-        raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as the checkpoint had them, so that transformers' own class can read what is saved."""
-        return dict(self.settings)
-
-
-class OnevisionFrames(_Frames, SiglipImageProcessorPil):
-    """LLaVA-OneVision: every frame is one square picture, without crops."""
-
-    model_input_names: ClassVar = ["pixel_values_videos"]
-    resample = Resampling.BICUBIC
-    image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    size: ClassVar = {"height": 384, "width": 384}
-    do_convert_rgb = True
-
-    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
-        """pixel_values_videos (videos, frames, 3, height, width).
-
-        Raises:
-            LabError: videos with different numbers of frames, which the model cannot take in one batch.
-        """
-        lengths = {len(frames) for frames in videos}
-        if len(lengths) > 1:
-            raise LabError(f"videos of one batch need equally many frames, got {sorted(lengths)}")
-        pixels = [np.stack(self.preprocess(frames, input_data_format=LAST)["pixel_values"]) for frames in videos]
-        return {"pixel_values_videos": torch.from_numpy(np.stack(pixels).astype(np.float32))}
-
-
-class QwenFrames(_Frames, Qwen2VLImageProcessorPil):
-    """Qwen2-VL and Qwen2.5-VL: consecutive frames share a patch, `temporal_patch_size` (2) of them."""
-
-    model_input_names: ClassVar = ["pixel_values_videos", "video_grid_thw"]
-    size: ClassVar = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
-
-    def prepare(self, videos: list[list[np.ndarray]]) -> dict[str, Tensor]:
-        """Pixels and grids of all videos.
-
-        Returns:
-            pixel_values_videos (patches of all videos, 3 * frames a patch * patch * patch), video_grid_thw (videos, 3).
-        """
-        patches, grids = zip(*(self._patches(frames) for frames in videos), strict=True)
-        return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
-
-    def _patches(self, frames: list[np.ndarray]) -> tuple[Tensor, list[int]]:
-        together = self.temporal_patch_size
-        frames = frames + frames[-1:] * (-len(frames) % together)
-        single = self.preprocess(frames, temporal_patch_size=1, return_tensors="pt", input_data_format=LAST)
-        _, rows, columns = single["image_grid_thw"][0].tolist()
-        times = len(frames) // together
-        # (time, frame, patch, channel, pixel) -> the frames of a patch go between its channel and its pixels
-        split = single["pixel_values"].view(times, together, rows * columns, 3, -1)
-        return split.permute(0, 2, 3, 1, 4).reshape(times * rows * columns, -1), [times, rows, columns]
-
-
-# transformers model_type -> what prepares its videos. A family that is not here takes no videos.
-FRAMES: dict[str, type[_Frames]] = {
-    "llava_onevision": OnevisionFrames,
-    "qwen2_vl": QwenFrames,
-    "qwen2_5_vl": QwenFrames,
-}
-
-# Processors that need a stand-in to be built. To InternVL, frames are images, and Qwen3-VL writes the times of frames
-# into its prompts; the lab takes no videos for them.
-STAND_INS: dict[str, type[_Frames]] = {**FRAMES, "internvl": OnevisionFrames, "qwen3_vl": QwenFrames}
-
-
-def check_takes_videos(config: PreTrainedConfig, source: str) -> None:
-    """Refuse videos for a family that takes none.
-
-    Raises:
-        LabError: names the families that do.
-    """
-    if config.model_type not in FRAMES:
-        names = ", ".join(FRAMES)
-        raise LabError(
-            f"{source} is of the family {config.model_type!r}, which takes no videos; those that do: {names}"
-        )
-
+from illava_lab.models.frames import STAND_INS
 
 MOST_PREPARED = 2**24
 """Pixels of a picture while it is prepared, if it has fewer than half of them itself: done in half a second."""
@@ -198,7 +78,22 @@ _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     """The processor of a checkpoint's folder, with PIL-backed image processors."""
-    return _without_torchvision(config).from_pretrained(folder, **_LOCAL)
+    with _without_number_words(config):
+        return _without_torchvision(config).from_pretrained(folder, **_LOCAL)
+
+
+@contextmanager
+def _without_number_words(config: PreTrainedConfig) -> Iterator[None]:
+    """SmolVLM's processor is not made without the package num2words, which spells how many frames a video has."""
+    module: Any = sys.modules[PROCESSOR_MAPPING[type(config)].__module__]
+    missing = getattr(module, "num2words", str) is None
+    if missing:
+        module.num2words = str
+    try:
+        yield
+    finally:
+        if missing:
+            module.num2words = None
 
 
 def build_processor(
@@ -218,7 +113,8 @@ def build_processor(
         parts["video_processor"] = STAND_INS[config.model_type](**settings.pop("video_processor"))
     else:
         cls = PROCESSOR_MAPPING[type(config)]
-    return cls(**parts, **settings, chat_template=chat_template)
+    with _without_number_words(config):
+        return cls(**parts, **settings, chat_template=chat_template)
 
 
 def _pil_class(name: str) -> Any:

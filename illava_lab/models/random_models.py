@@ -155,7 +155,9 @@ def _tokenizer(
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, special[bos])]
         )
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, padding_side="left",
         **({"extra_special_tokens": named} if named else {"additional_special_tokens": list(special)}),
     )  # fmt: skip
+    made.add_tokens(list(special), special_tokens=True)  # named or not, each is one token
+    return made

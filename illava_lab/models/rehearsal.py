@@ -77,7 +77,7 @@ def check_sizes(settings: Any) -> None:
         LabError: names the setting.
     """
     area = getattr(settings, "merge_size", None) is not None  # Qwen's edges are areas
-    for name in ("size", "crop_size", "pad_size", "image_grid_pinpoints"):
+    for name in ("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints"):
         value = getattr(settings, name, None)
         for one in value if isinstance(value, list) and name == "image_grid_pinpoints" else [value]:
             if one is not None and _pixels(one, area) > MOST_PREPARED:
@@ -100,9 +100,8 @@ def _pixels(size: Any, area: bool) -> int:
     edges = dict(size)
     if edges.get("shortest_edge") is not None and area:
         return int(edges["shortest_edge"])
-    return int(edges.get("height") or edges.get("shortest_edge") or 1) * int(
-        edges.get("width") or edges.get("shortest_edge") or 1
-    )
+    edge = edges.get("shortest_edge") or (not area and edges.get("longest_edge")) or 1
+    return int(edges.get("height") or edge) * int(edges.get("width") or edge)
 
 
 def _check_inputs(inputs: Any, config: PreTrainedConfig) -> None:

@@ -78,6 +78,8 @@ def check_parts(model: Any, inputs: Mapping[str, Any]) -> None:
     places = int((inputs["input_ids"] == anatomy.image_token_id).sum())
     if anatomy.cells:
         tokens = int(inputs["image_grid_thw"].prod()) // anatomy.cells.side**2
+    elif anatomy.media["image"].marked:  # which tiles are padding, the model looks up in their pixels
+        tokens = inputs["pixel_values"].shape[1] * anatomy.patches
     else:
         shown = {"pixel_values": inputs["pixel_values"].to("meta", model.dtype)}
         if "image_sizes" in inputs:

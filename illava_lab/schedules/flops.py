@@ -10,7 +10,8 @@ from torch import nn
 
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.prompt_shape import ImageShape, PromptShape, prompt_shape
@@ -85,7 +86,10 @@ def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:
         "llm": [],
         "head": [_linear(model.lm_head)],  # the logits of the last position
     }
-    embedding = sum(2.0 * m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+    joins = getattr(tower, "downsample", None)  # a convolution that makes one token of each cell (GLM-4.1V)
+    convolutions = [m for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)) and m is not joins]
+    embedding = sum(2.0 * m.weight.numel() for m in convolutions)
+    joining = 0.0 if joins is None else 2.0 * joins.weight.numel()
     for visual in prompt.visuals:
         rows, left = visual.rows, visual.encoder[-1]
         out["patches"][0] += embedding * rows * visual.encoder[0] * patches
@@ -95,12 +99,17 @@ def _by_layer(model: Any, prompt: PromptShape) -> dict[str, list[float]]:
             pairs = _pairs(anatomy, index, visual)
             out["encoder"][index] += rows * (_attention(attention, before, pairs) + _linear(mlp) * after)
         out["pooling"][0] += rows * sum(_pooling_head(m, left) for m in tower.modules() if hasattr(m, "probe"))
-        out["projector"][0] += rows * left * _linear(anatomy.projector)
+        projected = rows * left if visual.pooled is None else visual.pooled
+        out["projector"][0] += projected * (joining + _linear(anatomy.projector))
         for index, projector in anatomy.deepstack.items():
             out["projector"][0] += rows * visual.encoder[index + 1] * _linear(projector)
     for index, layer in enumerate(layers):
         length = prompt.length(index)
-        out["llm"].append(_attention(layer.self_attn, length, length**2) + _linear(layer.mlp) * length)
+        if index in anatomy.linear:
+            mixing = _recurrence(layer.linear_attn, length)
+        else:
+            mixing = _attention(layer.self_attn, length, length**2)
+        out["llm"].append(mixing + (_linear(layer.mlp) + _experts(layer.mlp)) * length)
     return out
 
 
@@ -130,6 +139,32 @@ def _linear(module: nn.Module) -> float:
 def _attention(module: nn.Module, length: int, pairs: float) -> float:
     """FLOPs of one attention with its projections, the last of which takes all heads side by side."""
     return _linear(module) * length + 4.0 * pairs * linears(module)[-1].in_features
+
+
+CHUNK = 64  # tokens of which a gated delta rule sees the pairs
+
+
+def _recurrence(module: Any, length: int) -> float:
+    """FLOPs of linear attention (a gated delta rule in chunks) with its projections and its convolution.
+
+    In a chunk of c tokens, a head of keys d and values e wide compares keys with keys and with queries, and applies the
+    latter; then queries and keys read its state, and it is written. The triangular system in between is left out, as
+    by torch's counter.
+    """
+    heads, key, value = module.num_v_heads, module.head_k_dim, module.head_v_dim
+    chunk = CHUNK**2 * (4.0 * key + 2.0 * value) + 6.0 * CHUNK * key * value
+    taps: int = module.conv1d.kernel_size[0]
+    convolution = 2.0 * int(module.conv1d.weight.numel()) * (length + taps - 1)
+    return _linear(module) * length + convolution + float(-(-length // CHUNK) * heads * chunk)
+
+
+def _experts(mlp: Any) -> float:
+    """FLOPs for one token of the experts that are chosen, which are no linear layers, and of the choice."""
+    if not hasattr(mlp, "experts"):
+        return 0.0
+    weights: int = sum(parameter.numel() for parameter in mlp.experts.parameters())
+    chosen: float = mlp.gate.top_k / mlp.gate.num_experts
+    return 2.0 * int(mlp.gate.weight.numel()) + 2.0 * weights * chosen
 
 
 def _pooling_head(module: Any, count: int) -> float:

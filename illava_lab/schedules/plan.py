@@ -11,7 +11,7 @@ from illava_lab.errors import LabError
 from illava_lab.method.keep import Keep, check_keep, kept
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.layout import Layout
 
 
@@ -95,8 +95,15 @@ class Plan:
                 if not first <= layer <= last:
                     raise LabError(f"{stage} layer {layer} is out of range; this model allows {first} to {last}")
                 own = strategy.at(stage, layer)
+                if stage == "llm" and layer not in (places := anatomy.llm_places(own.first_llm_layer)):
+                    allowed = ", ".join(map(str, places)) or "none"
+                    raise LabError(
+                        f"llm layer {layer} is behind layer {layer - 1}, which has linear attention: nothing that "
+                        f"strategy {own.name!r} could rank by; layers that it may reduce before: {allowed}"
+                    )
                 if stage == "llm" and not set(own.media) & set(anatomy.media):
-                    raise LabError(f"strategy {own.name!r} reduces {own.media[0]}s, which this model does not take")
+                    what = f"{own.media[0]}s, which this model does not take, or takes as pictures"
+                    raise LabError(f"strategy {own.name!r} reduces {what}")
         looks = strategy.looks(anatomy.encoder_depth) if self.encoder else []
         if looks and min(self.encoder) < min(looks):
             raise LabError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from illava_lab.method.keep import Keep
 from illava_lab.method.tokens import Stage
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.plan import Plan
 from illava_lab.trace.trace import Trace
@@ -29,6 +29,7 @@ class ImageShape(NamedTuple):
         one_grid: `grid` where the whole of it is one in raster order, else None.
         markers: placeholders that are no visual tokens.
         places: gives what each row has left in front of an encoder layer (`Trace.places`), or None if unknown.
+        pooled: tokens that the projector sees, where patches are pooled before it; else None.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class ImageShape(NamedTuple):
     one_grid: tuple[int, int] | None
     markers: int
     places: Callable[[int], list[Tensor]] | None
+    pooled: int | None
 
     def before(self, layer: int) -> int:
         """Visual tokens that a layer of the LLM finds, before it reduces them."""
@@ -85,6 +87,10 @@ def prompt_shape(
         # Where the projector takes an earlier layer, the later ones run for nothing.
         encoder += encoder[-1:] * (len(anatomy.encoder_layers) - anatomy.encoder_depth)
         places = None if trace is None else partial(trace.places, image)
-        visuals.append(ImageShape(rows, (height, width), encoder, entered, tokens["llm"], one_grid, markers, places))
+        early = layout is not None and layout.interpolates and any(media.early for media in anatomy.media.values())
+        pooled = layout.slots if layout is not None and early else None
+        visuals.append(
+            ImageShape(rows, (height, width), encoder, entered, tokens["llm"], one_grid, markers, places, pooled)
+        )
     plans: dict[Stage, dict[int, Keep]] = {"encoder": schedule.plan("encoder"), "llm": schedule.plan("llm")}
     return PromptShape(anatomy, plans, visuals, text_tokens)

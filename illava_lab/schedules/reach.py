@@ -13,7 +13,8 @@ from illava_lab.method.keep import check_share
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
-from illava_lab.models.families import Anatomy, describe
+from illava_lab.models.anatomy import Anatomy
+from illava_lab.models.families import describe
 from illava_lab.models.layout import Layout
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan
@@ -92,8 +93,10 @@ def _split(strategy: Strategy, stage: Stage, anatomy: Anatomy, before: int, afte
     Raises:
         LabError: even removing all it can at every layer, the strategy keeps more.
     """
-    first = max(anatomy.first_llm_layer, strategy.first_llm_layer) if stage == "llm" else 0
-    layers = sorted({max(first, layer) for layer in strategy.layers(stage, anatomy.depth(stage))})
+    layers = strategy.layers(stage, anatomy.depth(stage))
+    if stage == "llm":
+        layers = [anatomy.llm_place(layer, strategy.at(stage, layer).first_llm_layer) for layer in layers]
+    layers = sorted({*layers})
     counts = strategy.counts(stage, len(layers), before, after)
     smallest = strategy.smallest_keep_in(stage)
     if counts[0] < ceil(before * smallest):

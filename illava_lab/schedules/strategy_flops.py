@@ -16,7 +16,7 @@ from illava_lab.method.ask import take_note
 from illava_lab.method.modes import within
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage, Tokens
-from illava_lab.models.families import Anatomy, Cells
+from illava_lab.models.anatomy import Anatomy, Cells
 from illava_lab.schedules.prompt_shape import PromptShape
 from illava_lab.sites.attention import AttentionSite, tokens_at
 from illava_lab.sites.cells import ShuffledSite, cell_places
@@ -93,7 +93,7 @@ def _in_encoder(model: nn.Module, prompt: PromptShape, layer: int) -> Iterator[_
         )
         hidden = states = sequence
         if anatomy.shuffle > 1:
-            at = cell_places((1, before), anatomy.shuffle, random.device)[None]
+            at = cell_places((1, before), anatomy.shuffle, anatomy.cls_tokens, random.device)[None]
             site, hidden, states = ShuffledSite(site, at), sequence[:, at[0]].mean(2), sequence[:, at[0]].flatten(2)
         position = torch.arange(-extra, before, device=random.device)[None]
         protected = position < 0 if extra else None
@@ -127,7 +127,8 @@ def _cells(
 def _in_llm(model: Any, prompt: PromptShape, layer: int) -> Iterator[_Asked]:
     """Once for all images that are alike, with half of the text before them, half after."""
     random, length, start = _Random(model), prompt.length_before(layer), prompt.length_before(0)
-    attention: Any = prompt.anatomy.llm_layers[layer].self_attn
+    attending = layer if layer not in prompt.anatomy.linear else prompt.anatomy.first_attending
+    attention: Any = prompt.anatomy.llm_layers[attending].self_attn
     config = model.config.text_config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     width: int = linears(attention)[-1].in_features // heads

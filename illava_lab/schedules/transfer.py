@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from torch import nn
 
 from illava_lab.errors import LabError
@@ -29,27 +32,27 @@ def preset_plan(name: str, model: nn.Module) -> Plan:
         fractions.append(keep if isinstance(keep, float) else keep / count)
         count = keep if isinstance(keep, int) else round(count * keep)
     layers = len(published.encoder)
-    encoder = _scaled(list(published.encoder), published.model.encoder_depth, here.encoder_depth, first=0)
-    first_llm = max(anatomy.first_llm_layer, get_strategy(published.strategy)(**published.settings).first_llm_layer)
-    llm = _scaled(list(published.llm), published.model.llm_depth, here.llm_depth, first=first_llm)
+    encoder = _scaled(
+        [*published.encoder], published.model.encoder_depth, here.encoder_depth, range(here.encoder_depth)
+    )
+    places = anatomy.llm_places(get_strategy(published.strategy)(**published.settings).first_llm_layer)
+    llm = _scaled([*published.llm], published.model.llm_depth, here.llm_depth, places)
     return Plan(
         encoder=dict(zip(encoder, fractions[:layers], strict=True)), llm=dict(zip(llm, fractions[layers:], strict=True))
     )
 
 
-def _scaled(layers: list[int], depth: int, new_depth: int, first: int) -> list[int]:
-    """The same relative depths in another model, distinct and in range.
+def _scaled(layers: list[int], depth: int, new_depth: int, places: Sequence[int]) -> list[int]:
+    """The same relative depths in another model, distinct, at the layers that it allows (`places`, ascending).
 
     Raises:
         LabError: the model has too few layers.
     """
-    out: list[int] = []
+    if len(layers) > len(places):
+        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
+    out: list[int] = []  # which of the places
     for layer in layers:
         same = new_depth - 1 if layer == depth - 1 else round(layer / depth * new_depth)
-        out.append(max(first, same, out[-1] + 1 if out else first))
-    over = out[-1] - new_depth + 1 if out else 0
-    if over > 0:
-        out = [layer - over for layer in out]
-    if out and out[0] < first:
-        raise LabError(f"the preset needs {len(layers)} layers, this model has {new_depth}")
-    return out
+        out.append(max(bisect_left(places, same), out[-1] + 1 if out else 0))
+    over = max(0, out[-1] - len(places) + 1) if out else 0
+    return [places[at - over] for at in out]

@@ -18,8 +18,10 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import gradients_kept
+from illava_lab.models.families import describe
+from illava_lab.models.frames import check_takes_videos
 from illava_lab.models.images import read_image
-from illava_lab.models.processors import check_shape, check_takes_videos
+from illava_lab.models.processors import check_shape
 from illava_lab.models.video import ImageOrVideo, Video
 from illava_lab.models.vocabulary import note_on_unknown_words, unknown_words
 from illava_lab.schedules.budget import AnyStrategy, choose
@@ -83,10 +85,12 @@ class Lab:
             self._check_shapes(own)
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
+        if not describe(self.model).media["image"].marked or not any(pictures):  # SmolVLM's wants to see the empty ones
+            pictures = [own for own in pictures if own]
         videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
         with one_at_a_time(self.processor):
             inputs = self.processor(
-                images=[own for own in pictures if own] or None,
+                images=pictures or None,
                 text=texts,
                 padding=True,
                 return_tensors="pt",
@@ -105,7 +109,8 @@ class Lab:
         for one in own:
             if isinstance(one, Video):
                 height, width = one.frames.shape[1:3]
-                check_shape(self.processor, width, height, what="a frame")
+                settings = getattr(self.processor, "video_processor", self.processor)
+                check_shape(settings, width, height, what="a frame")
             elif isinstance(one, Image):
                 check_shape(self.processor, *one.size, alone=len(own) == 1)
 
@@ -113,7 +118,9 @@ class Lab:
         if not videos:
             return {}
         check_takes_videos(self.model.config, self.source)
-        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=list(range(len(v)))) for v in videos]
+        # Which frame is shown when: Qwen3-VL writes that into its prompts, as indices by frames a second.
+        shown = [[second * v.fps for second in v.seconds] for v in videos]
+        metadata = [VideoMetadata(len(v), fps=v.fps, frames_indices=at) for v, at in zip(videos, shown, strict=True)]
         return {"videos": [v.frames for v in videos], "video_metadata": metadata, "do_sample_frames": False}
 
     def _prompt(self, question: str, shown: Sequence[Any]) -> str:

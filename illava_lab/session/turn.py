@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import gradients_kept
 from illava_lab.session.generation import ALWAYS, check_defaults
@@ -46,7 +47,7 @@ class Said:
     def only(self, rows: list[int]) -> Said:
         """Some of the conversations; the cache is theirs from now on."""
         chosen = torch.tensor(rows, device=self.tokens.device)
-        self.cache.batch_select_indices(chosen)
+        self.cache.reorder_cache(chosen)  # which every kind of layer can
         return Said(self.tokens[chosen], self.mask[chosen], self.cache, self.axes, self.saved)
 
 
@@ -101,7 +102,7 @@ def next_answers(lab: Lab, inputs: dict[str, Any], before: Said | None, max_new_
     check_defaults(model)
     check_answer(model, int(mask.sum(1).max()) - saved, max_new_tokens)
     if before is not None:
-        inputs = {**inputs, "past_key_values": _fork(before.cache)}
+        inputs = {**inputs, CACHE: _fork(before.cache)}
         _set_axes(model, before.axes)
     with gradients_kept():
         out = model.generate(
@@ -111,7 +112,7 @@ def next_answers(lab: Lab, inputs: dict[str, Any], before: Said | None, max_new_
             return_dict_in_generate=True,
         )
     own = _until_end(out.sequences[:, mask.shape[1] :], model.generation_config.eos_token_id)
-    return Said(out.sequences, torch.cat([mask, own.to(mask)], dim=1), out.past_key_values, _axes(model), saved)
+    return Said(out.sequences, torch.cat([mask, own.to(mask)], dim=1), cache_of(out), _axes(model), saved)
 
 
 def new_tokens(said: Said, inputs: dict[str, Any]) -> list[Tensor]:
@@ -131,9 +132,11 @@ def _until_end(new: Tensor, ends: Any) -> Tensor:
 def _fork(cache: Any) -> Any:
     """A cache that goes on from another one and leaves it as it is; keys and values are not copied.
 
-    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has.
+    They need not be: a dynamic cache puts longer tensors in the place of the ones that it has. The states of layers
+    with linear attention are written to, and copied.
     """
-    held = [held for layer in cache.layers for held in (layer.keys, layer.values)]
+    attending = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    held = [held for layer in attending for held in (layer.keys, layer.values)]
     return copy.deepcopy(cache, {id(tensor): tensor for tensor in held})
 
 

@@ -247,7 +247,7 @@ class EntrySite:
         """
         if name not in ENTRY_STATISTICS:
             have = ", ".join(name for name in ENTRY_STATISTICS if self.site.joint or not name.startswith("joint"))
-            raise LabError(f"{name} needs a layer before, and in front of layer 0 none has run; it has {have}")
+            raise LabError(f"{name} needs attention of the layer before, and here is none; it has {have}")
         return self.site.statistic(name)
 
 

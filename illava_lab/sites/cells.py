@@ -1,4 +1,4 @@
-"""Statistics of cells: blocks of patches that a pixel shuffle behind the tower makes one visual token (InternVL)."""
+"""Statistics of cells: blocks of patches that a pixel shuffle makes one visual token of (InternVL, SmolVLM)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ShuffledSite:
     """What a strategy can ask about CLS and cells: an `AttentionSite` of single patches, and where these are in it.
 
     Attributes:
-        at: (rows, 1 + n, K) long, the places in the sequence of CLS (K times) and of the K patches of each cell.
+        at: (rows, CLS + n, K) long, the places in the sequence of CLS (K times) and of the K patches of each cell.
     """
 
     patches: AttentionSite
@@ -32,18 +32,19 @@ class ShuffledSite:
 
 
 def at_cells(x: Tensor, at: Tensor) -> Tensor:
-    """(rows, S, ...) of a sequence -> (rows, 1 + n, K, ...) at the places `at`."""
+    """(rows, S, ...) of a sequence -> (rows, CLS + n, K, ...) at the places `at`."""
     return x[torch.arange(len(x), device=x.device, dtype=torch.long)[:, None, None], at]
 
 
-def cell_places(grid: tuple[int, int], side: int, device: torch.device) -> Tensor:
-    """(1 + n, K) long: where CLS (K times) and the K patches of each cell are in a sequence in raster order.
+def cell_places(grid: tuple[int, int], side: int, cls_tokens: int, device: torch.device) -> Tensor:
+    """(CLS + n, K) long: where CLS (K times) and the K patches of each cell are in a sequence in raster order.
 
     Args:
         grid: (height, width) in cells, side: patches along the side of a cell. Patches of a cell in raster order, which
             is the order of channels that the pixel shuffle makes.
+        cls_tokens: 1 where the sequence begins with CLS, else 0.
     """
     lengths = (torch.arange(n, device=device, dtype=torch.long) for n in (*grid, side, side))
     row, column, down, across = torch.meshgrid(*lengths, indexing="ij")
-    place = 1 + (row * side + down) * grid[1] * side + column * side + across
-    return torch.cat([place.new_zeros(1, side**2), place.view(-1, side**2)])
+    place = cls_tokens + (row * side + down) * grid[1] * side + column * side + across
+    return torch.cat([place.new_zeros(cls_tokens, side**2), place.view(-1, side**2)])

@@ -80,6 +80,8 @@ MARKERS = {
     "cross": "P", "pentagon": "p", "hexagon": "h",
 }  # fmt: skip
 
+ROUND = ("circle", "pentagon", "hexagon")  # hardly told apart where they are small
+
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart with every kind of colour vision.
 BLUE, RED, GREEN, PINK, ORANGE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676"
 
@@ -139,7 +141,7 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
         own, start = METHODS.get(name.partition("(")[0]), crc32(name.encode())
         options = list(OTHERS)
         if own:
-            options = [Look(own.color, marker) for marker in MARKERS]
+            options = [Look(own.color, marker) for marker in MARKERS if marker not in ROUND]
         options = options[start % len(options) :] + options[: start % len(options)]
         options = [*([own] if own else ()), *options, *OTHERS]
         out[name] = next((option for option in options if option not in out.values()), options[0])

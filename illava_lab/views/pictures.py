@@ -143,3 +143,18 @@ def to_png(figure: Figure, dpi: int = 90) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as PNG bytes."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def stacked(pngs: Sequence[bytes]) -> bytes:
+    """PNGs one under the other, as wide as the widest, in one."""
+    images = [Image.open(BytesIO(data)).convert("RGB") for data in pngs]
+    width = max(image.width for image in images)
+    images = [image.resize((width, round(image.height * width / image.width))) for image in images]
+    return png(Image.fromarray(np.concatenate([np.asarray(image) for image in images])))

@@ -32,6 +32,7 @@ AXES: dict[str, tuple[str, str]] = {
 }
 LAYER_AXES = {"encoder": "enters layer ... of the image encoder", "llm": "enters layer ... of the LLM"}
 ACCURACY = "Accuracy, %"
+FULL = 18  # names below each other that a legend has room for
 BARS = "Bars: 95 % interval of the difference to none, paired on the same questions"
 
 
@@ -105,7 +106,8 @@ def tradeoff_picture(table: pd.DataFrame, x: Axis = "flops") -> Figure:
         LabError: as `tradeoff`.
     """
     baseline, lines = _lines(table, x)
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    columns = 1 + len(lines) // FULL
+    figure = Figure(figsize=(8 + 2.4 * (columns - 1), 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(baseline, color=BASELINE_COLOR, linestyle="--", linewidth=1.2, zorder=1)
     drawn: dict[str, Any] = {}
@@ -124,7 +126,7 @@ def tradeoff_picture(table: pd.DataFrame, x: Axis = "flops") -> Figure:
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(axes, drawn, title="Strategy", alignment="left")
+    _legend(axes, drawn, title="Strategy", alignment="left", ncols=columns)
     return figure
 
 

@@ -129,9 +129,11 @@ def _layers(model: Any, strategy: Strategy, plan: Plan, trace: Trace, text: int)
         )
     behind, bare_behind = (parts["pooling"][0] + parts["projector"][0] for parts in (flops, bare))
     rows.append(("projector", 0, behind, bare_behind, 0, 1.0))
+    places = anatomy.llm_places(strategy.first_llm_layer)
     for layer, cost in enumerate(flops["llm"]):
-        may = least["llm"] if layer >= max(anatomy.first_llm_layer, strategy.first_llm_layer) else 1.0
-        rows.append(("llm", layer, cost, bare["llm"][layer], lengths(layer) * token, may))
+        may = least["llm"] if layer in places else 1.0
+        held = 0 if layer in anatomy.linear else lengths(layer) * token  # the state of such a layer does not grow
+        rows.append(("llm", layer, cost, bare["llm"][layer], held, may))
     rows.append(("head", 0, flops["head"][0], bare["head"][0], 0, 1.0))
     return {
         "stage": [row[0] for row in rows],

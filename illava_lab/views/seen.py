@@ -40,10 +40,15 @@ class View:
 
     def webp(self) -> str:
         """The picture as a data: address, at most `SIDE` pixels wide and high."""
-        small, buffer = self.picture.convert("RGB"), BytesIO()
-        small.thumbnail((SIDE, SIDE))
-        small.save(buffer, "WEBP", quality=QUALITY, method=6)
-        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return webp(self.picture)
+
+
+def webp(picture: Image.Image) -> str:
+    """A picture as a data: address, at most `SIDE` pixels wide and high."""
+    small, buffer = picture.convert("RGB"), BytesIO()
+    small.thumbnail((SIDE, SIDE))
+    small.save(buffer, "WEBP", quality=QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def seen_views(
@@ -56,9 +61,10 @@ def seen_views(
         layouts: what each is made of (`Trace.layout`).
         inputs: of this prompt alone (`Lab.inputs`).
     """
+    crops = describe(lab.model).media["image"].pack is not None
     rows = {name: _rows(inputs[name]) for name in ("pixel_values", "pixel_values_videos") if name in inputs}
     views = []
-    for number, (one, layout) in enumerate(zip(read_shown(shown), layouts, strict=True)):
+    for number, (one, layout) in enumerate(zip(_counted(lab, read_shown(shown)), layouts, strict=True)):
         count, *grid = layout.patches
         film = isinstance(one, Video)
         pixels = rows["pixel_values_videos" if film else "pixel_values"]
@@ -69,10 +75,20 @@ def seen_views(
             picture = _original(lab, one, row, count, grid) if seen is None else _picture(lab, seen)
             name = ", ".join(filter(None, (of, _part(film, row, count, boxes))))
             views.append(View(name or "picture", picture, (grid[0], grid[1]), window_of(boxes[row])))
-        if not film and inputs.get("pixel_values", torch.empty(0)).dim() == 5:
+        if not film and crops and inputs.get("pixel_values", torch.empty(0)).dim() == 5:
             for _ in range(inputs["pixel_values"].shape[1] - count):  # what pads pictures of fewer crops
                 next(pixels)
     return views
+
+
+def _counted(lab: Lab, shown: list[Image.Image | Video]) -> list[Image.Image | Video]:
+    """What a trace counts: where frames are pictures to the model (InternVL), each of them."""
+    if "video" in describe(lab.model).media:
+        return shown
+    counted: list[Image.Image | Video] = []
+    for one in shown:
+        counted += map(Image.fromarray, one.frames) if isinstance(one, Video) else [one]
+    return counted
 
 
 def _part(film: bool, row: int, count: int, boxes: Tensor) -> str:

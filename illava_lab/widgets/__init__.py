@@ -8,15 +8,8 @@ from illava_lab.widgets.panels import still
 from illava_lab.widgets.redundancy_explorer import RedundancyExplorer, redundancy_figure, redundancy_panels
 from illava_lab.widgets.schedule_designer import ScheduleDesigner
 from illava_lab.widgets.schedule_forecast import BARE, COLORS, PARTS, forecast, schedule_figure, schedule_picture
-from illava_lab.widgets.tradeoff_explorer import (
-    TradeoffExplorer,
-    lost,
-    lost_picture,
-    read_run,
-    right,
-    tradeoff_figure,
-    within,
-)
+from illava_lab.widgets.tradeoff_explorer import TradeoffExplorer, lost_picture, tradeoff_figure
+from illava_lab.widgets.tradeoff_run import lost, read_run, right, within
 
 __all__ = [
     "BARE",

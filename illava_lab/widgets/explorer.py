@@ -29,7 +29,8 @@ class Explorer:
         self._controls = {name: getattr(self, name) for name in start}
         self._quiet = False
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
+        # Room for two lines: the panels below stay where they are when a sentence becomes longer.
+        self.text = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="60px"))
         self.view = PanelView(self.panels(**self._start), self._pick)
         for control in self._controls.values():
             control.observe(self._draw, names="value")
@@ -83,6 +84,7 @@ class Explorer:
     def show(self, **settings: Any) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
         self.set(**settings)
+        self._start = self.settings  # Reset goes where the reader began
         show_widget(self.box, to_png(still(self.panels(**self.settings))), self.describe(**self.settings))
 
     def _pick(self, patch: int) -> None:

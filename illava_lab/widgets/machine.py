@@ -39,8 +39,8 @@ class _Figure(anywidget.AnyWidget):
     """The front-end. `catalog`: what can be chosen; `start` and `shown`: settings at first and now; `asked`: settings
     that the page wants to see, with a number; `answer`: the run for them, or why there is none."""
 
-    _esm = script()
-    _css = style()
+    _esm = script("machine")
+    _css = style("machine")
     catalog = traitlets.Dict().tag(sync=True)
     start = traitlets.Dict().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
@@ -160,10 +160,11 @@ class Machine:
         """Display the machine, with a picture of what it shows for viewers without a kernel. Settings as in `set`."""
         if settings:
             self.set(**settings)
+        self._figure.start = self._figure.shown  # Reset goes where the reader began
         show_widget(self._figure, to_png(run_figure(self.run)), run_words(self.run))
 
     def store(self, wanted: Sequence[Settings]) -> dict[str, Any]:
-        """The catalogue and the runs for these settings, for a page without a kernel; `illavaMachine.mount` takes it.
+        """The catalogue and the runs for these settings, for a page without a kernel; `illava.machine.mount` takes it.
 
         Many runs share what they hold: `parts` has the `layers` and the single moves of all of them, each once, and a
         run has their numbers.

@@ -15,11 +15,16 @@ from illava_lab.views.pictures import to_png
 
 # plotly's tool bar would cover what is drawn, and one of its buttons uploads the figure, the reader's image included.
 CONFIG = {"displayModeBar": False}
+# On the page's own ground, dark or bright, with letters that can be read on both.
+CLEAR, LETTERS, GRID = "rgba(0,0,0,0)", "#767676", "rgba(128,128,128,0.3)"
 
 
 def live_figure(figure: go.Figure) -> go.FigureWidget:
-    """A finished figure as a widget, without plotly's tool bar."""
+    """A finished figure as a widget, without plotly's tool bar, for pages of either theme."""
     widget = go.FigureWidget(figure)
+    widget.update_layout(paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, font_color=LETTERS)
+    for axis in (*widget.select_xaxes(), *widget.select_yaxes()):
+        axis.update({"gridcolor": GRID} if axis.gridcolor else {"showgrid": False})
     widget._config = CONFIG  # there is no public name for it
     return widget
 

@@ -142,7 +142,9 @@ class RedundancyExplorer(Explorer):
             description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px")
         )
         self.third = ipywidgets.Dropdown(
-            options=[(v, k) for k, v in THIRD.items()], description="right", layout=ipywidgets.Layout(width="300px")
+            options=[(v, k) for k, v in THIRD.items()],
+            description="right panel",
+            layout=ipywidgets.Layout(width="300px"),
         )
         self.stage.observe(self._change_stage, names="value")
         super().__init__(

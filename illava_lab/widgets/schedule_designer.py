@@ -1,4 +1,4 @@
-"""Schedule designer: draw a schedule layer by layer; see its tokens, its FLOPs and the prefill time they predict."""
+"""Schedule designer: draw a schedule layer by layer; see what it costs, what it leaves of a picture, and the answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import ipywidgets
 from torch import nn
 
 from illava_lab.errors import LabError, one_of
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.families import describe
+from illava_lab.models.images import ImageLike
 from illava_lab.schedules.plan import Plan
 from illava_lab.schedules.presets import PRESETS
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
-from illava_lab.views.pictures import to_png
+from illava_lab.session.lab import Lab
+from illava_lab.views.pictures import stacked, to_png
 from illava_lab.views.words import as_html
 from illava_lab.widgets.output import live_figure, show_widget, sync
 from illava_lab.widgets.schedule_forecast import (
@@ -26,6 +29,7 @@ from illava_lab.widgets.schedule_forecast import (
     schedule_figure,
     schedule_picture,
 )
+from illava_lab.widgets.schedule_outcome import Outcome
 
 NOTHING = "no reduction"
 
@@ -34,10 +38,13 @@ class ScheduleDesigner:
     """A slider for every layer: how many of the visual tokens that enter it are kept, in percent.
 
     Encoder layer i reduces inside layer i, so layer i+1 is the first with fewer; LLM layer K reduces before layer K.
-    A move only evaluates a closed form; no model runs. Sliders work by mouse and, when focused, by arrow keys, Home and
-    End; the fields "layer" and "percent" do the same.
+    Costs are a closed form. With a `Lab`, a picture and a question, the model also answers after each move. Sliders
+    work by mouse and, when focused, by arrow keys, Home and End; the fields "layer" and "percent" do the same.
 
     Args:
+        model: a `Lab`, or a model of which only shapes are read; that may be on the meta device.
+        image, question: what the model of a `Lab` is asked under the schedule; without them only costs are shown.
+        strategy: what reduces the tokens of that picture.
         text_tokens: tokens of the prompt beside the visual ones.
         seconds: from `measure.stage_seconds`, for the predicted time; None leaves it out.
 
@@ -46,13 +53,26 @@ class ScheduleDesigner:
         presets: name -> the setting of a paper, scaled to this model.
 
     Raises:
-        LabError: `text_tokens` is no whole number of at least 0, or `seconds` are not those of every part.
+        LabError: `text_tokens` is no whole number of at least 0, `seconds` are not those of every part, an image
+            without its question or without a `Lab`, or as `Lab.ask`.
     """
 
-    def __init__(self, model: nn.Module, *, text_tokens: int = 10, seconds: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Lab,
+        image: ImageLike | None = None,
+        question: str | None = None,
+        strategy: str | Strategy = "illava",
+        *,
+        text_tokens: int = 10,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         text_tokens = check_count("text_tokens", text_tokens, least=0)
         check_seconds(seconds)
+        self._outcome = _outcome(model, image, question, strategy)
+        model = model.model if isinstance(model, Lab) else model
         self._model, self._text_tokens, self._seconds = model, text_tokens, seconds
+        self._start: Schedule | str = NOTHING
         anatomy = describe(model)
         self._anatomy = anatomy
         self.presets = {NOTHING: Schedule(), **_presets(model)}
@@ -83,7 +103,9 @@ class ScheduleDesigner:
             100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px")
         )
         self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
+        self.text = ipywidgets.HTML(
+            layout=ipywidgets.Layout(min_height="60px")
+        )  # or longer words would move what follows
         self.widget = live_figure(schedule_figure(self.forecast))
         self._moving = False
         for slider in self.sliders.values():
@@ -91,7 +113,7 @@ class ScheduleDesigner:
         self.preset.observe(lambda change: self.set(self.presets[change["new"]]), names="value")
         self.layer.observe(self._follow, names="value")
         self.percent.observe(self._type, names="value")
-        self.reset.on_click(lambda _: self.set(NOTHING))
+        self.reset.on_click(lambda _: self.set(self._start))
         wrapped = ipywidgets.Layout(flex_flow="row wrap", width="800px")
         narrow = ipywidgets.Layout(width="46px", align_items="center")
         columns = [
@@ -102,6 +124,7 @@ class ScheduleDesigner:
             ipywidgets.HTML("Percent kept at each layer (E: image encoder, L: LLM); scoring and merging are left out"),
             ipywidgets.HBox(columns, layout=wrapped),
             self.text,
+            *([self._outcome.widget] if self._outcome else []),
             self.widget,
         ])  # fmt: skip
         self._draw()
@@ -150,7 +173,12 @@ class ScheduleDesigner:
     def show(self, schedule: Schedule | str = NOTHING) -> None:
         """Display the designer at a schedule or preset, with a picture of it for viewers that have no kernel."""
         self.set(schedule)
-        show_widget(self.box, to_png(schedule_picture(self.forecast)), str(self.forecast))
+        self._start = schedule
+        pictures, words = [schedule_picture(self.forecast)], [str(self.forecast)]
+        if self._outcome:
+            pictures.append(self._outcome.figure(self.schedule))
+            words.append(self._outcome.words(self.schedule))
+        show_widget(self.box, stacked([to_png(picture) for picture in pictures]), ". ".join(words))
 
     def _draw(self, change: dict[str, Any] | None = None) -> None:
         if self._moving:  # several sliders move as one
@@ -165,6 +193,8 @@ class ScheduleDesigner:
         for (stage, layer), label in self._labels.items():
             label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
         self._follow()
+        if self._outcome:
+            self._outcome.show(self.schedule)
 
     def _follow(self, change: dict[str, Any] | None = None) -> None:
         """The field shows what the slider of its layer says."""
@@ -172,6 +202,19 @@ class ScheduleDesigner:
 
     def _type(self, change: dict[str, Any]) -> None:
         self.sliders[self.layer.value].value = change["new"]
+
+
+def _outcome(model: Any, image: Any, question: Any, strategy: str | Strategy) -> Outcome | None:
+    """What shows picture and answer, where there is something to ask."""
+    if image is None and question is None:
+        return None
+    if not isinstance(model, Lab):
+        raise LabError("image and question need a Lab, such as illava_lab.load(), in place of its model")
+    if image is None or question is None:
+        raise LabError(
+            f"image and question must be given together, got {'no image' if image is None else 'no question'}"
+        )
+    return Outcome(model, image, question, strategy)
 
 
 def _presets(model: nn.Module) -> dict[str, Schedule]:

@@ -1,117 +1,36 @@
-"""Trade-off explorer: pick strategies and categories, click a point, and see the questions that its reduction loses."""
+"""Trade-off explorer: tick methods and categories, choose a point, and see the questions that its reduction loses."""
 
 from __future__ import annotations
 
 import base64
 import html
+import itertools
+import math
 import textwrap
 from collections.abc import Collection, Sequence
-from io import BytesIO
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import ipywidgets
-import numpy as np
+import anywidget
 import pandas as pd
 import plotly.graph_objects as go
+import traitlets
 from matplotlib.figure import Figure
-from PIL import Image
 
 from illava_lab.errors import LabError, one_of
-from illava_lab.measuring import loglines
-from illava_lab.measuring.statistics import paired_difference
-from illava_lab.measuring.summary import budget_label
 from illava_lab.measuring.tasks import Task
-from illava_lab.paths import is_file, quoted
-from illava_lab.views.pictures import in_a_row, to_png
+from illava_lab.views.colors import looks
+from illava_lab.views.pictures import in_a_row, png, stacked, to_png
 from illava_lab.views.plots import BASELINE, tradeoff, tradeoff_picture
+from illava_lab.views.seen import webp
 from illava_lab.views.words import as_label
-from illava_lab.widgets.output import live_figure, show_widget, sync
+from illava_lab.widgets.front import script, style
+from illava_lab.widgets.output import show_widget
+from illava_lab.widgets.tradeoff_run import lost, read_run, right, within
 
 SHOWN = 6  # questions in a picture
+HIGH = 112  # pixels of a picture on the page
 RING = {"symbol": "circle-open", "size": 22, "color": "black", "line": {"width": 2}}
-
-
-# ---------------------------------------------------------------------------------------------- what a run holds
-def read_run(folder: str | PathLike[str], task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows and the answers that `compare(..., task=task, out=folder)` left in its `run.jsonl`.
-
-    Returns:
-        The rows as `compare` returns them, with the column `point` ("illava at FLOPs 0.5"), without those that failed;
-        and the answers (questions, points), what was answered to each question of the task.
-
-    Raises:
-        LabError: no such run, or one of other questions.
-    """
-    log = Path(folder) / "run.jsonl"
-    try:
-        lines = loglines.read(log, checked=False) if is_file(log) else None
-    except OSError as error:
-        raise LabError(f"folder: cannot read {quoted(log)} ({error.strerror or error})") from None
-    if lines is None:
-        raise LabError(f"folder must hold the run.jsonl of a comparison, {quoted(folder)} does not")
-    if lines.settings.get("questions") != task.digest():
-        raise LabError(f"the run in {quoted(folder)} was on other questions than the {len(task)} of task {task.name!r}")
-    latest = {entry.get("label", number): entry for number, entry in enumerate(lines.entries)}
-    done = [entry for entry in latest.values() if entry["row"]["status"] == "ok"]
-    if any(len(entry.get("answers") or ()) != len(task) for entry in done):
-        raise LabError(
-            f"{quoted(log)} lacks answers to some of the {len(task)} questions: compare with this folder again"
-        )
-    rows = pd.DataFrame([entry["row"] for entry in done])
-    rows["point"] = [
-        row.strategy if row.strategy == BASELINE else f"{row.strategy} at {budget_label(row)}"
-        for row in rows.itertuples()
-    ]
-    return rows, pd.DataFrame({point: entry["answers"] for point, entry in zip(rows["point"], done, strict=True)})
-
-
-def right(answers: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """(questions, points) bool: exact match, but for case and for space at the ends, as in `evaluate.correct`."""
-    wanted = task.samples["answer"].str.strip().str.lower()
-    return answers.apply(lambda column: column.str.strip().str.lower() == wanted)
-
-
-def within(
-    rows: pd.DataFrame, answers: pd.DataFrame, task: Task, categories: Collection[str] | None = None
-) -> pd.DataFrame:
-    """The rows with accuracy, difference and interval over some categories only: what `plots.tradeoff` draws.
-
-    Raises:
-        LabError: no such category, or none.
-    """
-    chosen = _in(categories, task)
-    correct, images = right(answers, task)[chosen], task.samples["image_id"][chosen]
-    rows = rows.copy()
-    rows["accuracy"] = correct.mean()[rows["point"]].to_numpy()
-    found = [
-        paired_difference(correct[point].to_numpy(), correct[BASELINE].to_numpy(), images) for point in rows["point"]
-    ]
-    rows[["difference", "difference_low", "difference_high"]] = found
-    return rows
-
-
-def lost(answers: pd.DataFrame, task: Task, point: str, categories: Collection[str] | None = None) -> pd.DataFrame:
-    """The questions that a point gets wrong and the bare model gets right: the task's columns, and `said`.
-
-    Raises:
-        LabError: no such point or category.
-    """
-    one_of("point", point, tuple(answers))
-    correct = right(answers, task)
-    chosen = _in(categories, task) & correct[BASELINE] & ~correct[point]
-    return task.samples[chosen].assign(said=answers[point][chosen])
-
-
-def _in(categories: Collection[str] | None, task: Task) -> pd.Series:
-    """(questions,) bool."""
-    names = task.categories if categories is None else categories
-    if not names:
-        raise LabError("categories must name at least one category")
-    for name in names:
-        one_of("category", name, tuple(task.categories))
-    return task.samples["category"].isin(list(names))
 
 
 # ---------------------------------------------------------------------------------------------- how it looks
@@ -142,24 +61,21 @@ def lost_picture(task: Task, questions: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _page(task: Task, questions: pd.DataFrame, title: str) -> str:
-    """The same in HTML."""
-    cells = []
-    for row in questions.head(SHOWN).itertuples():
-        encoded = task.encoded(row.image_id)
-        data = encoded[0] if len(encoded) == 1 else _png(in_a_row(task.pictures(row.image_id)))
-        picture = base64.b64encode(data).decode()
-        question, answer, said = (html.escape(words) for words in (row.question, row.answer, row.said))
-        words = f"{question}<br>right: <b>{answer}</b>, said: <b>{said}</b>"
-        width = 112 * min(3, len(encoded))
-        image = f'<img src="data:image/png;base64,{picture}" alt="{html.escape(row.image_id)}" width="{width}">'
-        cells.append(f'<div style="width:{width + 12}px;line-height:1.25;font-size:12px">{image}<br>{words}</div>')
-    return f'<b>{html.escape(title)}</b><div style="display:flex;flex-wrap:wrap;gap:6px">{"".join(cells)}</div>'
-
-
 # ---------------------------------------------------------------------------------------------- the widget
+class _Figure(anywidget.AnyWidget):
+    """The front-end. `catalog`: all that can be shown; `start` and `shown`: what is ticked and chosen at first and now,
+    as numbers; `intervals`: numbers of categories -> [low, high] of the difference of each point to the bare model."""
+
+    _esm = script("tradeoff")
+    _css = style("tradeoff")
+    catalog = traitlets.Dict().tag(sync=True)
+    start = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+    intervals = traitlets.Dict().tag(sync=True)
+
+
 class TradeoffExplorer:
-    """Accuracy against cost for the strategies and categories that are picked, and what the chosen point loses.
+    """Accuracy against cost for the methods and categories that are ticked, and what the chosen point loses.
 
     Points are chosen by a click on the plot or from the list; everything works by keyboard. Answers were given when the
     comparison ran; no model runs here.
@@ -168,7 +84,7 @@ class TradeoffExplorer:
         folder, task: of the comparison; see `read_run`.
 
     Attributes:
-        settings: what is shown now: strategies, categories, point.
+        widget: what is displayed.
 
     Raises:
         LabError: as `read_run`, or a run with nothing but the bare model.
@@ -177,43 +93,33 @@ class TradeoffExplorer:
     def __init__(self, folder: str | PathLike[str], task: Task) -> None:
         self._task = task
         self._rows, self._answers = read_run(folder, task)
-        points = [point for point in self._rows["point"] if point != BASELINE]
-        if not points:
+        self._points = [point for point in self._rows["point"] if point != BASELINE]
+        if not self._points:
             raise LabError("the run holds no strategy but the bare model")
-        names = list(dict.fromkeys(self._rows["strategy"][self._rows["strategy"] != BASELINE]))
-        self._start = {"strategies": tuple(names), "categories": tuple(task.categories), "point": points[-1]}
-        self._seen: dict[tuple[str, ...], pd.DataFrame] = {}
-        tall = ipywidgets.Layout(width="240px", height="150px")
-        self.strategies = ipywidgets.SelectMultiple(options=names, value=names, description="strategies", layout=tall)
-        self.categories = ipywidgets.SelectMultiple(
-            options=task.categories, value=task.categories, description="categories", layout=tall
-        )
-        self.point = ipywidgets.Dropdown(
-            options=points, value=points[-1], description="point", layout=ipywidgets.Layout(width="330px")
-        )
-        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML()
-        self._controls = {name: getattr(self, name) for name in self._start}
-        self._quiet = False
-        self.widget = live_figure(self._figure())
-        for trace in self.widget.data:
-            trace.on_click(self._clicked)
-        for control in self._controls.values():
-            control.observe(self._draw, names="value")
-        self.reset.on_click(lambda _: self.set(**self._start))
-        controls = ipywidgets.HBox([self.strategies, self.categories, ipywidgets.VBox([self.point, self.reset])])
-        self.box = ipywidgets.VBox([controls, self.widget, self.text])
-        self._draw()
+        self._names = list(dict.fromkeys(self._rows["strategy"][self._rows["strategy"] != BASELINE]))
+        self._choices = {"strategies": self._names, "categories": list(task.categories), "point": self._points}
+        everything = self._numbers(self._names, task.categories, self._points[-1])
+        self.widget = _Figure(catalog=self._catalog(), start=everything)
+        self.widget.observe(lambda change: self._measure(change["new"]["categories"]), names="shown")
+        self.widget.shown = everything
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is shown now."""
-        return {name: control.value for name, control in self._controls.items()}
+        """What is shown now: strategies, categories, point."""
+        shown = self.widget.shown
+        return {
+            "strategies": tuple(self._names[number] for number in shown["methods"]),
+            "categories": tuple(self._task.categories[number] for number in shown["categories"]),
+            "point": self._points[shown["point"]],
+        }
 
     @property
     def lost(self) -> pd.DataFrame:
-        """The questions that the chosen point loses, in the chosen categories."""
-        return lost(self._answers, self._task, self.point.value, self._picked)
+        """The questions that the chosen point loses, in the ticked categories."""
+        settings = self.settings
+        if not settings["categories"]:
+            return self._task.samples.head(0).assign(said="")
+        return lost(self._answers, self._task, settings["point"], settings["categories"])
 
     def set(
         self,
@@ -222,7 +128,7 @@ class TradeoffExplorer:
         categories: Sequence[str] | None = None,
         point: str | None = None,
     ) -> None:
-        """Move controls; what is not named stays.
+        """Tick and choose; what is not named stays. The strategy of the point is ticked in any case.
 
         Raises:
             LabError: no such strategy, category or point.
@@ -233,64 +139,114 @@ class TradeoffExplorer:
             if not isinstance(value, (str, list, tuple)):
                 raise LabError(f"{name} must be a name or a list of names, got {value!r}")
             for one in [value] if isinstance(value, str) else value:
-                one_of(name, one, tuple(self._controls[name].options))
-        self._quiet = True  # one drawing at the end, not one for each control
-        for name, value in given.items():
-            self._controls[name].value = value
-        self._quiet = False
-        self._draw()
+                one_of(name, one, tuple(self._choices[name]))
+        after = {**self.settings, **given}
+        own = self._strategy(after["point"])
+        if own not in after["strategies"]:
+            after["strategies"] = [*after["strategies"], own]
+        self.widget.shown = self._numbers(**after)
 
     def show(self, **settings: Any) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
         self.set(**settings)
-        rows = self._within()
-        rows = rows[rows["strategy"].isin([BASELINE, *self.strategies.value])]
-        pictures = tradeoff_picture(rows), lost_picture(self._task, self.lost, self._title())
-        show_widget(self.box, _stacked([to_png(picture) for picture in pictures]), self._title())
+        self.widget.start = self.widget.shown
+        shown, title = self.settings, self._title()
+        rows = within(self._rows, self._answers, self._task, shown["categories"] or None)
+        rows = rows[rows["strategy"].isin([BASELINE, *shown["strategies"]])]
+        pictures = tradeoff_picture(rows), lost_picture(self._task, self.lost, title)
+        show_widget(self.widget, stacked([to_png(picture) for picture in pictures]), title)
 
-    @property
-    def _picked(self) -> tuple[str, ...]:
-        """Categories; all where none is picked."""
-        return self.categories.value or self._start["categories"]
+    def store(self) -> dict[str, Any]:
+        """All that a page without a kernel needs; `illava.tradeoff.mount(element, stored)` takes it.
 
-    def _within(self) -> pd.DataFrame:
-        if self._picked not in self._seen:
-            self._seen[self._picked] = within(self._rows, self._answers, self._task, self._picked)
-        return self._seen[self._picked]
+        The intervals of every set of categories are computed: about 0.02 s for each point of each of the 2^n sets.
+        """
+        numbers = range(len(self._task.categories))
+        for count in range(1, len(numbers) + 1):
+            for chosen in itertools.combinations(numbers, count):
+                self._measure(chosen)
+        pictures = [
+            {**shown, "address": webp(in_a_row(self._task.pictures(shown["name"])))}
+            for shown in self.widget.catalog["pictures"]
+        ]
+        catalog = {**self.widget.catalog, "pictures": pictures}
+        return {"catalog": catalog, "start": self.widget.shown, "intervals": self.widget.intervals}
 
-    def _figure(self) -> go.Figure:
-        return tradeoff_figure(self._within(), self.strategies.value, self.point.value)
+    # ---------------------------------------------------------------------------------------------- as numbers
+    def _numbers(self, strategies: Collection[str], categories: Collection[str], point: str) -> dict[str, Any]:
+        """Settings as the page has them."""
+        given = [[one] if isinstance(one, str) else one for one in (strategies, categories)]
+        methods, kinds = ([all_.index(one) for one in all_ if one in own] for all_, own in zip(
+            (self._names, list(self._task.categories)), given, strict=True
+        ))  # fmt: skip
+        return {"methods": methods, "categories": kinds, "point": self._points.index(point)}
+
+    def _measure(self, categories: Sequence[int]) -> None:
+        """Have the intervals of these categories, by number."""
+        key = ",".join(map(str, categories))
+        if not key or key in self.widget.intervals:
+            return
+        names = [self._task.categories[number] for number in categories]
+        rows = within(self._rows, self._answers, self._task, names).set_index("point").loc[self._points]
+        ends = [
+            [round(row.difference_low, 4), round(row.difference_high, 4)] if math.isfinite(row.difference_low) else []
+            for row in rows.itertuples()
+        ]
+        self.widget.intervals = {**self.widget.intervals, key: ends}
+
+    def _catalog(self) -> dict[str, Any]:
+        task, drawn = self._task, looks(self._names)
+        correct, kinds = right(self._answers, task), task.samples["category"]
+        losses = {
+            point: [lost(self._answers, task, point, [name])["said"] for name in task.categories]
+            for point in self._points
+        }
+        needed = {at for each in losses.values() for said in each for at in said.index[:SHOWN]}
+        samples = task.samples[task.samples.index.isin(needed)]
+        number = {at: place for place, at in enumerate(samples.index)}
+        images = {image_id: place for place, image_id in enumerate(dict.fromkeys(samples["image_id"]))}
+        bare = self._rows[self._rows["point"] == BASELINE].iloc[0]
+        points = [
+            {
+                "name": row.point,
+                "method": self._names.index(row.strategy),
+                "x": round(100 * row.prefill_flops / bare["prefill_flops"], 3),
+                "right": _by_kind(correct[row.point], kinds, task),
+                "count": [len(said) for said in losses[row.point]],
+                "lost": [[[number[at], text] for at, text in said[:SHOWN].items()] for said in losses[row.point]],
+            }
+            for row in self._rows[self._rows["point"] != BASELINE].itertuples()
+        ]
+        questions = [
+            {"question": row.question, "answer": row.answer, "picture": images[row.image_id]}
+            for row in samples.itertuples()
+        ]
+        return {
+            "methods": [{"label": name, **drawn[name]._asdict()} for name in self._names],
+            "categories": [{"name": name, "count": int((kinds == name).sum())} for name in task.categories],
+            "bare": _by_kind(correct[BASELINE], kinds, task),
+            "points": points,
+            "questions": questions,
+            "pictures": [_picture(task, image_id) for image_id in images],
+        }
+
+    def _strategy(self, point: str) -> str:
+        return str(self._rows["strategy"][self._rows["point"] == point].iloc[0])
 
     def _title(self) -> str:
-        where = "" if len(self._picked) == len(self._task.categories) else f" in {', '.join(self._picked)}"
-        return f"{self.point.value}: {len(self.lost)} questions lost{where} that the bare model answers"
-
-    def _clicked(self, trace: go.Scatter, points: Any, state: Any) -> None:
-        name = html.unescape(trace.name)
-        if points.point_inds and name in self._start["strategies"]:
-            self.point.value = f"{name} at {html.unescape(trace.customdata[points.point_inds[0]])}"
-
-    def _draw(self, change: dict[str, Any] | None = None) -> None:
-        if self._quiet:
-            return
-        new = self._figure()
-        with self.widget.batch_update():
-            for old, trace in zip(self.widget.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=True)
-            self.widget.layout.shapes = new.layout.shapes
-        sync(self.widget)
-        self.text.value = _page(self._task, self.lost, self._title())
+        picked = self.settings["categories"]
+        where = "" if len(picked) == len(self._task.categories) else f" in {', '.join(picked)}"
+        return f"{self.settings['point']}: {len(self.lost)} questions lost{where} that the bare model answers"
 
 
-def _stacked(pngs: Sequence[bytes]) -> bytes:
-    """PNGs one under the other."""
-    images = [Image.open(BytesIO(png)).convert("RGB") for png in pngs]
-    width = max(image.width for image in images)
-    images = [image.resize((width, round(image.height * width / image.width))) for image in images]
-    return _png(Image.fromarray(np.concatenate([np.asarray(image) for image in images])))
+def _by_kind(correct: pd.Series, kinds: pd.Series, task: Task) -> list[int]:
+    """How many questions of each category are right."""
+    return [int(correct[kinds == name].sum()) for name in task.categories]
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+def _picture(task: Task, image_id: str) -> dict[str, Any]:
+    """What a question is about, as the page shows it: several pictures in a row."""
+    encoded = task.encoded(image_id)
+    data = encoded[0] if len(encoded) == 1 else png(in_a_row(task.pictures(image_id)))
+    address = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return {"name": image_id, "address": address, "width": HIGH * min(3, len(encoded))}

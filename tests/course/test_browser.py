@@ -54,19 +54,14 @@ def run(reader: Reader, server: Server, chapter: str) -> None:
 
 def test_start_here(reader: Reader, server: Server) -> None:
     run(reader, server, IN_BROWSER[0])
-    # The keep slider: a key on its handle moves the list beside it, and the picture.
-    slider = reader.output(reader.page.locator("img.widget-image"))
-    handle, keep, picture = (
-        slider.locator(".noUi-handle"),
-        slider.get_by_label("keep"),
-        slider.locator("img.widget-image"),
-    )
-    position = keep.evaluate("list => list.selectedIndex")
-    address, seen = picture.get_attribute("src") or "", look(picture)
+    # The keep slider: a key on its handle moves the number beside it, and the pictures.
+    slider = reader.output(reader.page.locator(".im-keeps"))
+    handle, kept, pictures = slider.get_by_role("slider"), slider.locator(".im-kept"), slider.locator(".im-panels")
+    expect(kept).to_have_text("50 %")
+    seen = look(pictures)
     reader.press(handle, "ArrowRight")
-    expect(keep.locator("option:checked")).to_have_text(keep.locator("option").nth(position + 1).inner_text())
-    expect(picture).not_to_have_attribute("src", address)
-    assert look(picture) != seen, "the picture changes"
+    expect(kept).to_have_text("60 %")
+    assert look(pictures) != seen, "the pictures change"
     # A prediction tells what was measured to those who commit to one.
     guess = reader.output(reader.page.get_by_text("with half of the 196 tokens left"))
     expect(guess).to_contain_text("It is measured.")

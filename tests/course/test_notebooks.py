@@ -171,11 +171,14 @@ def hidden(cell: nbformat.NotebookNode) -> bool:
     return cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[:4], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_stored_output_tells_what_a_prediction_above_it_asks(path: Path) -> None:
     notebook = read(path)
     cells = notebook.cells
-    for name in re.findall(r"^(\w+) = Prediction\(", "\n".join(c.source for c in cells), re.MULTILINE):
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    names = re.findall(r"^(\w+) = Prediction\(", code, re.MULTILINE)
+    assert len(names) == code.count(" = Prediction(") >= 4, "each has a name by which it is found"
+    for name in names:
         show, compare = (
             next(i for i, c in enumerate(cells) if f"{name}.{call}(" in c.source) for call in ("show", "compare")
         )

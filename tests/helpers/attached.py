@@ -12,11 +12,16 @@ GREEDY = dict(do_sample=False, suppress_tokens=[IMAGE_TOKEN, VIDEO_TOKEN], eos_t
 
 
 def has_video(kind: str) -> bool:
-    return kind in ("onevision", *QWENS)
+    return kind in ("next-video", "onevision", *QWENS)
 
 
 def keep_everything(schedule: il.Schedule) -> il.Schedule:
     return il.Schedule(dict.fromkeys(schedule.encoder, 1.0), dict.fromkeys(schedule.llm, 1.0))
+
+
+def lengths(cache) -> list[int]:
+    """Tokens in each layer of a cache that holds keys; layers with linear attention hold none."""
+    return [layer.keys.shape[2] for layer in cache.layers if hasattr(layer, "keys")]
 
 
 @torch.no_grad()

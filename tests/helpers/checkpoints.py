@@ -21,10 +21,15 @@ def scaled_down(name: str) -> dict:
     small |= dict(depth=3, embed_dim=32, num_heads=2, out_hidden_size=32)
     small |= dict(deepstack_visual_indexes=[0, 1], fullatt_block_indexes=[1])
     vision |= {key: value for key, value in small.items() if key in vision}
+    small = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, linear_num_key_heads=2)
+    small |= dict(linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
+    text |= {key: value for key, value in small.items() if key in text}
     if "head_dim" in text:
-        text["head_dim"] = 8
+        text["head_dim"] = round(8 / text.get("rope_parameters", {}).get("partial_rotary_factor", 1))
+    if "layer_types" in text:
+        text["layer_types"] = text["layer_types"][2:4] * 2
     if "mrope_section" in text.get("rope_parameters", ()):
-        text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+        text["rope_parameters"] |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
     return spec
 
 

@@ -21,7 +21,10 @@ from illava_lab.models.random_models import random_model
 PUBLISHED = {
     "clip-llama": "llava-1.5-7b",
     "next": "llava-next-34b",
+    "next-video": "llava-next-video-7b",
     "onevision": "llava-onevision-0.5b",
+    "smolvlm": "smolvlm2-2.2b",
+    "glm-4.1v": "glm-4.1v-9b",
     "qwen2-vl": "qwen2-vl-7b",
     "qwen2.5-vl": "qwen2-vl-7b",
 }
@@ -56,6 +59,8 @@ def small_lab(kind: str) -> il.Lab:
 
 def _published(kind: str) -> il.Lab:
     spec = scaled_down(PUBLISHED[kind])
+    if kind == "smolvlm":
+        spec["processor"]["image_processor"]["size"] = {"longest_edge": 768}  # four tiles and the whole, not sixteen
     if kind == "qwen2.5-vl":
         vision = {"depth": 3, "num_heads": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64}
         vision |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]}

@@ -160,6 +160,42 @@ NEXT = Published(
     dtype=torch.float16,
 )  # fmt: skip
 
+NEXT_VIDEO = Published(
+    config={
+        "architectures": ["LlavaNextVideoForConditionalGeneration"], "ignore_index": -100,
+        "image_grid_pinpoints": NEXT_GRID, "image_token_index": 32001, "model_type": "llava_next_video",
+        "projector_hidden_act": "gelu", "spatial_pool_mode": "average", "spatial_pool_out_channels": 1024,
+        "spatial_pool_stride": 2,
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 2.5, "type": "linear"}, "torch_dtype": "float16", "vocab_size": 32064, **TEXT,
+        },
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.42.0.dev0",
+        "use_image_newline_parameter": True, "video_token_index": 32000, "vision_config": CLIP,
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.42.0.dev0",
+        },
+        "preprocessor_config.json": {  # for pictures and frames
+            **CLIP_PICTURES, "do_pad": True, "image_grid_pinpoints": NEXT_GRID,
+            "image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextVideoProcessor",
+        },
+        "processor_config.json": {
+            "image_token": "<image>", "num_additional_image_tokens": 1, "patch_size": 14,
+            "processor_class": "LlavaNextVideoProcessor", "vision_feature_select_strategy": "default",
+            "video_token": "<video>",
+        },
+    },
+    template=("chat_template.json", _template("{{ message['role'] | upper + ': ' }}", "\\n", "{{ ' ' }}", "ASSISTANT:")),
+    special={"<unk>": 0, "<s>": 1, "</s>": 2, "<video>": 32000, "<image>": 32001, "<pad>": 32002},
+    tokenizer={**LLAMA_TOKENIZER, "processor_class": "LlavaNextVideoProcessor"},
+    weights=(*LLAVA_NAMES, "image_newline"),
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
 QWEN_TOKENIZER = {
     "add_prefix_space": False, "bos_token": None, "chat_template": TEXT_ONLY, "eos_token": "<|im_end|>",
     "errors": "replace", "model_max_length": 32768, "pad_token": "<|endoftext|>", "split_special_tokens": False,
@@ -295,6 +331,70 @@ INTERNVL = Published(
     dtype=torch.bfloat16,
 )  # fmt: skip
 
+# ---------------------------------------------------------------------------------------------- SmolVLM
+SMOL_PICTURES = {
+    "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True, "do_rescale": True,
+    "do_resize": True, "image_mean": HALF, "image_std": HALF, "max_image_size": {"longest_edge": 126}, "resample": 1,
+    "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 252},
+}  # fmt: skip
+SMOL_NAMED = {
+    "end_of_utterance_token": "<end_of_utterance>", "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>", "image_token": "<image>",
+}  # fmt: skip
+SMOLVLM = Published(
+    config={
+        "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49190, "model_type": "smolvlm",
+        "pad_token_id": 128002, "scale_factor": 3,
+        "text_config": {
+            "_flash_attn_2_enabled": True, "_name_or_path": "None", "architectures": ["VLlama3ForCausalLM"],
+            "head_dim": 8, "max_position_embeddings": 8192, "model_type": "llama", "neftune_noise_alpha": 0.0,
+            "pad_token_id": 2, "pixel_shuffle_factor": 3, "qk_layer_norms": False, "rms_norm_eps": 1e-05,
+            "rope_theta": 130000, "torch_dtype": "bfloat16", "use_resampler": False, "vocab_size": 49280, **TEXT,
+        },
+        "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": "4.47.1", "use_cache": False,
+        "use_reentrant_checkpointing": False,
+        "vision_config": {
+            "image_size": 126, "max_image_size": {"longest_edge": 126}, "model_type": "smolvlm_vision",
+            "patch_size": 14, "size": {"longest_edge": 630}, "tie_word_embeddings": False, "use_base_siglip": False,
+            **TOWER,
+        },
+        "vocab_size": 49280,
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "bos_token_id": 1, "eos_token_id": 49279, "pad_token_id": 2,
+            "transformers_version": "4.47.1",
+        },
+        "preprocessor_config.json": {
+            **SMOL_PICTURES, "image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor",
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 126}},
+        },
+        "processor_config.json": {"image_seq_len": 9, "processor_class": "SmolVLMProcessor"},
+    },
+    template=("chat_template.json", (
+        "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+        "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    )),
+    special={
+        "<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<global-img>": 49152,
+        **_numbered(49153, " ".join(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))),
+        "<fake_token_around_image>": 49189, "<image>": 49190,
+        **_numbered(49191, " ".join(f"<|reserved_special_token_{number}|>" for number in range(88))),
+        "<end_of_utterance>": 49279,
+    },
+    tokenizer={
+        "add_prefix_space": False, "bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "legacy": False,
+        "model_max_length": 16384, "pad_token": "<|im_end|>", "processor_class": "SmolVLMProcessor",
+        "tokenizer_class": "GPT2Tokenizer", "truncation_side": "left", "unk_token": "<|endoftext|>",
+        "extra_special_tokens": SMOL_NAMED, **SMOL_NAMED,
+    },
+    weights=("lm_head", "model.connector", "model.text_model", "model.vision_model"),
+    dtype=torch.float32,
+)  # fmt: skip
+
 # ---------------------------------------------------------------------------------------------- the Qwens
 COUNTED = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
@@ -411,12 +511,121 @@ QWEN3 = Published(
     dtype=torch.bfloat16,
 )  # fmt: skip
 
+QWEN3_MOE = QWEN3._replace(
+    config={
+        **QWEN3.config, "architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+        "text_config": {
+            **QWEN3.config["text_config"], "decoder_sparse_step": 1, "mlp_only_layers": [],
+            "model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 32, "norm_topk_prob": True, "num_experts": 4,
+            "num_experts_per_tok": 2, "tie_word_embeddings": False,
+        },
+        "tie_word_embeddings": False,
+        "vision_config": {**QWEN3.config["vision_config"], "model_type": "qwen3_vl_moe"},
+    },
+    weights=("lm_head", "model.language_model", "model.visual"),
+)  # fmt: skip
+
+QWEN35_SPECIAL = {token: index + 96401 for token, index in VISUAL_SPECIAL.items()}
+QWEN35 = QWEN3._replace(
+    config={
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen3_5",
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True, "dtype": "bfloat16",
+            "eos_token_id": 248044, "full_attention_interval": 2, "head_dim": 32, "hidden_act": "silu",
+            "initializer_range": 0.02, "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_value_head_dim": 8, "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144, "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False, "rms_norm_eps": 1e-06, "tie_word_embeddings": False,
+            "rope_parameters": {
+                "mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25,
+                "rope_theta": 10000000, "rope_type": "default",
+            },
+            "use_cache": True, "vocab_size": 248320, **TEXT,
+        },
+        "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", "video_token_id": 248057,
+        "vision_config": {
+            **{name: value for name, value in QWEN3.config["vision_config"].items() if name != "deepstack_visual_indexes"},
+            "model_type": "qwen3_5",
+        },
+        "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    },
+    files={
+        **QWEN3.files,
+        "generation_config.json": {
+            "bos_token_id": 248044, "do_sample": True, "eos_token_id": [248046, 248044], "pad_token_id": 248044,
+            "temperature": 0.6, "top_k": 20, "top_p": 0.95, "transformers_version": "4.57.0.dev0",
+        },
+    },
+    special=QWEN35_SPECIAL,
+    weights=("lm_head", "model.language_model", "model.visual"),
+)  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------- GLM
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}<|begin_of_video|><|video|><|end_of_video|>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+GLM = Published(
+    config={
+        "architectures": ["Glm4vForConditionalGeneration"], "model_type": "glm4v", "image_start_token_id": 151339,
+        "image_end_token_id": 151340, "video_start_token_id": 151341, "video_end_token_id": 151342,
+        "image_token_id": 151343, "video_token_id": 151344, "tie_word_embeddings": False,
+        "transformers_version": "4.57.1",
+        "text_config": {
+            "attention_bias": True, "attention_dropout": 0.0, "dtype": "bfloat16", "hidden_act": "silu",
+            "eos_token_id": [151329, 151336, 151338], "initializer_range": 0.02, "max_position_embeddings": 65536,
+            "model_type": "glm4v_text", "pad_token_id": 151329, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05,
+            "rope_scaling": {"mrope_section": [1, 1, 0], "rope_type": "default"}, "rope_theta": 10000.0,
+            "use_cache": True, "vocab_size": 151552, **TEXT,
+        },
+        "vision_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 32,
+            "image_size": 336, "in_channels": 3, "initializer_range": 0.02, "model_type": "glm4v",
+            "out_hidden_size": 32, "patch_size": 14, "rms_norm_eps": 1e-05, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, **QWEN_TOWER,
+        },
+    },
+    files={
+        "generation_config.json": {
+            "_from_model_config": True, "do_sample": True, "eos_token_id": [151329, 151336, 151338],
+            "pad_token_id": 151329, "top_p": 0.6, "temperature": 0.8, "top_k": 2, "transformers_version": "4.57.1",
+        },
+        "preprocessor_config.json": {
+            "size": {"shortest_edge": 12544, "longest_edge": 9633792}, "do_rescale": True, "patch_size": 14,
+            "temporal_patch_size": 2, "merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+            "image_processor_type": "Glm4vImageProcessor", "processor_class": "Glm4vProcessor",
+        },
+    },
+    template=("chat_template.jinja", GLM_TEMPLATE),
+    special=_numbered(
+        151329,
+        "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|> "
+        "<|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|>",
+    ),
+    tokenizer={
+        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "model_max_length": 128000, "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Glm4vProcessor",
+    },
+    weights=("lm_head", "model.language_model", "model.visual"),
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
 PUBLISHED = {
     "llava-hf/llava-1.5-7b-hf": LLAVA,
     "llava-hf/llava-v1.6-34b-hf": NEXT,
+    "llava-hf/LLaVA-NeXT-Video-7B-hf": NEXT_VIDEO,
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": ONEVISION,
     "OpenGVLab/InternVL3-8B-hf": INTERNVL,
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SMOLVLM,
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2,
     "Qwen/Qwen2.5-VL-7B-Instruct": QWEN25,
     "Qwen/Qwen3-VL-4B-Instruct": QWEN3,
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": QWEN3_MOE,
+    "Qwen/Qwen3.5-9B": QWEN35,
+    "zai-org/GLM-4.1V-9B-Thinking": GLM,
 }

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
+from helpers.qwen import END
 from torch import Tensor
 
 Rule = Callable[..., Tensor]
@@ -121,6 +123,20 @@ def pooled_cells(side: int) -> Cells:
     return [cell for row in bilinear(grid, -(-side // 2), -(-side // 2)) for cell in row]
 
 
+def averaged_cells(side: int) -> Cells:
+    """Of one video frame of side x side patches: the mean of every block of 2 x 2."""
+    return [
+        {(r + i) * side + c + j: 0.25 for i in range(2) for j in range(2)}
+        for r in range(0, side - 1, 2)
+        for c in range(0, side - 1, 2)
+    ]
+
+
+def frame_cells(kind: str, side: int) -> tuple[Cells, bool]:
+    """(cells of a frame, is there a newline behind the last) of a family that pools."""
+    return (averaged_cells(side), False) if "next" in kind else (pooled_cells(side), True)
+
+
 def bilinear(grid: list[Cells], height: int, width: int) -> list[Cells]:
     """Resize by the two nearest rows and columns of (u + 1/2) H/h - 1/2, clamped to the grid."""
 
@@ -173,9 +189,19 @@ def visuals(
         ]
         tiles = inputs["pixel_values"].split([run // config.image_seq_length for run in runs])
         return [[(own, [{cell: 1.0} for cell in range(len(own) * config.image_seq_length)])] for own in tiles]
+    if config.model_type == "smolvlm":  # every tile has two marks in front, and the last of an image the second is END
+        ids, own = inputs["input_ids"][0].tolist(), []
+        firsts = [i for i in range(1, len(ids)) if ids[i] == config.image_token_id != ids[i - 1]]
+        for tile, first in zip(inputs["pixel_values"][0] if firsts else [], firsts, strict=False):
+            own.append(tile)
+            if ids[first - 1] == END:
+                out.append([(torch.stack(own), [{cell: 1.0} for cell in range(len(own) * patches_of(config))])])
+                own = []
+        return out
     side = config.vision_config.image_size // config.vision_config.patch_size
     for video in inputs.get("pixel_values_videos", []):
-        out.append([(frame[None], pooled_cells(side)) for frame in video] + [(video[:0], [{}])])
+        cells, newline = frame_cells(config.model_type, side)
+        out.append([(frame[None], cells) for frame in video] + [(video[:0], [{}])] * newline)
     pixels = inputs.get("pixel_values", [])
     sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [None] * len(pixels)
     for image, size in zip(pixels, sizes, strict=True):
@@ -199,10 +225,12 @@ def _rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
 
 
 def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int], list[float]]:
-    """(M, C) projected features of one image in raster order, the patches in whose places they stand, and their sizes."""
-    tower, vision = model.model.vision_tower, model.config.vision_config
-    if vision.model_type == "internvl_vision":
+    """(M, C) features of one image in raster order, not yet projected, the patches in whose places they stand, and
+    their sizes."""
+    vision = model.config.vision_config
+    if vision.model_type in ("internvl_vision", "smolvlm_vision"):
         return encode_cells(model, pixels, plan, rule)
+    tower = model.model.vision_tower
     cls = int(vision.model_type == "clip_vision_model")
     x = tower.embeddings(pixels[None])[0]
     x = tower.pre_layrnorm(x) if cls else x
@@ -226,47 +254,49 @@ def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tens
             x, sizes = matrix.to(x.dtype) @ x, ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
         x = x + layer.mlp(layer.layer_norm2(x))
     order = sorted(range(cls, len(x)), key=lambda m: anchor[m])
-    features = model.model.multi_modal_projector(x[order])
-    return features, [anchor[m] - cls for m in order], [sizes[m] for m in order]
+    return x[order], [anchor[m] - cls for m in order], [sizes[m] for m in order]
 
 
 def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int], list[float]]:
-    """The same of one tile of InternVL, in cells of 2 x 2 patches: CLS apart, a list of four patches for each cell."""
-    tower, vision = model.model.vision_tower, model.config.vision_config
-    heads, edge = vision.num_attention_heads, vision.image_size[0] // vision.patch_size[0]
-    embedded = tower.embeddings(pixels[None])[0]
-    grid = embedded[1:].view(edge, edge, -1)
+    """The same of one tile of InternVL or SmolVLM, in cells of 2 x 2 patches: CLS apart, four patches for each cell."""
+    vision, cls = model.config.vision_config, int(model.config.model_type == "internvl")
+    tower, heads = model.model.vision_tower if cls else model.model.vision_model, vision.num_attention_heads
+    edge = vision.image_size[0] // vision.patch_size[0] if cls else vision.image_size // vision.patch_size
+    seen = () if cls else (torch.ones(1, edge, edge, dtype=torch.bool),)
+    embedded = tower.embeddings(pixels[None], *seen)[0]
+    grid = embedded[cls:].view(edge, edge, -1)
     corners = [(row, column) for row in range(0, edge, 2) for column in range(0, edge, 2)]
-    x = torch.cat([embedded[:1], *(grid[r : r + 2, c : c + 2].flatten(0, 1) for r, c in corners)])  # CLS, cell by cell
-    anchor, sizes = list(range(1 + len(corners))), [1.0] * (1 + len(corners))
+    x = torch.cat([embedded[:cls], *(grid[r : r + 2, c : c + 2].flatten(0, 1) for r, c in corners)])  # cell by cell
+    anchor, sizes = list(range(cls + len(corners))), [1.0] * (cls + len(corners))
 
     def per_cell(values: Tensor) -> Tensor:
-        return torch.cat([values[:1], values[1:].view(-1, 4, *values.shape[1:]).mean(1)])
+        return torch.cat([values[:cls], values[cls:].view(-1, 4, *values.shape[1:]).mean(1)])
 
-    for index, layer in enumerate(tower.encoder.layer):
-        attention, normed = layer.attention, layer.layernorm_before(x)
+    for index, layer in enumerate(tower.encoder.layer if cls else tower.encoder.layers):
+        attention = layer.attention if cls else layer.self_attn
+        normed = layer.layernorm_before(x) if cls else layer.layer_norm1(x)
         query, key, value = (_heads(p(normed), heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
         logits = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
         if rule == "tome":
-            logits = logits + torch.tensor(sizes[:1] + [size for size in sizes[1:] for _ in range(4)]).log()
+            logits = logits + torch.tensor(sizes[:cls] + [size for size in sizes[cls:] for _ in range(4)]).log()
         weights = logits.softmax(-1)
-        x = x + layer.lambda_1 * attention.projection_layer((weights @ value).transpose(0, 1).flatten(1))
+        attended = (weights @ value).transpose(0, 1).flatten(1)
+        x = x + (layer.lambda_1 * attention.projection_layer(attended) if cls else attention.out_proj(attended))
         if index in plan:
             if rule == "tome":
-                matrix = tome_matrix(per_cell(key.mean(0)), sizes, plan[index] + 1, 1)
+                matrix = tome_matrix(per_cell(key.mean(0)), sizes, plan[index] + cls, cls)
             else:
-                matrix = illava_matrix(per_cell(weights.mean((0, 1))).tolist(), plan[index] + 1, 1)
+                matrix = illava_matrix(per_cell(weights.mean((0, 1))).tolist(), plan[index] + cls, cls)
             anchor = _anchors(matrix, anchor, rule)
-            cells = matrix[1:, 1:].to(x.dtype) @ x[1:].view(-1, 4 * x.shape[1])
+            cells = matrix[cls:, cls:].to(x.dtype) @ x[cls:].view(-1, 4 * x.shape[1])
             x, sizes = (
-                torch.cat([x[:1], cells.view(-1, x.shape[1])]),
+                torch.cat([x[:cls], cells.view(-1, x.shape[1])]),
                 ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist(),
             )
-        x = x + layer.lambda_2 * layer.mlp(layer.layernorm_after(x))
-    cells = tower.layernorm(x)[1:].view(-1, 4 * x.shape[1])
-    order = sorted(range(len(cells)), key=lambda m: anchor[m + 1])
-    places, sizes = [anchor[m + 1] - 1 for m in order], [sizes[m + 1] for m in order]
-    return model.model.multi_modal_projector(cells[order]), places, sizes
+        x = x + (layer.lambda_2 * layer.mlp(layer.layernorm_after(x)) if cls else layer.mlp(layer.layer_norm2(x)))
+    cells = (tower.layernorm(x)[1:] if cls else tower.post_layernorm(x)).view(-1, 4 * x.shape[1])
+    order = sorted(range(len(cells)), key=lambda m: anchor[m + cls])
+    return cells[order], [anchor[m + cls] - cls for m in order], [sizes[m + cls] for m in order]
 
 
 def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
@@ -282,10 +312,18 @@ def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
 
 
 def patches_of(config) -> int:
-    """Patches of one crop; of a tile of InternVL, cells."""
+    """Patches of one crop; of a tile of InternVL or SmolVLM, cells."""
     if config.model_type == "internvl":
         return config.image_seq_length
-    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return (side // getattr(config, "scale_factor", 1)) ** 2
+
+
+def parts_of(model) -> tuple[Any, Any]:
+    """(projector, language model)"""
+    if model.config.model_type == "smolvlm":
+        return model.model.connector.modality_projection, model.model.text_model
+    return model.model.multi_modal_projector, model.model.language_model
 
 
 def placeholders(
@@ -293,22 +331,25 @@ def placeholders(
 ) -> list[tuple[Tensor | None, float, bool]]:
     """(features, size, is it a marker) of every placeholder of one image or video; no features where it is gone. The
     size is the mean over its patches, and only right where no placeholder shares a patch with another."""
-    per_crop = patches_of(model.config)
+    per_crop, project = patches_of(model.config), parts_of(model)[0]
     out: list[tuple[Tensor | None, float, bool]] = []
     for crops, cells in parts:
+        late = model.config.model_type == "llava_next_video" and any(len(cell) > 1 for cell in cells)
         features: dict[int, Tensor] = {}
         size: dict[int, float] = {}
         for number, crop in enumerate(crops):
             encoded, places, sizes = encode(model, crop, plan, rule)
+            encoded = encoded if late else project(encoded)
             features |= {number * per_crop + place: x for place, x in zip(places, encoded, strict=True)}
-            size |= {number * per_crop + place: s for place, s in zip(places, sizes, strict=True)}
+            size |= {number * per_crop + place: own for place, own in zip(places, sizes, strict=True)}
         kept = min(plan.values(), default=per_crop) / per_crop
         for cell in surviving_cells(cells, set(features), kept):
             if cell == {}:
                 out.append((model.model.image_newline, 1.0, True))
             else:
-                states = sum(weight * features[patch] for patch, weight in cell.items()) if cell else None
-                out.append((states, sum(weight * size[patch] for patch, weight in (cell or {}).items()), False))
+                x = sum(weight * features[patch] for patch, weight in cell.items()) if cell else None
+                own = sum(weight * size[patch] for patch, weight in (cell or {}).items())
+                out.append((project(x) if late and cell else x, own, False))
     return out
 
 
@@ -333,7 +374,7 @@ def logits(
         llm: counts or fractions kept, of every image or video on its own.
         weighs: whether a token that stands for s of them counts s times in the LLM.
     """
-    text = model.config.text_config
+    text, language_model = model.config.text_config, parts_of(model)[1]
     patches = patches_of(model.config)
     if isinstance(images, Tensor):
         images = [[(image[None], [{patch: 1.0} for patch in range(patches)])] for image in images]
@@ -351,7 +392,7 @@ def logits(
             size.append(own)
             image.append(-1 if marker else number)
         else:
-            x.append(model.model.language_model.embed_tokens.weight[token])
+            x.append(language_model.embed_tokens.weight[token])
             size.append(1.0)
             image.append(-1)
         position.append(slot)
@@ -374,7 +415,7 @@ def logits(
 
     if packed:
         position = torch.arange(len(x))
-    for index, layer in enumerate(model.model.language_model.layers):
+    for index, layer in enumerate(language_model.layers):
         if index in llm:
             keep, before = image < 0, x
             if rule == "pyramiddrop":
@@ -396,4 +437,4 @@ def logits(
         row = weights[:, last].mean(0)
         x = x + layer.self_attn.o_proj((weights @ value).transpose(0, 1).flatten(1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return model.lm_head(model.model.language_model.norm(x[-1]))
+    return model.lm_head(language_model.norm(x[-1]))

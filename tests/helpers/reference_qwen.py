@@ -1,7 +1,7 @@
-"""A whole Qwen2-VL, Qwen2.5-VL or Qwen3-VL by hand, as `reference` has LLaVA.
+"""A whole Qwen-VL or GLM-4.1V by hand, as `reference` has LLaVA.
 
 One frame at a time, every attention a full matrix with windows as a mask over coordinates, every reduction a dense
-matrix over cells; no packed sequence, no permutation, no cache.
+matrix over cells, linear attention token by token; no packed sequence, no permutation, no cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ def _turn(x: Tensor, angle: Tensor) -> Tensor:
     return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1)
 
 
+def _turn_pairs(x: Tensor, angle: Tensor) -> Tensor:
+    """The same of neighbours."""
+    first, second = x[..., ::2], x[..., 1::2]
+    pairs = [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()]
+    return torch.stack(pairs, dim=-1).flatten(-2)
+
+
 def encode(
     model, pixels: Tensor, grid: tuple[int, int], plan: dict[int, int], rule: str
 ) -> tuple[Tensor, list[int], list[dict[int, Tensor]]]:
@@ -32,9 +39,13 @@ def encode(
     heads, count = vision.num_heads, grid[0] * grid[1]
     x = tower.patch_embed(pixels)
     anchor, sizes, deep = list(range(count)), [1.0] * count, []
-    if hasattr(tower, "pos_embed"):
-        table = tower.pos_embed.weight.T.unflatten(1, [int(vision.num_position_embeddings**0.5)] * 2)
-        table = functional.interpolate(table[None], (2 * grid[0], 2 * grid[1]), mode="bilinear", align_corners=True)[0]
+    glm = model.config.model_type == "glm4v"
+    if glm or hasattr(tower, "pos_embed"):
+        weight = tower.embeddings.position_embedding.weight if glm else tower.pos_embed.weight
+        x = tower.post_conv_layernorm(x) if glm else x
+        table = weight.T.unflatten(1, [int(len(weight) ** 0.5)] * 2)[None]
+        how = dict(mode="bicubic") if glm else dict(mode="bilinear", align_corners=True)
+        table = functional.interpolate(table, (2 * grid[0], 2 * grid[1]), **how)[0]
         x = x + table.unfold(1, 2, 2).unfold(2, 2, 2).permute(1, 2, 3, 4, 0).reshape(x.shape)
     for index, block in enumerate(tower.blocks):
         row = torch.tensor([2 * (cell // grid[1]) + i for cell in anchor for i in (0, 0, 1, 1)])
@@ -64,7 +75,56 @@ def encode(
         if index in getattr(vision, "deepstack_visual_indexes", ()):
             deep.append(dict(zip(anchor, tower.deepstack_merger_list[len(deep)](x), strict=True)))
     order = sorted(range(len(anchor)), key=lambda m: anchor[m])
+    if glm:
+        cells = tower.post_layernorm(x).view(len(anchor), 2, 2, -1)[order].permute(0, 3, 1, 2)
+        return tower.merger(tower.downsample(cells).flatten(1)), [anchor[m] for m in order], deep
     return tower.merger(x.view(len(anchor), 4, -1)[order].flatten(0, 1)), [anchor[m] for m in order], deep
+
+
+def _attend(
+    attention, x: Tensor, angle: Tensor, heads: int, groups: int, last: int, turn=_turn
+) -> tuple[Tensor, Tensor]:
+    """(N, C) what an attention makes of x (N, C), and (N,) what the token `last` attends to."""
+    query, key = _heads(attention.q_proj(x), heads), _heads(attention.k_proj(x), groups)
+    gated = query.shape[-1] > key.shape[-1]
+    if gated:
+        query, gate = query.chunk(2, dim=-1)
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    turned = 2 * angle.shape[1]  # the rest has no position
+    query, key = (torch.cat([turn(part[..., :turned], angle), part[..., turned:]], dim=-1) for part in (query, key))
+    key = key.repeat_interleave(heads // groups, 0)
+    value = _heads(attention.v_proj(x), groups).repeat_interleave(heads // groups, 0)
+    score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+    weights = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
+    out = weights @ value
+    out = out * gate.sigmoid() if gated else out
+    return attention.o_proj(out.transpose(0, 1).flatten(1)), weights[:, last].mean(0)
+
+
+def _delta_rule(linear, x: Tensor) -> Tensor:
+    """(N, C) what linear attention makes of x (N, C), token by token: the state (heads, d, e) forgets, and is corrected
+    to give each key its value."""
+    heads, kernel = linear.num_v_heads, linear.conv1d.weight[:, 0]  # (channels, taps)
+    seen = functional.pad(linear.in_proj_qkv(x), (0, 0, kernel.shape[1] - 1, 0)).unfold(0, kernel.shape[1], 1)
+    parts = functional.silu((seen * kernel).sum(-1)).split([linear.key_dim, linear.key_dim, linear.value_dim], dim=1)
+    query, key, value = (part.unflatten(1, (-1, width)) for part, width in
+                         zip(parts, (linear.head_k_dim, linear.head_k_dim, linear.head_v_dim), strict=True))  # fmt: skip
+    query, key = (
+        functional.normalize(part, dim=-1).repeat_interleave(heads // linear.num_k_heads, 1) for part in (query, key)
+    )
+    rate, decay = (
+        linear.in_proj_b(x).sigmoid(),
+        -linear.A_log.exp() * functional.softplus(linear.in_proj_a(x) + linear.dt_bias),
+    )
+    state, out = torch.zeros(heads, linear.head_k_dim, linear.head_v_dim), []
+    for token in range(len(x)):
+        state = state * decay[token].exp()[:, None, None]
+        known = (key[token][..., None] * state).sum(1)
+        state = state + key[token][..., None] * ((value[token] - known) * rate[token][:, None])[:, None]
+        out.append((query[token][..., None] * state).sum(1) / linear.head_k_dim**0.5)
+    gate = linear.in_proj_z(x).unflatten(1, (heads, -1))
+    return linear.out_proj(linear.norm(torch.stack(out).flatten(0, 1), gate.flatten(0, 1)).view(len(x), -1))
 
 
 @torch.no_grad()
@@ -117,11 +177,13 @@ def logits(
     x, position, image = torch.stack(x), torch.tensor(position), torch.tensor(image)
     last = len(x) - 1 - (len(ids) - prompt)
     heads, groups = text.num_attention_heads, text.num_key_value_heads
-    half = text.hidden_size // heads // 2
+    glm = config.model_type == "glm4v"
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    half = round(width * text.rope_parameters.get("partial_rotary_factor", 1)) // 2
     frequency = text.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
     sections = text.rope_parameters["mrope_section"]
     axis = torch.tensor([a for a, n in enumerate(sections) for _ in range(n)])
-    if config.model_type == "qwen3_vl":  # the axes take turns
+    if config.model_type.startswith("qwen3"):  # the axes take turns
         axis = torch.tensor([i % 3 if i < 3 * sections[i % 3] else 0 for i in range(half)])
     row = None
     for index, layer in enumerate(model.model.language_model.layers):
@@ -139,17 +201,15 @@ def logits(
             last = int(kept[: last + 1].sum()) - 1
             x, position, image = merged[kept], position[kept], image[kept]
         angle = position[:, axis] * frequency
-        attention, normed = layer.self_attn, layer.input_layernorm(x)
-        query, key = _heads(attention.q_proj(normed), heads), _heads(attention.k_proj(normed), groups)
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = _turn(query, angle), _turn(key, angle).repeat_interleave(heads // groups, 0)
-        value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
-        score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
-        weights = score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
-        row = weights[:, last].mean(0)
-        x = x + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        normed = layer.input_layernorm(x)
+        if hasattr(layer, "linear_attn"):
+            mixed = _delta_rule(layer.linear_attn, normed)
+        else:
+            turn = _turn_pairs if glm else _turn
+            mixed, row = _attend(layer.self_attn, normed, angle, heads, groups, last, turn)
+        x = x + (layer.post_self_attn_layernorm(mixed) if glm else mixed)
+        mixed = layer.mlp(layer.post_attention_layernorm(x)[None])[0]
+        x = x + (layer.post_mlp_layernorm(mixed) if glm else mixed)
         if index < len(next((taken for taken in deep), [])):
             x[image >= 0] += torch.stack([taken[index] for taken in deep])
     return model.lm_head(model.model.language_model.norm(x[-1]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from conftest import shared_llava
 from helpers.checkpoints import scaled_down
-from helpers.qwen import END, IMAGE_TOKEN, PATCH, START, VIDEO_TOKEN
+from helpers.qwen import END, IMAGE_TOKEN, PATCH, QWENS, START, VIDEO_TOKEN
 from transformers import AutoConfig
 
 import illava_lab as il
@@ -17,8 +17,16 @@ from illava_lab.models.processors import build_processor
 
 PUBLISHED = {
     "llava": "llava-1.5-7b", "next": "llava-next-34b", "onevision": "llava-onevision-0.5b", "qwen2-vl": "qwen2-vl-7b",
+    "next-video": "llava-next-video-7b", "smolvlm": "smolvlm2-2.2b", "glm-4.1v": "glm-4.1v-9b",
 }  # fmt: skip
-FAMILIES = ("embedded", *PUBLISHED, "internvl", "qwen2.5-vl", "qwen3-vl")
+FAMILIES = (
+    "embedded",
+    *PUBLISHED,
+    "internvl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    *(kind for kind in QWENS if kind == "qwen3.5-vl"),
+)
 
 _QWEN: dict[str, Any] = {
     "processor": {
@@ -30,7 +38,7 @@ _QWEN: dict[str, Any] = {
     },
     "special": {"<|image_pad|>": IMAGE_TOKEN, "<|video_pad|>": VIDEO_TOKEN, "<|vision_start|>": START,
                 "<|vision_end|>": END},
-    "template": "<|vision_start|><|{}_pad|><|vision_end|>",
+    "shown": "'<|vision_start|><|' + c.type + '_pad|><|vision_end|>'",
 }  # fmt: skip
 _INTERN: dict[str, Any] = {
     "processor": {
@@ -42,7 +50,7 @@ _INTERN: dict[str, Any] = {
         "image_seq_length": 36,
     },
     "special": {"<IMG_CONTEXT>": IMAGE_TOKEN, "<video>": VIDEO_TOKEN, "<img>": START, "</img>": END},
-    "template": "<IMG_CONTEXT>",
+    "shown": "{'image': '<IMG_CONTEXT>', 'video': '<video>'}[c.type]",
 }  # fmt: skip
 
 
@@ -53,6 +61,10 @@ def small_lab(family: str) -> il.Lab:
         return il.load()
     if family in PUBLISHED:
         spec = scaled_down(PUBLISHED[family])
+        if family == "smolvlm":
+            spec["processor"]["image_processor"]["size"] = {
+                "longest_edge": 768
+            }  # four tiles and the whole, not sixteen
         config = AutoConfig.for_model(**spec["config"])
         tokenizer = random_models._tokenizer(config.get_text_config().vocab_size, **spec["tokenizer"])
         model = random_models.random_model(config, "cpu", torch.float32)
@@ -63,9 +75,8 @@ def small_lab(family: str) -> il.Lab:
     tokenizer.start_image_token_id, tokenizer.end_image_token_id = START, END
     tokenizer.context_image_token, tokenizer.context_image_token_id = "<IMG_CONTEXT>", IMAGE_TOKEN
     tokenizer.video_token = "<video>"
-    shown = "'" + spec["template"].format("' + c.type + '") + "'"
     template = (
-        "{% for m in messages %}{% for c in m.content %}{{ c.text if c.type == 'text' else " + shown + " }}"
+        "{% for m in messages %}{% for c in m.content %}{{ c.text if c.type == 'text' else " + spec["shown"] + " }}"
         "{% endfor %}{% endfor %}"
     )
     return il.Lab(model, build_processor(model.config, spec["processor"], tokenizer, template), family)

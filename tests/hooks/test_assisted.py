@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import KINDS, QUICK_KINDS, Prompt, make_inputs, shared_llava
 from helpers.attached import GREEDY
-from helpers.qwen import QWENS
+from helpers.qwen import PACKED
 
 import illava_lab as il
+from illava_lab.models.families import describe
 
 # Before transformers 5.13, looking drafts up needs a token that ends an answer; this one never comes.
 DECODING = GREEDY | {"eos_token_id": 2, "suppress_tokens": [*GREEDY["suppress_tokens"], 2]}
+FORGETTING = [kind for kind in KINDS if kind != "qwen3.5-vl"]  # a state cannot give back what was drafted
 REDUCTIONS = {
     "fastv": il.Schedule(llm={1: 0.5, 3: 0.4}),
     "illava": il.Schedule({0: 0.7, 2: 16}, {1: 0.6, 3: 0.5}),
@@ -35,7 +37,7 @@ def assistant(kind: str):
     other = copy.deepcopy(shared_llava(kind))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        for parameter in other.model.language_model.layers[-1].parameters():
+        for parameter in describe(other).llm_layers[-1].parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     other.generation_config.num_assistant_tokens = 3
     return other
@@ -49,7 +51,8 @@ def repeating(kind: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in KINDS for name in REDUCTIONS if kind in QUICK_KINDS or name == "illava"]
+    ("kind", "name"),
+    [(kind, name) for kind in FORGETTING for name in REDUCTIONS if kind in QUICK_KINDS or name == "illava"],
 )
 def test_drafts_do_not_change_what_is_decoded(kind, model, name):
     inputs, other = repeating(kind), assistant(kind)
@@ -67,7 +70,7 @@ def test_drafts_do_not_change_what_is_decoded(kind, model, name):
 
 
 # ---------------------------------------------------------------------------------------------- caches
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORGETTING)
 @pytest.mark.parametrize("name", ["fastv", "illava", "tome"])
 @torch.no_grad()
 def test_a_cropped_cache_goes_on_as_if_the_end_had_not_been_there(kind, model, name):
@@ -78,7 +81,7 @@ def test_a_cropped_cache_goes_on_as_if_the_end_had_not_been_there(kind, model, n
 
         def logits(cache, ids, start):
             positions = torch.arange(start, start + ids.shape[1])[None]
-            if kind in QWENS:
+            if kind in PACKED:
                 positions = (positions + model.model.rope_deltas).expand(3, 1, -1)
             mask = torch.ones(1, start + ids.shape[1], dtype=torch.long)
             return model(input_ids=ids, past_key_values=cache, position_ids=positions, attention_mask=mask).logits

@@ -9,8 +9,8 @@ import torch
 import transformers
 from conftest import IMAGE_TOKEN, KINDS, PATCHES, Prompt, make_inputs, picture, random_llava, shared_llava
 from helpers import reference, reference_qwen
-from helpers.attached import GREEDY, forward, has_video, keep_everything, structure
-from helpers.qwen import QWENS
+from helpers.attached import GREEDY, forward, has_video, keep_everything, lengths, structure
+from helpers.qwen import PACKED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
@@ -81,7 +81,7 @@ def test_strategy_none_leaves_the_model_untouched(model, inputs):
     bare = structure(model)
     with il.attach(model, "none") as trace:
         added = structure(model) - bare
-        watched = ("_illava_attached", "_features", "model.apply_pooling", "model.forward")
+        watched = ("_illava_attached", "_features", "model.apply_pooling", "vision_resampler.forward", "model.forward")
         assert all(any(known in name for known in watched) for name in added), "a mark, and hooks that only look"
         assert torch.equal(forward(model, inputs), logits)
     assert trace.steps == []
@@ -114,7 +114,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", list(CONTENTS))
 def test_generation_with_cache_equals_recomputation_by_hand(kind, model, content, rule, encoder, llm, positions):
     """Every step of cached generation equals a forward pass without hooks or cache, by an independent reference."""
-    if (CONTENTS[content].videos and not has_video(kind)) or (kind in QWENS and positions == "packed"):
+    if (CONTENTS[content].videos and not has_video(kind)) or (kind in PACKED and positions == "packed"):
         return
     inputs = make_inputs([CONTENTS[content]], kind)
     prompt = inputs["input_ids"].shape[1]
@@ -123,7 +123,7 @@ def test_generation_with_cache_equals_recomputation_by_hand(kind, model, content
     how = dict(prompt=prompt, encoder=encoder, llm=llm, rule=rule)
     for step, got in enumerate(out.logits):
         ids = out.sequences[0, : prompt + step].tolist()
-        if kind in QWENS:
+        if kind in PACKED:
             want = reference_qwen.logits(model, ids, inputs, **how)
         else:
             visuals = reference.visuals(inputs, lambda *size: picture(kind, *size), model.config)
@@ -139,7 +139,7 @@ def test_each_cache_layer_is_as_long_as_what_the_layer_saw(kind, model):
         visual = trace.layout(0).tokens + trace.layout(1).tokens
         others = inputs["input_ids"].shape[1] - visual  # text, and newlines
         entering = sum(step.before * len(step.rows) for step in trace.steps if (step.stage, step.layer) == ("llm", 1))
-        assert [cache.layers[i].keys.shape[2] for i in range(4)] == [others + n for n in (entering, 24, 24, 10)]
+        assert lengths(cache) == [others + n for n in (entering, 24, 24, 10)]
         assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
@@ -153,8 +153,10 @@ def test_generation_is_the_same_with_and_without_cache(kind, model, inputs, sear
         ]
 
     several = len(inputs.get("pixel_values", [])) != 1
-    if search and several and kind not in QWENS and Version(transformers.__version__) < Version("5.23"):
+    if search and several and kind not in PACKED and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("before transformers 5.23, beam search mixes up the images of a prompt with several, also bare")
+    if search and kind == "glm-4.1v" and len(inputs["image_grid_thw"]) > 1:
+        pytest.skip("in transformers 5.23, beam search mixes up the images of GLM-4.1V, also bare")
     with il.attach(model, *REDUCTIONS["random"]):
         assert torch.equal(*cached_and_plain())
 
@@ -192,12 +194,12 @@ def test_a_batch_equals_its_prompts_alone(kind, model, data, name):
 
 def test_a_prompt_without_images_does_not_hold_the_batch_back(kind, model):
     """Its padding goes as the tokens of the other go: layers run on the longest prompt, not on what padding fills."""
-    lengths = []
+    held = []
     for prompts_ in ([Prompt(2)], [Prompt(2), Prompt(0, 3)]):
         with il.attach(model, *REDUCTIONS["illava"]), torch.no_grad():
             cache = model(**make_inputs(prompts_, kind), use_cache=True).past_key_values
-        lengths.append([layer.keys.shape[2] for layer in cache.layers])
-    assert lengths[0] == lengths[1] and lengths[0][0] > lengths[0][-1]
+        held.append(lengths(cache))
+    assert held[0] == held[1] and held[0][0] > held[0][-1]
 
 
 @pytest.mark.parametrize("name", list(REDUCTIONS))

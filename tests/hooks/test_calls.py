@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import IMAGE_TOKEN, KINDS, QUICK_KINDS, Prompt, make_inputs, random_llava, shared_llava
 from helpers.attached import GREEDY, forward, structure
-from helpers.qwen import QWENS
+from helpers.qwen import PACKED
 
 import illava_lab as il
 from illava_lab.hooks.attach import is_attached
+from illava_lab.models.families import describe
 
 REDUCTIONS = {
     "illava": il.Schedule({0: 0.7, 2: 16}, {1: 0.6, 3: 0.5}),
@@ -82,7 +83,7 @@ def test_the_last_position_of_a_prompt_survives(kind, model, name):
                 if not layout.marker[-1] and not layout.interpolates:
                     assert int(layout.source[-1, 0]) in trace.sources(0).anchor.tolist()
             batch = ends_with_image(kind, [Prompt(1, 4, seed=seed), Prompt(1, 4, seed=seed + 1)])
-            if len(set(batch["attention_mask"].sum(1).tolist())) == 1 or kind not in QWENS:
+            if len(set(batch["attention_mask"].sum(1).tolist())) == 1 or kind not in PACKED:
                 together = model(**batch).logits[0, -1]
                 if batch["attention_mask"][0].sum() == one["attention_mask"].sum():
                     torch.testing.assert_close(together, logits, atol=1e-4, rtol=1e-4)
@@ -100,9 +101,7 @@ def test_a_nan_of_the_model_stays_one(kind, model, name):
         out.view(-1, out.shape[-1])[:, 0] = torch.nan
         return out
 
-    handle = (model.model.visual.merger if kind in QWENS else model.model.multi_modal_projector).register_forward_hook(
-        overflow
-    )
+    handle = describe(model).projector.register_forward_hook(overflow)
     try:
         assert model(**inputs).logits[0, -1].isnan().all()
         with il.attach(model, name, REDUCTIONS[name]):
@@ -152,7 +151,9 @@ def test_features_bring_along_whose_they_are(kind, model, name):
 
     def encode(inputs):
         given = {
-            key: value for key, value in inputs.items() if key in ("pixel_values", "image_sizes", "image_grid_thw")
+            key: value
+            for key, value in inputs.items()
+            if key in ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
         }
         if kind in ("clip-llama", "siglip-qwen2", "internvl"):
             given.pop("image_sizes", None)
@@ -194,7 +195,7 @@ def test_several_prompts_in_one_row_are_refused(kind, model, name):
     inputs = make_inputs([Prompt(1, 9)], kind)
     length = inputs["input_ids"].shape[1]
     positions = torch.cat([torch.arange(length - 4), torch.arange(4)])[None]
-    if kind in QWENS:
+    if kind in PACKED:
         positions = positions.expand(4, 1, -1)
     packed = {key: value for key, value in inputs.items() if key != "attention_mask"}
     with il.attach(model, name, REDUCTIONS[name]):
@@ -212,7 +213,7 @@ def test_several_prompts_in_one_row_are_refused(kind, model, name):
 def test_training_mode_is_refused_when_the_call_comes(kind):
     model, inputs = random_llava(kind), make_inputs([Prompt()], kind)
     with il.attach(model, "illava", REDUCTIONS["illava"]):
-        for module in (model, model.model.language_model):
+        for module in (model, describe(model).language_model):
             module.train()
             with pytest.raises(il.LabError, match="training mode"):
                 model(**inputs)
@@ -229,7 +230,7 @@ def test_training_mode_is_refused_when_the_call_comes(kind):
 def test_copying_inside_the_block_is_refused(kind, model, name):
     with il.attach(model, name, REDUCTIONS[name]):
         bare_parts = [model.lm_head]
-        for part in (model, model.model, model.model.language_model, model.model.language_model.layers[2]):
+        for part in (model, model.model, describe(model).language_model, describe(model).llm_layers[2]):
             with pytest.raises(il.LabError, match="cannot be copied or pickled"):
                 copy.deepcopy(part)
         copy.deepcopy(bare_parts)
@@ -294,6 +295,8 @@ def test_offloaded_weights(kind, model, name):
     parts = [offloaded]
     if offloaded.config.vision_config.model_type == "siglip_vision_model":  # its pooling head cannot be, also bare
         parts = [offloaded.model.vision_tower.encoder, offloaded.model.language_model, offloaded.lm_head]
+    if kind == "glm-4.1v":  # nor can its table of positions
+        parts = [offloaded.model.visual.blocks, offloaded.model.language_model, offloaded.lm_head]
     for part in parts:
         accelerate.cpu_offload(part, execution_device="cpu")
     try:
@@ -411,7 +414,7 @@ def test_a_call_that_ended_holds_on_to_nothing(kind, model, name):
     def note(module, args, kwargs) -> None:
         alive.append(weakref.ref(kwargs["inputs_embeds"]))
 
-    handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = describe(model).language_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         with il.attach(model, name, REDUCTIONS[name]) as trace:
             out = model(**inputs, use_cache=False)

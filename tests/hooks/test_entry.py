@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KINDS, Prompt, make_inputs, shared_llava
-from helpers.attached import GREEDY
+from helpers.attached import GREEDY, lengths
 
 import illava_lab as il
 from illava_lab.models.families import describe
 
 # Where no placeholder is interpolated from several patches, and no layer adds features of its own.
-ALIKE = [kind for kind in KINDS if kind not in ("onevision", "next", "qwen3-vl")]
+ALIKE = [kind for kind in KINDS if kind not in ("onevision", "next", "next-video", "qwen3-vl", "qwen3-vl-moe")]
 
 
 @pytest.mark.parametrize("kind", ALIKE)
@@ -27,12 +27,12 @@ def test_what_goes_there_is_what_the_encoder_would_have_left_out(kind):
         for schedule in (il.Schedule({last: 0.5}, {2: 0.5}), il.Schedule(llm={0: 0.5, 2: 0.5})):
             with il.attach(model, "stride", schedule, positions=positions) as trace:
                 logits = model(**inputs, use_cache=True)
-                lengths = [layer.keys.shape[2] for layer in logits.past_key_values.layers]
+                held = lengths(logits.past_key_values)
                 tokens = model.generate(**inputs, max_new_tokens=6, **GREEDY)
                 uncached = model.generate(**inputs, max_new_tokens=6, **GREEDY | {"use_cache": False})
                 sources = [trace.sources(image).anchor.tolist() for image in range(2)]
             assert torch.equal(tokens, uncached)
-            out[bool(schedule.encoder)] = logits.logits[seen], lengths, tokens, sources
+            out[bool(schedule.encoder)] = logits.logits[seen], held, tokens, sources
         torch.testing.assert_close(out[True][0], out[False][0], atol=1e-4, rtol=1e-4)
         assert out[True][1] == out[False][1]
         assert torch.equal(out[True][2], out[False][2]) and out[True][3] == out[False][3]

@@ -276,7 +276,7 @@ def test_no_value_decides_a_shape_or_a_branch(kind):
         else {name: il.get_strategy(name) for name in (*REDUCTIONS, "downsample")}
     )
     refused = 0
-    depth = len(shared_llava(kind).model.language_model.layers)
+    depth = len(describe(shared_llava(kind)).llm_layers)
     for name, strategy in tried.items():
         if name == "none":
             schedule = il.Schedule()

@@ -19,7 +19,8 @@ from conftest import (
     picture,
     shared_llava,
 )
-from helpers.reference import pooled_cells
+from helpers.attached import has_video
+from helpers.reference import frame_cells, pooled_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,6 +34,7 @@ from illava_lab.views.pictures import CELL, token_picture
 
 SIDE = IMAGE_SIZE // PATCH
 KINDS = ("clip-llama", "siglip-qwen2", "next", "onevision")  # the LLaVA kin
+TILED = ("internvl", "smolvlm")
 
 
 # ---------------------------------------------------------------------------------------------- layouts
@@ -71,14 +73,15 @@ def test_a_layout_is_what_the_papers_rule_says(kind, sizes):
         assert trace.layout(image).marker.tolist() == [not cell for cell in own]
 
 
+@pytest.mark.parametrize("kind", ["onevision", "next-video"])
 @torch.no_grad()
-def test_a_video_is_pooled_frames_and_a_newline():
-    model, inputs = shared_llava("onevision"), make_inputs([Prompt(1, videos=1)], "onevision")
+def test_a_video_is_pooled_frames_and_maybe_a_newline(kind):
+    model, inputs = shared_llava(kind), make_inputs([Prompt(1, videos=1)], kind)
     with il.attach(model, "none") as trace:
         model(**inputs)
-    frame = pooled_cells(SIDE)
+    frame, newline = frame_cells(kind, SIDE)
     want = [{patch + i * PATCHES: weight for patch, weight in cell.items()} for i in range(FRAMES) for cell in frame]
-    assert agree(cells_of(trace.layout(0)), [*want, {}])
+    assert agree(cells_of(trace.layout(0)), [*want, *[{}] * newline])
     assert trace.layout(1).patches[0] > 1, "the image comes second, as in the prompt"
 
 
@@ -96,7 +99,9 @@ class Look(il.Strategy):
 
 
 @pytest.mark.parametrize(
-    ("kind", "prompt"), [(kind, Prompt(seed=3)) for kind in (*KINDS, "internvl")] + [("onevision", Prompt(0, videos=1))]
+    ("kind", "prompt"),
+    [(kind, Prompt(seed=3)) for kind in (*KINDS, *TILED)]
+    + [("onevision", Prompt(0, videos=1)), ("next-video", Prompt(0, videos=1))],
 )
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 @torch.no_grad()
@@ -128,11 +133,11 @@ def test_a_budget_holds_for_images_of_any_size():
     assert expected["llm"][-1] == len(trace.sources(1).anchor)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
+@pytest.mark.parametrize("kind", [*KINDS, "next-video", *TILED])
 @torch.no_grad()
 def test_sizes_places_and_grids(kind):
     """Every patch that is still there is in exactly one size; places count visual tokens, without newlines."""
-    model, inputs = shared_llava(kind), make_inputs([Prompt(1, seed=5, videos=int(kind == "onevision"))], kind)
+    model, inputs = shared_llava(kind), make_inputs([Prompt(1, seed=5, videos=int(has_video(kind)))], kind)
     for encoder in ({}, {1: 20}):
         look = Look()
         with il.attach(model, look, il.Schedule(encoder, {1: 1.0})) as trace:
@@ -300,11 +305,11 @@ def test_one_crop_alone_can_be_drawn():
         assert token_picture(gradient((IMAGE_SIZE, IMAGE_SIZE)), crop).size == (SIDE * CELL, SIDE * CELL)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "internvl"])
+@pytest.mark.parametrize("kind", [*KINDS, "next-video", *TILED])
 @torch.no_grad()
 def test_the_trace_of_a_batch_is_that_of_its_prompts(kind):
     model, schedule = shared_llava(kind), il.Schedule({0: 0.8, 1: 0.7}, {1: 0.7, 3: 0.6})
-    prompts = [Prompt(2, seed=1), Prompt(1, seed=2, videos=int(kind == "onevision")), Prompt(1, seed=3)]
+    prompts = [Prompt(2, seed=1), Prompt(1, seed=2, videos=int(has_video(kind))), Prompt(1, seed=3)]
     with il.attach(model, "illava", schedule) as trace:
         alone = []
         for prompt in prompts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import illava_lab as il
+from illava_lab.models import families
 
 RANDOM = ("random", il.Schedule({0: 0.6, 1: 0.7, 3: 0.8}, {2: 0.5}))
 
@@ -226,6 +228,86 @@ def test_features_of_several_layers_reach_the_layers_they_are_for():
     ids = inputs["input_ids"][0].tolist()
     want = reference_qwen.logits(model, ids, inputs, prompt=len(ids), rule="illava", **plan)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+hybrids = pytest.mark.skipif(not families.STATES_GO_ON, reason="this transformers is too old for linear attention")
+
+
+@hybrids
+@pytest.mark.parametrize(
+    ("rule", "encoder", "llm"),
+    [("illava", {0: 28, 2: 20}, {4: 0.7}), ("fastv", {}, {4: 0.5}), ("tome", {0: 25, 2: 15}, {})],
+)
+def test_behind_a_reduction_linear_attention_is_that_of_what_is_left(rule, encoder, llm):
+    """Qwen3.5 in its own order: three layers with a state, one with attention. Each step of cached generation is what the
+    whole gives token by token on what is left, and a batch is its prompts."""
+    model, schedule = shared_hybrid(), il.Schedule(encoder, llm)
+    inputs = show("qwen3.5-vl", (0, 5, 8), (2, 6, 6), seed=9)
+    prompt = inputs["input_ids"].shape[1]
+    with il.attach(model, rule, schedule):
+        out = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True, output_logits=True, **GREEDY)
+    for step, got in enumerate(out.logits):
+        ids = out.sequences[0, : prompt + step].tolist()
+        want = reference_qwen.logits(model, ids, inputs, prompt=prompt, rule=rule, encoder=encoder, llm=llm)
+        torch.testing.assert_close(got[0], want, atol=1e-4, rtol=1e-4)
+    check_calls(model, rule, schedule)
+
+
+@hybrids
+@pytest.mark.parametrize("llm", [{0: 0.6, 2: 0.5, 5: 0.6}, {1: 9, 3: 0.5, 4: 0.7, 6: 2}])
+def test_who_needs_no_attention_reduces_before_any_layer(llm):
+    """Also in front of the first layer that has any, by which a cache counts."""
+    model, schedule, settings = shared_hybrid(), il.Schedule({1: 0.8}, llm), dict(max_new_tokens=3, **GREEDY)
+    check_calls(model, "stride", schedule)
+    first = qwen_inputs("qwen3.5-vl", [[2, part((0, 5, 8)), 4], [3, part((0, 6, 6)), 9]], [1, 2])
+    with il.attach(model, "stride", schedule):  # a second turn, on the cache and both at once
+        answer = model.generate(**first, return_dict_in_generate=True, **settings)
+        more = {"input_ids": torch.cat([answer.sequences, torch.tensor([[9, 10], [11, 12]])], 1)}
+        new = more["input_ids"].shape[1] - first["input_ids"].shape[1]
+        more["attention_mask"] = torch.nn.functional.pad(first["attention_mask"], (0, new), value=1)
+        on_cache = model.generate(**more, past_key_values=answer.past_key_values, **settings)
+        types = torch.nn.functional.pad(first["mm_token_type_ids"], (0, new))
+        assert torch.equal(on_cache, model.generate(**{**first, **more, "mm_token_type_ids": types}, **settings))
+
+
+def check_calls(model, rule, schedule) -> None:
+    """Cached is recomputed, with beams too, and a batch is its prompts alone."""
+    several = [[2, part((0, 5, 8)), 4], [3, part((0, 6, 6)), 2, part((2, 6, 6)), 9]]
+    together, alone = (qwen_inputs("qwen3.5-vl", own, seeds) for own, seeds in ((several, [1, 2]), (several[:1], [1])))
+    settings = dict(max_new_tokens=3, **GREEDY)
+    with il.attach(model, rule, schedule):
+        tokens = model.generate(**together, **settings)
+        assert torch.equal(tokens, model.generate(**together, use_cache=False, **settings))
+        assert torch.equal(tokens[:1, -3:], model.generate(**alone, **settings)[:, -3:])
+        beams = [model.generate(**together, num_beams=2, use_cache=use, **settings) for use in (True, False)]
+        assert torch.equal(*beams)
+        with pytest.raises(il.LabError, match="linear attention, which cannot forget tokens"), torch.no_grad():
+            model(**alone).past_key_values.crop(-1)
+
+
+@hybrids
+def test_who_ranks_by_attention_reduces_only_behind_a_layer_that_has_it(monkeypatch):
+    model = shared_hybrid()
+    for layer in (1, 2, 3, 5):
+        with pytest.raises(
+            il.LabError, match=f"llm layer {layer} is behind layer {layer - 1}, which has linear .*: 4$"
+        ):
+            il.attach(model, "fastv", il.Schedule(llm={layer: 0.5})).__enter__()
+    assert [*il.Schedule.for_budget("fastv", model, keep=0.5).llm] == [4]
+    assert [*il.Schedule.preset("illava-image", model).llm] == [4]
+    with (
+        il.attach(model, "pyramiddrop", il.Schedule(llm={4: 0.5})),
+        pytest.raises(il.LabError, match="no queries and keys"),
+    ):
+        forward(model, show("qwen3.5-vl", (0, 3, 4)))
+    monkeypatch.setattr(families, "STATES_GO_ON", False)
+    with pytest.raises(il.LabError, match="needs a newer transformers, 5.17 or later"):
+        il.attach(model, "none").__enter__()
+
+
+@cache
+def shared_hybrid():
+    return random_qwen("qwen3.5-vl", layers="lllflllf")
 
 
 def test_a_picture_and_a_film_through_the_processor(tmp_path):

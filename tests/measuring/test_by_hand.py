@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from conftest import KINDS, QWENS, Prompt, make_inputs, shared_llava
+from conftest import KINDS, Prompt, make_inputs, shared_llava
+from helpers.qwen import PACKED, QWENS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +16,7 @@ from illava_lab.measuring import by_hand, measure
 from illava_lab.models.families import describe
 from illava_lab.schedules.flops import prefill_flops
 
-LLAVAS = [kind for kind in KINDS if kind not in QWENS]
+LLAVAS = [kind for kind in KINDS if kind not in ("smolvlm", *PACKED)]
 RANDOM, NONE = il.get_strategy("random")(), il.get_strategy("none")()
 SCHEDULE = il.Schedule(encoder={1: 30, 2: 20}, llm={2: 0.5, 3: 0.7})
 ALIKE = [Prompt(), Prompt()]
@@ -109,6 +110,9 @@ def test_it_is_refused_where_it_would_not_be_what_it_says(model) -> None:
         by_hand.prefill(shared_llava(QWENS[0]), make_inputs([Prompt()], QWENS[0]), NONE, il.Schedule())
     with refused:  # padding
         by_hand.prefill(model, make_inputs([Prompt(), Prompt(text_after=3)]), NONE, il.Schedule())
+    for kind, prompts in (("smolvlm", [Prompt()]), ("next-video", [Prompt(images=0, videos=1)])):
+        with refused:
+            by_hand.prefill(shared_llava(kind), make_inputs(prompts, kind), NONE, il.Schedule())
     with refused:  # tiles of two pictures, of different numbers
         by_hand.prefill(shared_llava("internvl"), make_inputs([Prompt(images=2)], "internvl"), NONE, il.Schedule())
     with refused:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PATCH, PATCHES, QWENS, TEXT, VISION, Prompt, make_inputs, random_llava
+from conftest import PATCH, PATCHES, TEXT, VISION, Prompt, make_inputs, random_llava
+from helpers.qwen import QWENS
 
 import illava_lab as il
 from illava_lab.measuring import measure

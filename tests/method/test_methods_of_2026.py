@@ -438,7 +438,7 @@ def test_vscan_reads_a_shallow_layer_at_the_last_one():
 def test_in_a_model(kind, name):
     """A batch equals its prompts alone; the count is what was asked for; everything kept is the bare model."""
     model, prompts = shared_llava(kind), [Prompt(text_after=3, seed=1), Prompt(text_after=5, seed=2)]
-    has_cls = kind in ("clip-llama", "next", "internvl")
+    has_cls = kind in ("clip-llama", "next", "next-video", "internvl")
     strategy = make(name) if has_cls or name == "cdpruner" else make(name, score="received")
     schedule, inputs = il.Schedule.for_budget(strategy, model, keep=0.4), make_inputs(prompts, kind)
     bare, seen = model(**inputs).logits, inputs["attention_mask"].bool()

@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import illava_lab as il
 from illava_lab.models import random_models
+from illava_lab.models.frames import FRAMES
 from illava_lab.models.loading import check_memory, weights_bytes
-from illava_lab.models.processors import FRAMES, build_processor, load_processor
+from illava_lab.models.processors import build_processor, load_processor
 from illava_lab.paths import data_dir
 
 # Parameters in billions: LLaVA-1.5 is CLIP (0.304) + Vicuna (6.738 and 13.016) + projector; Yi 34B is 34.4; SigLIP 0.4
@@ -34,6 +35,9 @@ BILLIONS = {
     "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "llava-next-34b": 34.7,
     "llava-onevision-0.5b": 0.894, "llava-onevision-7b": 8.03, "qwen2-vl-7b": 8.29, "qwen2.5-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44, "internvl3-8b": 7.94,
+    "llava-next-video-7b": 7.06, "smolvlm2-2.2b": 2.25, "glm-4.1v-9b": 10.3,
+    "qwen3-vl-30b-a3b": 31.07,
+    "qwen3.5-9b": 9.41,  # without its layer for drafts
 }  # fmt: skip
 
 
@@ -41,7 +45,8 @@ EACH_FAMILY = ["llava-1.5-7b", "llava-next-34b", "llava-onevision-7b", "qwen2-vl
 
 
 # Visual tokens of one square picture: 24 x 24; a view of 24 x 24 and 48 x 48 with 48 newlines; 27 x 27 twice with 27
-# newlines; 280 / 28 squared; 320 / 32 squared; a tile of 32 x 32 patches, four a token.
+# newlines; 280 / 28 squared; 320 / 32 squared; a tile of 32 x 32 patches, four a token;
+# 4 x 4 tiles and one of the whole, of 27 x 27 patches each, nine a token.
 SQUARE = {
     "llava-1.5-7b": (336, 576),
     "llava-next-34b": (672, 2928),
@@ -49,7 +54,12 @@ SQUARE = {
     "qwen2-vl-7b": (280, 100),
     "qwen2.5-vl-7b": (280, 100),
     "qwen3-vl-4b": (320, 100),
+    "qwen3-vl-30b-a3b": (320, 100),
+    "qwen3.5-9b": (320, 100),
     "internvl3-8b": (448, 256),
+    "llava-next-video-7b": (672, 2928),
+    "smolvlm2-2.2b": (384, 17 * 81),
+    "glm-4.1v-9b": (280, 100),
 }
 
 
@@ -90,8 +100,12 @@ def test_their_processors_give_the_published_number_of_visual_tokens(name):
             lab.inputs([film], ["What?"])
         return
     inputs = lab.inputs([film, [film, square]], ["What happens?", "What happens, and what is this?"])
-    a_film = 4 * 14 * 14 + 1 if config.model_type == "llava_onevision" else 2 * 100
-    assert (inputs["input_ids"] == config.video_token_id).sum(1).tolist() == [a_film, a_film]
+    if config.model_type == "internvl":  # frames are pictures
+        assert (inputs["input_ids"] == config.image_token_id).sum(1).tolist() == [4 * 256, 5 * 256]
+    else:
+        pooled = {"llava_onevision": 4 * 14 * 14 + 1, "llava_next_video": 4 * 12 * 12}
+        a_film = pooled.get(config.model_type, 2 * 100)
+        assert (inputs["input_ids"] == config.video_token_id).sum(1).tolist() == [a_film, a_film]
     with torch.no_grad():
         assert model.model(**inputs).last_hidden_state.isfinite().all()
 
@@ -227,7 +241,7 @@ def test_device_map_through_accelerate_answers_as_without(picture, tmp_path):
     assert answer.text == plain.text and [s.after for s in answer.trace.steps] == [s.after for s in plain.trace.steps]
 
 
-@pytest.mark.parametrize("name", [*EACH_FAMILY, "qwen2.5-vl"])
+@pytest.mark.parametrize("name", [*EACH_FAMILY, "qwen2.5-vl", "qwen3-vl-4b"])
 def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
     spec = random_models._read("qwen2-vl-7b" if name == "qwen2.5-vl" else name)
     kind = "qwen2_5_vl" if name == "qwen2.5-vl" else spec["config"]["model_type"]
@@ -256,6 +270,8 @@ def test_saved_processors_load_with_images_and_videos(tmp_path, picture, name):
         assert after["second_per_grid_ts"] == pytest.approx([2 / 3])
     text = loaded.batch_decode(after["input_ids"], skip_special_tokens=True)[0]
     assert "What is on the table?" in text
+    if kind == "qwen3_vl":  # they are shown at 1/6, 3/6 and 5/6 of a second
+        assert text.index("<0.3 seconds>") < text.index("<0.8 seconds>") < text.index("What is on the table?")
 
 
 # ---------------------------------------------------------------------------------------------- the hub

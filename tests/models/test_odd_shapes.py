@@ -16,8 +16,14 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaOne
 import illava_lab as il
 from illava_lab.models.processors import check_shape
 
-BOUNDED = ("embedded", "next", "internvl")  # whatever the shape, their processors make a few squares of it
-SLOW = ("next", "onevision")
+BOUNDED = (
+    "embedded",
+    "next",
+    "next-video",
+    "internvl",
+    "smolvlm",
+)  # whatever the shape, their processors make a few squares of it
+SLOW = ("next", "next-video", "onevision", "smolvlm", "glm-4.1v")
 
 
 @pytest.mark.filterwarnings("ignore:this model does not know")

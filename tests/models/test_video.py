@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import illava_lab as il
-from illava_lab.models.processors import OnevisionFrames, QwenFrames
+from illava_lab.models.frames import OnevisionFrames, Qwen3Frames, QwenFrames
 from illava_lab.models.video import _sample
 
 CONTAINERS = {"mp4": "libx264", "webm": "libvpx", "mkv": "mpeg4", "avi": "mpeg4"}
@@ -214,13 +215,27 @@ def test_qwen_patches_hold_the_pixels_of_two_frames():
                         torch.testing.assert_close(next(rows), pixels.permute(3, 0, 1, 2).flatten(), atol=1e-5, rtol=0)
 
 
+@given(
+    st.integers(2, 40), st.integers(1, 900), st.integers(1, 900), st.sampled_from([(4096, 25165824), (131072, 786432)])
+)
+@hypothesis_settings(deadline=None)
+def test_frames_of_qwen3_are_as_large_as_transformers_makes_them(count, height, width, bounds):
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+    least, most = bounds
+    if max(height, width) > 200 * min(height, width):
+        return
+    frames = Qwen3Frames(size={"shortest_edge": least, "longest_edge": most})
+    assert frames._fitted(count, height, width) == smart_resize(count, height, width, 2, 32, least, most)
+
+
 def test_frames_equal_those_of_the_real_video_processors():
     try:
         from torchvision.transforms.v2 import functional  # noqa: F401
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"torchvision does not work here, and the real video processors need it: {error}")
     from skimage import data
-    from transformers import LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
+    from transformers import LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
     picture = data.astronaut()
     frames = np.stack([np.roll(picture, 20 * i, axis=1)[:360, :480] for i in range(5)])
@@ -230,8 +245,13 @@ def test_frames_equal_those_of_the_real_video_processors():
         (OnevisionFrames, LlavaOnevisionVideoProcessor, dict(size={"height": 384, "width": 384}, **half)),
         (QwenFrames, Qwen2VLVideoProcessor, {}),
         (QwenFrames, Qwen2VLVideoProcessor, dict(min_pixels=3136, max_pixels=100_000, **half)),
+        (Qwen3Frames, Qwen3VLVideoProcessor, {}),
+        (Qwen3Frames, Qwen3VLVideoProcessor, dict(size={"shortest_edge": 4096, "longest_edge": 200_000})),
     ]:
-        got, want = ours(**settings)([frames]), theirs(**settings)([frames], return_tensors="pt")
+        got, want = (
+            ours(**settings)([frames]),
+            theirs(**settings)([frames], return_tensors="pt", do_sample_frames=False),
+        )
         assert set(want) <= set(got)
         difference = (got["pixel_values_videos"] - want["pixel_values_videos"]).abs()
         # The two libraries round the resized pixels differently, by one or two of 255 grey levels and seldom.

@@ -168,7 +168,11 @@ def test_one_version_everywhere() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "file"),
-    [("github-workflows", ".github/workflows/tests.yml"), ("citation-file-format", "CITATION.cff")],
+    [
+        ("github-workflows", ".github/workflows/tests.yml"),
+        ("github-workflows", ".github/workflows/prerelease.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
 )
 def test_files_that_machines_read_are_valid(schema: str, file: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", file]

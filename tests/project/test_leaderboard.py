@@ -17,6 +17,8 @@ import illava_lab as il
 from illava_lab.__main__ import main
 from illava_lab.measuring import loglines
 from illava_lab.measuring.leaderboard import file_name, submit
+from illava_lab.views.colors import looks
+from illava_lab.widgets import front
 
 CLONE = Path(__file__).resolve().parents[2]
 ROWS = CLONE / "results" / "leaderboard" / "rows"
@@ -172,9 +174,12 @@ def page(tmp_path: Path) -> Iterator[Any]:
         pytest.skip("no browser")
     (tmp_path / "_static").mkdir()
     (tmp_path / "_static" / "leaderboard.js").write_bytes((CLONE / "docs" / "style" / "leaderboard.js").read_bytes())
+    (tmp_path / "_static" / "markers.js").write_text(front.markers(), encoding="utf-8")
     board.copy_rows(tmp_path)
     parts = [part.removeprefix("```{raw} html\n").removesuffix("```") for part in (board.board(), board.reported())]
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{''.join(parts)}", encoding="utf-8")
+    # On the site the heading above has the name of the board, too.
+    page = f'<!doctype html><meta charset=utf-8><section id="leaderboard">{parts[0]}</section>{parts[1]}'
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     with launched() as browser:
         opened = browser.new_page()
         errors: list[str] = []
@@ -190,6 +195,10 @@ def test_the_page_filters_sorts_draws_and_leads_to_each_file(page: Any, rows: di
     points = page.locator("#leaderboard svg a")
     assert shown.count() == points.count() == len(rows)
     assert page.locator(".count").inner_text() == f"{len(rows)} of {len(rows)} rows"
+    drawn = page.locator("#leaderboard svg a path").all()
+    assert {dot.get_attribute("fill") for dot in drawn} == {
+        each.color for each in looks(sorted({row["method"] for row in rows.values()})).values()
+    }
 
     page.get_by_label("method").select_option("illava")
     wanted = [row for row in rows.values() if row["method"] in ("illava", "none")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, KINDS, PATCHES, QUICK_KINDS, QWENS, Prompt, make_inputs, random_llava, shared_llava
+from conftest import IMAGE_TOKEN, KINDS, PACKED, PATCHES, QUICK_KINDS, Prompt, make_inputs, random_llava, shared_llava
 from helpers.every import of_pictures
 from helpers.qwen import qwen_inputs
 
@@ -93,7 +93,7 @@ def test_a_budget_by_flops_is_met_in_every_family(kind: str) -> None:
     """The share that half of the tokens take, asked for by its value."""
     model = shared_llava(kind)
     inputs = (
-        qwen_inputs(kind, [[2, (IMAGE_TOKEN, 1, 10, 12), 5]], [0]) if kind in QWENS else make_inputs([Prompt()], kind)
+        qwen_inputs(kind, [[2, (IMAGE_TOKEN, 1, 10, 12), 5]], [0]) if kind in PACKED else make_inputs([Prompt()], kind)
     )
     shown = {"text_tokens": measure.text_tokens(model, inputs), "layouts": measure.layouts(model, inputs)}
     bare = measure.counted_flops(model, inputs)

@@ -13,7 +13,7 @@ import torch
 from conftest import random_llava
 from helpers import reference
 from helpers.attached import structure
-from transformers import LlamaConfig
+from transformers import Gemma3Config, LlamaConfig
 
 import illava_lab as il
 from illava_lab.measuring.predict import correct, predict
@@ -201,6 +201,11 @@ def test_towers_and_decoders_that_the_hooks_do_not_know_are_refused():
     config.vision_config.model_type = "pixtral"
     with pytest.raises(il.LabError, match="vision tower 'pixtral' is not supported"):
         check_supported(config)
+
+
+def test_a_family_that_cannot_be_reduced_is_refused_with_the_reason():
+    with pytest.raises(il.LabError, match="'gemma3' is not supported .*window.*both directions.*; supported: llava"):
+        check_supported(Gemma3Config())
 
 
 def test_device_and_dtype_are_checked_first():

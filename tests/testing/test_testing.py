@@ -250,7 +250,7 @@ def test_example_tokens_have_what_the_llm_has():
     assert all(len(getattr(tokens, name)) == 3 for name in LLM_STATISTICS)
     first = example_tokens("llm", 6, entry=True)
     assert first.layer == 0 and first.text_embeddings.shape == (2, 3, 8)
-    with pytest.raises(il.LabError, match="text_attention needs a layer before, and in front of layer 0 none has run"):
+    with pytest.raises(il.LabError, match="text_attention needs attention of the layer before, and here is none"):
         _ = first.text_attention
     assert example_tokens("llm", 6, reduced=True).embeddings.shape[1] == 12
     with pytest.raises(il.LabError, match="cls_attention needs a CLS token"):

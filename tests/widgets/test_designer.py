@@ -116,6 +116,28 @@ def test_sliders_presets_and_reset(drawn: ScheduleDesigner, lab: il.Lab) -> None
     assert drawn.schedule == il.Schedule(), "a refused schedule moves nothing"
 
 
+def test_picture_and_answer_are_those_of_the_schedule(lab: il.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, question = il.data_dir() / "samples" / "shapes.png", "What color is the circle?"
+    designer = ScheduleDesigner(lab, image, question, "illava")
+    shown: list[tuple] = []
+    monkeypatch.setattr(schedule_designer, "show_widget", lambda *given: shown.append(given))
+    designer.show(il.Schedule(encoder={0: 0.3}, llm={1: 0.1}))
+    answer, bare = lab.ask(image, question, "illava", schedule=designer.schedule), lab.ask(image, question)
+    for said in (designer.box.children[-2].value, shown[0][2]):
+        assert f"“{answer.text}”" in said and f"without reduction: “{bare.text}”" in said
+        assert f"{answer.words[0][0].probability:.0%}" in said
+    page = designer.box.children[-2].value
+    assert "behind the image encoder: 59 tokens" in page and "in the last LLM layer: 6 tokens" in page
+    assert page.count("<img ") == 3
+    designer.sliders["encoder", 0].value = 100
+    assert "behind the image encoder: 196 tokens" in designer.box.children[-2].value, "it follows a slider"
+    designer.reset.click()
+    assert designer.box.children[-2].value == page, "Reset goes where the reader began"
+    pruned = ScheduleDesigner(lab, image, question, "fastv")
+    pruned.sliders["encoder", 0].value = 50
+    assert "fastv cannot do that" in pruned.box.children[-2].value and "<img" not in pruned.box.children[-2].value
+
+
 def test_a_move_is_fast_and_the_static_picture_follows(
     drawn: ScheduleDesigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

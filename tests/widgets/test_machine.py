@@ -143,14 +143,15 @@ def test_the_runs_of_the_site_are_those_of_the_model(lab: il.Lab) -> None:
 
 def test_the_front_end_needs_nothing_from_elsewhere() -> None:
     files = sorted(front.FOLDER.glob("*.js"))
-    assert {file.stem for file in files} == set(front.PARTS)
-    for number, name in enumerate(front.PARTS):
-        code = (front.FOLDER / f"{name}.js").read_text(encoding="utf-8")
-        assert code.count("\n") <= 300, f"{name}.js is longer than a module may be"
-        used = re.findall(r'^import [^;]* from "\./(\w+)\.js";', code, re.MULTILINE)
-        assert set(used) <= set(front.PARTS[:number]), f"{name}.js uses what comes behind it"
-    whole = front.script() + front.style()
-    assert not re.search(r"^\s*(import|export (?!default))\b", front.script(), re.MULTILINE)
+    assert {file.stem for file in files} == {name for parts in front.PARTS.values() for name in parts}
+    for parts in front.PARTS.values():
+        for number, name in enumerate(parts):
+            code = (front.FOLDER / f"{name}.js").read_text(encoding="utf-8")
+            assert code.count("\n") <= 300, f"{name}.js is longer than a module may be"
+            used = re.findall(r'^import [^;]* from "\./(\w+)\.js";', code, re.MULTILINE)
+            assert set(used) <= set(parts[:number]), f"{name}.js uses what comes behind it"
+    whole = "".join(front.script(figure) + front.style(figure) for figure in front.PARTS)
+    assert not re.search(r"^\s*(import|export (?!default))\b", whole, re.MULTILINE)
     assert set(re.findall(r"\b(?:https?:)?//[\w.]+\.\w+", re.sub(r"^\s*//.*|/\*.*?\*/", "", whole, flags=re.M))) <= {
         "http://www.w3.org"  # the name of SVG, which nobody fetches
     }

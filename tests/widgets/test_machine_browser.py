@@ -34,8 +34,8 @@ LAST = PLACES.index("llm") + LLM - 1  # where the last layer of the LLM stands
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>machine</title><style>body { margin: 12px; background: #fff } body.dark { background: #111 }</style>
 <link rel="stylesheet" href="machine.css"><div id="here"></div><script src="machine.js"></script>
-<script>window.colors = illavaMachine.placeColor</script><script>window.stored = STORED;
-window.machine = illavaMachine.mount(document.getElementById("here"), stored)</script></html>"""
+<script>window.colors = illava.machine.placeColor</script><script>window.stored = STORED;
+window.machine = illava.machine.mount(document.getElementById("here"), stored)</script></html>"""
 CELL = """([at, patch]) => { const card = machine.page.cards.find(card => card.first === at), [x, y] = card.cells.box(patch),
     box = card.map.getBoundingClientRect(); return [box.x + x + card.cells.side / 2, box.y + y + card.cells.side / 2] }"""
 PIXELS = """([at, patches]) => { const card = machine.page.cards.find(card => card.first === at),
@@ -61,8 +61,8 @@ def browser() -> Iterator[Browser]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page as the site has it, to be opened as a file."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "machine.css").write_text(front.style(), encoding="utf-8")
-    (folder / "machine.js").write_text(front.page_script(), encoding="utf-8")
+    (folder / "machine.css").write_text(front.style("machine"), encoding="utf-8")
+    (folder / "machine.js").write_text(front.page_script("machine"), encoding="utf-8")
     (folder / "index.html").write_text(PAGE.replace("STORED", RUNS.read_text(encoding="utf-8")), encoding="utf-8")
     return folder
 

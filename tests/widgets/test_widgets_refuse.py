@@ -73,6 +73,11 @@ def test_seconds_are_those_of_every_part(lab: il.Lab, seconds: Any) -> None:
 
 def test_a_designer_shows_schedules(lab: il.Lab) -> None:
     designer = ScheduleDesigner(lab.model)
+    for given in ({"image": "a.png", "question": "What?"}, {"question": "What?"}):
+        with pytest.raises(il.LabError, match="image and question need a Lab"):
+            ScheduleDesigner(lab.model, **given)
+    with pytest.raises(il.LabError, match="image and question must be given together, got no image"):
+        ScheduleDesigner(lab, question="What?")
     for schedule in (None, {2: 0.5}, 5):
         with pytest.raises(il.LabError, match="schedule must be a Schedule or the name of a preset, got"):
             designer.set(schedule)

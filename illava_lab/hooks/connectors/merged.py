@@ -1,4 +1,4 @@
-"""The tower itself merges cells of patches into visual tokens, of images of any size (Qwen2-VL, 2.5-VL, 3-VL)."""
+"""The tower itself merges cells of patches into visual tokens, of images of any size (Qwen-VL, GLM-4.1V)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A patch is a placeholder (LLaVA-1.5), or a cell of patches is one (InternVL)."""
+"""A patch is a placeholder (LLaVA-1.5), or a cell of patches is one (InternVL, SmolVLM)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from illava_lab.hooks.attachment import Attachment
@@ -23,7 +24,8 @@ class Plain:
     def images(self, encoding: Encoding, features: Any, given: dict[str, Any]) -> list[EncodedImage]:
         anatomy = self.attachment.anatomy
         layout = self.attachment.layout("plain", lambda: plain_layout(anatomy.grid, anatomy.side))
-        return each_row(encoding, layout, len(features.pooler_output))
+        tokens = sum(math.prod(one.shape[:-1]) for one in features.pooler_output)  # of an image, or of a prompt
+        return each_row(encoding, layout, tokens // layout.slots)
 
 
 def each_row(encoding: Encoding, layout: Layout, rows: int) -> list[EncodedImage]:

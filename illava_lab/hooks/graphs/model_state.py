@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from illava_lab.hooks.changes import Hook
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 
 
 class ModelState:

@@ -23,7 +23,7 @@ from illava_lab.hooks.graphs.counted import nbytes
 from illava_lab.hooks.graphs.model_state import ModelState
 from illava_lab.hooks.graphs.recorder import RECORDERS, Recording
 from illava_lab.hooks.graphs.staging import Input, Staging, write
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy
 
 GRAPHS = 24  # at most so many of a model
 MEMORY_SHARE = 0.2  # of the device's memory, for all of them, their inputs and the buffers of caches

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache as memoize
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
@@ -61,6 +62,12 @@ class CacheState:
     common: int
     inside: bool = False
 
+    @property
+    def counted(self) -> int:
+        """The number of the segment by which a cache counts tokens: that of the first layer with attention."""
+        first = self.attachment.anatomy.first_attending
+        return max(number for number, segment in enumerate(self.segments) if segment.layer <= first)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         return replace(self)  # segments are never written to, and the attachment is the same one
 
@@ -111,11 +118,15 @@ def _reduced_cache(base: Any) -> type:
             held: int = super().get_seq_length(*args, **kwargs)
             if state.inside or held == 0:
                 return held
-            return held + state.prompt_length - state.segments[0].length
+            return held + state.prompt_length - state.segments[state.counted].length
 
         def crop(self, length: int) -> None:
             """Take away the last -`length` tokens; a positive `length` is what is to be left (before 5.13)."""
             count, state = -length if length <= 0 else max(0, self.get_seq_length() - length), self._illava_state
+            if count and state.attachment.anatomy.linear:
+                raise LabError(
+                    "this model has layers with linear attention, which cannot forget tokens; start a fresh cache"
+                )
             generated = self.get_seq_length() - state.prompt_length
             if count > generated:
                 state.forget(count - generated)
@@ -126,16 +137,13 @@ def _reduced_cache(base: Any) -> type:
         def reorder_cache(self, beam_idx: Tensor) -> None:
             super().reorder_cache(beam_idx)
             self._illava_state.prompts(lambda x: x.index_select(0, beam_idx.to(x.device)))
+            self._illava_state.batch = len(beam_idx)
 
         def batch_repeat_interleave(self, repeats: int) -> None:
-            super().batch_repeat_interleave(repeats)
-            self._illava_state.prompts(lambda x: x.repeat_interleave(repeats, 0))
-            self._illava_state.batch *= repeats
+            self.reorder_cache(torch.arange(self._illava_state.batch).repeat_interleave(repeats))
 
         def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self._illava_state.prompts(lambda x: x[indices.to(x.device)])
-            self._illava_state.batch = self.layers[0].keys.shape[0]
+            self.reorder_cache(torch.arange(self._illava_state.batch)[indices.cpu()])
 
     ReducedCache.__name__ = ReducedCache.__qualname__ = f"Reduced{base.__name__}"
     return ReducedCache

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from illava_lab.hooks.compat import CACHE
 from illava_lab.hooks.llm.prompt import Prompt
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage
 
-_TAKEN = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"}
+_TAKEN = {"inputs_embeds", "attention_mask", "position_ids", CACHE, "use_cache"}
 _IGNORED = {"cache_position", "logits_to_keep", "return_dict"}  # what others read
 
 

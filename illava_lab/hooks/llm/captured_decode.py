@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.graphs.buffers import Slot
 from illava_lab.hooks.llm.cache import CacheState, state_of
 from illava_lab.hooks.llm.call import Call, only_usual
@@ -76,7 +77,7 @@ def captured_decode(
 
     None where it must be computed plainly.
     """
-    graphs, decode, cache = attachment.graphs, call.llm, kwargs.get("past_key_values")
+    graphs, decode, cache = attachment.graphs, call.llm, cache_of(kwargs)
     if graphs is None or args or not _ordinary(decode, kwargs) or torch.is_grad_enabled():
         return None
     if graphs.state.kernels[-1] != "sdpa":  # flash attention takes no mask over buffers
@@ -93,7 +94,7 @@ def captured_decode(
 
 
 def _ordinary(decode: Decode, kwargs: dict[str, Any]) -> bool:
-    cache = kwargs["past_key_values"]
+    cache = cache_of(kwargs)
     return (
         only_usual(kwargs)
         and kwargs["inputs_embeds"].shape[1] == 1
@@ -128,16 +129,16 @@ def _captured(
                 inputs_embeds=states,
                 attention_mask=step.layer_arguments(0, states)["attention_mask"],
                 position_ids=step.positions[0],
-                past_key_values=_Written(slot, step.at),
                 use_cache=True,
+                **{CACHE: _Written(slot, step.at)},
             )
         return type(out), out.last_hidden_state
 
     def take(out: tuple[type, Tensor], _: Slot | None) -> Any:
         kind, last = out
-        cache = kwargs["past_key_values"]
+        cache = cache_of(kwargs)
         slot.show(cache, count + 1)
-        return kind(last_hidden_state=last.clone(), past_key_values=cache)
+        return kind(last_hidden_state=last.clone(), **{CACHE: cache})
 
     key = ("decode", slot.number, tuple(first), tuple(shift is None for shift in shifts), attachment.positions)
     return attachment.graphs.replay(key, inputs, record, take, slot=slot)

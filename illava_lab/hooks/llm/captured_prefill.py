@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from illava_lab.hooks.attachment import Attachment
+from illava_lab.hooks.compat import CACHE, cache_of
 from illava_lab.hooks.graphs.buffers import Shape, Slot
 from illava_lab.hooks.graphs.fresh import Packed, pack, unpack
 from illava_lab.hooks.graphs.keys import strategy_key
@@ -91,7 +92,7 @@ def captured_prefill(
     cache = _cache(attachment, kwargs)
     if not _grows(cache):
         return None
-    kwargs = {**kwargs, "past_key_values": cache}
+    kwargs = {**kwargs, CACHE: cache}
     counts_text = "counts text", strategy_key(attachment.strategy)
     with graphs.lock:
         try:
@@ -104,7 +105,7 @@ def captured_prefill(
 
 def _cache(attachment: Attachment, kwargs: dict[str, Any]) -> Any:
     """The one that is given, or that the language model would make."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     return DynamicCache(config=attachment.anatomy.language_model.config) if cache is None else cache
 
 
@@ -153,7 +154,7 @@ def _captured(
         cache, layers = DynamicCache(), [_Sent(number, slot) for number in range(depth)]
         cache.layers = [*layers]
         mask = None if filled.valid.all() else upload(filled.valid, states.device).long()
-        kwargs = {"inputs_embeds": states, "attention_mask": mask, "position_ids": places, "past_key_values": cache,
+        kwargs = {"inputs_embeds": states, "attention_mask": mask, "position_ids": places, CACHE: cache,
                   "use_cache": True}  # fmt: skip
         now = Call(_encoded(pictures, rest), filled)
         with attachment.running.during("call", now):
@@ -174,12 +175,12 @@ def _captured(
         steps, segments = unpack(out.packed)
         if more:
             segments = [segment.without_last(more) for segment in segments]
-        cache = kwargs["past_key_values"]
+        cache = cache_of(kwargs)
         _start(cache, slot)
         graphs.buffers.hand_out(slot, cache, held_by(segments, depth), [segment.valid for segment in segments])
         state = CacheState(attachment, prompt.length, len(prompt.valid), segments, prompt.text_at_end)
         last = (out.last if read is not None else out.last[:, : prompt.length]).clone()
-        return out.kind(last_hidden_state=last, past_key_values=cache), state, _shown(attachment, call, steps)
+        return out.kind(last_hidden_state=last, **{CACHE: cache}), state, _shown(attachment, call, steps)
 
     key = _key(attachment, filled, pictures, given), room, read
     return graphs.replay(key, inputs, record, take, through=UnknownText, needs=needs)
@@ -201,7 +202,8 @@ def _filled(prompt: Prompt, filler: int) -> Prompt:
         return prompt
     more = ((0, 0), (0, filler))
     media = {medium: np.pad(holds, more) for medium, holds in prompt.media.items()}
-    return Prompt(np.pad(prompt.valid, more, constant_values=True), media, prompt.length + filler)
+    valid = np.pad(prompt.valid, more, constant_values=True)
+    return Prompt(valid, media, prompt.length + filler, np.pad(prompt.ids, more))
 
 
 def _more_positions(positions: Tensor, filler: int) -> Tensor:

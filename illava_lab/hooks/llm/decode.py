@@ -10,7 +10,7 @@ from torch import Tensor
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import cache_of, causal_mask
 from illava_lab.hooks.llm.cache import CacheState
 
 
@@ -30,7 +30,8 @@ class Decode:
         if state.batch != self.batch:
             raise LabError(f"the cache holds {state.batch} prompts, this call has {self.batch}")
         self.attachment, self.segments = attachment, state.segments
-        self.generated: int = kwargs["past_key_values"].get_seq_length() - state.segments[0].length
+        self._counted = state.counted
+        self.generated: int = cache_of(kwargs).get_seq_length() - state.segments[self._counted].length
         logical, mask = state.prompt_length + self.generated, kwargs.get("attention_mask")
         if mask is not None and mask.shape[1] != logical + self.new:
             raise LabError(f"attention_mask must have {logical + self.new} columns, got {mask.shape[1]}")
@@ -58,7 +59,7 @@ class Decode:
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the language model is called with."""
-        mask, shift = self._masks[0], self.segments[0].shift
+        mask, shift = self._masks[self._counted], self.segments[self._counted].shift
         positions = self.positions if shift is None else self.positions - shift[:, None]
         return {**kwargs, "position_ids": positions, "attention_mask": None if mask is None else mask.long()}
 
@@ -69,8 +70,14 @@ class Decode:
     def layer_arguments(self, index: int, hidden: Tensor) -> dict[str, Any]:
         """Mask, and with packed positions rotary tables, for one layer."""
         number = max(i for i, segment in enumerate(self.segments) if segment.layer <= index)
-        if number == 0:
+        if number <= self._counted:
             return {}
+        if (
+            index in self.attachment.anatomy.linear
+        ):  # its state holds the prompt: it wants to know what is new and padding
+            return {
+                "attention_mask": None if self._tail is None or self.new == 1 else self._tail[:, -self.new :].long()
+            }
         if number not in self._layers:
             segment, model = self.segments[number], self.attachment.anatomy.language_model
             past = segment.length + self.generated

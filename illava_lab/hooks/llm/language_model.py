@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
+from illava_lab.hooks.compat import cache_of
 from illava_lab.hooks.graphs.parts import in_parts, width_of
 from illava_lab.hooks.llm.cache import CacheState, bind, state_of
 from illava_lab.hooks.llm.call import Call
@@ -51,7 +52,9 @@ class LanguageModel:
         layer: Any
         for index, layer in enumerate(anatomy.llm_layers):
             changes.pre_hook(layer, partial(self._enter_layer, index), with_kwargs=True)
-            if weighs or index in self.plan or index + 1 in self.plan:  # one tap for what was, and for a look ahead
+            attends = index not in anatomy.linear
+            # One tap for what was, and for a look ahead.
+            if attends and (weighs or index in self.plan or index + 1 in self.plan):
                 observe = self._observe if index + 1 in self.plan else None
                 weigh = partial(self._weigh, index) if weighs else None
                 changes.attribute(layer.self_attn, "config", TappedConfig(layer.self_attn.config, observe, weigh))
@@ -69,7 +72,7 @@ class LanguageModel:
 
     def _language_model(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """Around one call of the language model."""
-        call, cache = self._call, kwargs.get("past_key_values")
+        call, cache = self._call, cache_of(kwargs)
         hidden: Tensor = kwargs["inputs_embeds"]
         state = state_of(cache)
         try:
@@ -99,8 +102,8 @@ class LanguageModel:
         return self._finish(prefill.leave(out), prefill.cache_state(), prefill.shown())
 
     def _finish(self, out: Any, state: CacheState, shown: Prefilled) -> Any:
-        if out.past_key_values is not None:
-            bind(out.past_key_values, state)
+        if (cache := cache_of(out)) is not None:
+            bind(cache, state)
         self.attachment.trace.show(lambda: shown)
         return out
 

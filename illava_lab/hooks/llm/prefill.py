@@ -7,13 +7,15 @@ device only, and nothing here waits for it.
 from __future__ import annotations
 
 from functools import cache as memoize
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
-from illava_lab.hooks.compat import causal_mask
+from illava_lab.hooks.compat import cache_of, causal_mask
 from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.groups import Group, group_images, split
@@ -82,7 +84,7 @@ class Prefill:
         gone = [image.encoded.layout.tokens - image.encoded.tokens for image in self.images]
         if not any(gone):
             # Nobody need look at a mask that hides nothing; without a cache it says that a row is one prompt.
-            whole = self.prompt.valid.all() and kwargs.get("past_key_values") is not None
+            whole = self.prompt.valid.all() and cache_of(kwargs) is not None
             return {**kwargs, "attention_mask": None} if whole else kwargs
         sequence, left = self.sequence, torch.cat([image.left_on(hidden.device) for image in self.images])
         present = sequence.present.view(-1).index_put((sequence.flat(self.images),), left.to(torch.int8))
@@ -92,7 +94,7 @@ class Prefill:
         return {
             **kwargs,
             "inputs_embeds": sequence.cleared(hidden[sequence.row, order]),
-            "attention_mask": sequence.mask(kwargs.get("past_key_values") is not None),
+            "attention_mask": sequence.mask(cache_of(kwargs) is not None),
             "position_ids": self._pack() if self.attachment.positions == "packed" else self._positions,
             **self._deepstack(kwargs, order, left),
         }
@@ -123,13 +125,24 @@ class Prefill:
         if index in self.attachment.schedule.llm:
             kwargs = {**kwargs, **self._arguments}
             hidden = self._reduce(index, hidden, kwargs)
+        if index in self.anatomy.linear and "attention_mask" in self._arguments:
+            valid = self.sequence.valid  # such a layer wants to know what is padding, and sees nothing that comes later
+            return hidden, {**self._arguments, "attention_mask": None if valid is None else valid.long()}
         return hidden, self._arguments
+
+    def _ahead(self, index: int, hidden: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a layer to come."""
+        layer: Any = self.anatomy.llm_layers[index]
+        if index in self.anatomy.linear:
+            raise LabError(
+                f"llm layer {index} has linear attention: no queries and keys that tell what it would attend to"
+            )
+        return peek(layer.self_attn, layer.input_layernorm(hidden), tables)
 
     def _reduce(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Ask the strategy for every image, and shorten the sequence."""
-        layer: Any = self.anatomy.llm_layers[index]
         tables = kwargs["position_embeddings"]
-        ahead = memoize(lambda states=hidden: peek(layer.self_attn, layer.input_layernorm(states), tables))
+        ahead = memoize(partial(self._ahead, index, hidden, tables))
         sequence, norm = self.sequence, self.anatomy.language_model.norm
         sequence.to(hidden.device)
         around = Around(hidden, sequence.text_now(), self.seen, ahead)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from illava_lab.errors import LabError
-from illava_lab.models.families import Anatomy
+from illava_lab.models.anatomy import Anatomy, Media
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage, join_tiles
 
@@ -23,13 +23,13 @@ class Prompt:
         valid: (B, L) bool, False where the mask hides.
         media: (B, L) bool for each medium, the places of its visual tokens.
         length: how many of the L slots are the prompt; what comes behind was generated or drafted after it.
-        ids: (B, L) token ids, where somebody asked for them.
+        ids: (B, L) token ids.
     """
 
     valid: np.ndarray
     media: dict[Medium, np.ndarray]
     length: int
-    ids: np.ndarray | None = None
+    ids: np.ndarray
 
     @property
     def visual(self) -> np.ndarray:
@@ -166,7 +166,7 @@ def placed_images(anatomy: Anatomy, prompt: Prompt, encoded: dict[Medium, list[E
         for row in range(batch if needed else 0):
             own, slots = np.searchsorted(ends, bounds[row // repeats :][:2]), np.flatnonzero(holds[row])
             at = [slots[ends[i] - ends[own[0]] : ends[i + 1] - ends[own[0]]] for i in range(*own)]
-            for tiles in _runs(at, anatomy.media[medium].tiled):
+            for tiles in _runs(at, prompt.ids[row], anatomy.media[medium]):
                 image = join_tiles([images[own[0] + i] for i in tiles])
                 place = np.concatenate([at[i] for i in tiles])
                 after = int(text[row, place[-1] :].sum())
@@ -174,11 +174,16 @@ def placed_images(anatomy: Anatomy, prompt: Prompt, encoded: dict[Medium, list[E
     return sorted(out, key=lambda image: (image.row, image.at[0]))
 
 
-def _runs(at: list[np.ndarray], tiled: bool) -> list[list[int]]:
-    """Which slots belong to one image: where images have tiles, all that follow each other without a gap."""
+def _runs(at: list[np.ndarray], ids: np.ndarray, media: Media) -> list[list[int]]:
+    """Which slots belong to one image: where images have tiles, all that follow each other without a gap, or with a gap
+    in which no image ends."""
     out: list[list[int]] = []
     for i, slots in enumerate(at):
-        if tiled and i and slots[0] == at[i - 1][-1] + 1:
+        gap = ids[at[i - 1][-1] + 1 : slots[0]] if i else ids[:0]
+        goes_on = media.tiled and not len(gap)
+        if media.marked and len(gap) > 1:  # in front of a first tile, the mark has come behind a last one already
+            goes_on = np.count_nonzero(gap == gap[-2]) == 1
+        if i and goes_on:
             out[-1].append(i)
         else:
             out.append([i])

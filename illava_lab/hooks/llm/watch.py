@@ -12,7 +12,7 @@ from torch import Tensor
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
 from illava_lab.hooks.changes import Changes
-from illava_lab.hooks.compat import COUNTS_PLACEHOLDERS
+from illava_lab.hooks.compat import COUNTS_PLACEHOLDERS, cache_of
 from illava_lab.hooks.encoding import noted, recorded
 from illava_lab.hooks.llm.cache import state_of
 from illava_lab.hooks.llm.call import Call
@@ -38,7 +38,7 @@ class Watch:
             changes.method(self.model, "generate", self._generate)
         if self.attachment.graphs is not None and self.model is not self.anatomy.base:
             changes.method(self.model, "forward", self._read)
-        if COUNTS_PLACEHOLDERS:
+        if COUNTS_PLACEHOLDERS and hasattr(self.anatomy.base, "get_placeholder_mask"):
             changes.method(self.anatomy.base, "get_placeholder_mask", self._placeholders)
 
     def _placeholders(
@@ -93,7 +93,7 @@ class Watch:
         anatomy = self.anatomy
         if any(module.training for module in (anatomy.base, anatomy.tower, anatomy.language_model)):
             raise LabError("the model is in training mode; call model.eval() first")
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise LabError(
                 "prepared 4D attention masks and static caches are not supported while a strategy is attached"
@@ -114,7 +114,7 @@ class Watch:
         Raises:
             LabError: this call does not go with its cache, or its visual tokens cannot be found.
         """
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if cache is not None and cache.get_seq_length():
             if _brings_images(kwargs):
                 raise LabError(

@@ -85,6 +85,7 @@ def _grids(attachment: Attachment, kwargs: dict[str, Any]) -> Tensor | None:
     cells, grids = attachment.anatomy.cells, kwargs.get("grid_thw")
     assert cells is not None
     known = cells.window is None or not attachment.schedule.plan("encoder")
+    known &= not hasattr(attachment.anatomy.tower, "downsample")  # GLM-4.1V's looks its positions up by lengths
     if vision_utils is None or not known or not isinstance(grids, Tensor) or kwargs.get("output_hidden_states"):
         return None
     return grids.to("cpu", torch.long)

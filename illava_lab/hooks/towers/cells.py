@@ -1,12 +1,13 @@
-"""The tower of InternVL, behind which a pixel shuffle joins patches.
+"""The towers of InternVL and SmolVLM, behind which a pixel shuffle joins patches.
 
-The tower sees every tile of an image as one row of patches behind a CLS token. After it, the CLS token goes, and the
-pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches, which the projector makes one visual token of.
-Were single patches removed, most cells would lose some of theirs, and none would be left as it was. So:
+The tower sees every tile of an image as one row of patches, InternVL's behind a CLS token. After it, the CLS token
+goes, and the pixel shuffle stacks the channels of each *cell*, a block of 2x2 patches (3x3 or 4x4 in SmolVLM), of which
+the projector makes one visual token. Were single patches removed, most cells would lose some of theirs, and none would
+be left as it was. So:
 
 - a reduction acts on whole cells, as it does in Qwen's towers: a strategy sees one token per cell, whose hidden state
-  and statistics are the means over its patches, and CLS; its map is applied to the first, second, third and fourth
-  patches of the cells alike. The LLM gets the share of tokens that was asked for, and no patch has to be made up;
+  and statistics are the means over its patches, and CLS; its map is applied to the first, second, third ... patches of
+  the cells alike. The LLM gets the share of tokens that was asked for, and no patch has to be made up;
 - places, sizes, counts and holes are those of cells; every tile is reduced on its own;
 - the sequence stays in raster order, CLS first, so that keeping everything changes nothing.
 """
@@ -31,8 +32,8 @@ class ShuffledCells:
     """One call of such a tower; see `Form`.
 
     Attributes:
-        survivors: (rows, 1 + m) CLS and the cells that are left.
-        at: (rows, 1 + m, K) long, where in the sequence CLS (K times) and the K patches of each cell are.
+        survivors: (rows, CLS + m) CLS, if there is one, and the cells that are left.
+        at: (rows, CLS + m, K) long, where in the sequence CLS (K times) and the K patches of each cell are.
     """
 
     survivors: Survivors
@@ -44,8 +45,12 @@ class ShuffledCells:
         if (height, width) != (across, across):
             wanted = f"{across} x {across}"
             raise LabError(f"tiles of {height} x {width} pixels do not match the model's, which have {wanted}")
-        self.survivors = Survivors.everything(-1, len(pixels), 1 + self.anatomy.patches, pixels.device)
-        self.at = cell_places(self.anatomy.grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
+        shown: Tensor | None = kwargs.get("patch_attention_mask")
+        if shown is not None and not bool(shown.all()):
+            raise LabError("tiles with padding in them are not supported while the encoder is reduced")
+        self.skip = self.anatomy.cls_tokens
+        self.survivors = Survivors.everything(-self.skip, len(pixels), self.skip + self.anatomy.patches, pixels.device)
+        self.at = self._cells(self.anatomy.grid, pixels.device).expand(len(pixels), -1, -1)
         self.steps: list[Step] = []
         self.states: Tensor | None = None
         self.nothing: Tensor | None = None
@@ -53,8 +58,11 @@ class ShuffledCells:
         self._attention: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
 
     def _places(self, place: Tensor) -> Tensor:
-        """(rows, 1 + m) cells, CLS as -1 -> (rows, 1 + m, K) where their patches are in the unreduced sequence."""
-        return cell_places(self.anatomy.grid, self.anatomy.shuffle, place.device)[place + 1]
+        """(rows, CLS + m) cells, CLS as -1 -> (rows, CLS + m, K) where their patches are in the unreduced sequence."""
+        return self._cells(self.anatomy.grid, place.device)[place + self.skip]
+
+    def _cells(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        return cell_places(grid, self.anatomy.shuffle, self.skip, device)
 
     # ---- the tower
     def enter_tower(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -64,13 +72,19 @@ class ShuffledCells:
         smaller = shrink(self, pixels)
         cell = self.anatomy.side[1]
         grid = (smaller.shape[-2] // cell, smaller.shape[-1] // cell)
-        self.at = cell_places(grid, self.anatomy.shuffle, pixels.device).expand(len(pixels), -1, -1)
-        return with_smaller(smaller, args, kwargs)
+        self.at = self._cells(grid, pixels.device).expand(len(pixels), -1, -1)
+        args, kwargs = with_smaller(smaller, args, kwargs)
+        shown: Tensor | None = kwargs.get("patch_attention_mask")
+        if shown is not None:  # such a tower spreads its positions over the patches that are seen
+            height, width = (length * self.anatomy.shuffle for length in grid)
+            kwargs = {**kwargs, "patch_attention_mask": shown[:, :height, :width].contiguous()}
+            del kwargs["interpolate_pos_encoding"]
+        return args, kwargs
 
     def leave_tower(self, out: Any) -> Any:
         """The pixel shuffle counts patches: what it is given has all of them, with holes."""
         self.survivors = self.survivors.at(self.survivors.place.argsort(dim=1))
-        layer: int = self.anatomy.base.config.vision_feature_layer
+        layer: int = getattr(self.anatomy.base.config, "vision_feature_layer", -1)
         if layer == -1:
             out["last_hidden_state"] = self._whole(out.last_hidden_state)
         else:
@@ -81,8 +95,8 @@ class ShuffledCells:
 
     def _whole(self, hidden: Tensor) -> Tensor:
         per_cell = self.anatomy.shuffle**2
-        place = self._places(self.survivors.place).flatten(1).sort(dim=1).values[:, per_cell - 1 :]
-        return with_holes(hidden, place, 1 + self.anatomy.patches * per_cell, torch.nan)
+        place = self._places(self.survivors.place).flatten(1).sort(dim=1).values[:, self.skip * (per_cell - 1) :]
+        return with_holes(hidden, place, self.skip + self.anatomy.patches * per_cell, torch.nan)
 
     # ---- a layer
     def enter_layer(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +118,14 @@ class ShuffledCells:
         query, key, value, mask, scaling = self._attention
         self._attention = None
         at = self.at.to(hidden.device)
-        cells = at_cells(hidden, at)  # (rows, 1 + n, K, C)
-        site = AttentionSite(query, key, scaling, mask, has_cls=True, hidden=hidden, value=value)
+        cells = at_cells(hidden, at)  # (rows, CLS + n, K, C)
+        site = AttentionSite(query, key, scaling, mask, has_cls=bool(self.skip), hidden=hidden, value=value)
         reduction = ask_rows(self, layer, cells.mean(2), ShuffledSite(site, at))
         if reduction is None:
             return hidden
         left = reduction.apply(cells.flatten(2)).unflatten(2, cells.shape[2:])
         # Back to raster order, with CLS, which comes as often as a cell has patches, once.
-        places, more = self._places(self.survivors.place), cells.shape[2] - 1
+        places, more = self._places(self.survivors.place), self.skip * (cells.shape[2] - 1)
         order = places.flatten(1).argsort(dim=1, stable=True)
         self.at = (order.argsort(dim=1) - more).clamp_min(0).view(places.shape)
         return tokens_at(left.flatten(1, 2), order[:, more:])
@@ -133,10 +147,10 @@ class ShuffledCells:
 
     @property
     def patches(self) -> Survivors:
-        return self.survivors.behind(1)
+        return self.survivors.behind(self.skip)
 
     counts: list[int] | None = None
 
     @property
     def kept(self) -> float:
-        return (self.survivors.count - 1) / self.anatomy.patches
+        return (self.survivors.count - self.skip) / self.anatomy.patches

@@ -1,4 +1,4 @@
-"""Towers that pack the patches of all pictures into one sequence (Qwen2-VL, Qwen2.5-VL, Qwen3-VL).
+"""Towers that pack the patches of all pictures into one sequence (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4.1V).
 
 These towers pack the patches of all images, and of all temporal slices of all videos, into one sequence (S, C) without
 a batch axis; `cu_seqlens` says where one attention ends and the next begins. The patch merger at the end makes one

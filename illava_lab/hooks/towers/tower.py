@@ -232,11 +232,14 @@ class Tower:
 
     # ---- the projector
     def _enter_projector(self, projector: nn.Module, args: tuple) -> tuple | None:
-        if self.attachment.running.encoding is None:  # called by hand, on what somebody else made
+        if not self._projects_rows():
             return None
         return (self._form.enter_projector(args[0]), *args[1:])
 
     def _leave_projector(self, projector: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
-        if self.attachment.running.encoding is None:
-            return None
-        return self._form.leave_projector(out)
+        return self._form.leave_projector(out) if self._projects_rows() else None
+
+    def _projects_rows(self) -> bool:
+        """Not where the projector is called by hand, on what somebody else made, or on what was pooled before it."""
+        encoding: Encoding | None = self.attachment.running.encoding
+        return encoding is not None and not encoding.pooled

@@ -1,6 +1,6 @@
 // The end of the machine: the answer, and the words that were most probable.
 
-import { element, percent } from "./words.js";
+import { element, percent } from "./dom.js";
 
 const WORTH = 0.005; // a probability without reduction that is marked
 

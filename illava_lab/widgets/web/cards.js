@@ -1,7 +1,8 @@
 // The places of the model in a row: a card for each, with its map, its count, its handle and its bars.
 
+import { element, percent } from "./dom.js";
 import { drawMap } from "./map.js";
-import { STAGES, bytes, element, many, percent, placeName } from "./words.js";
+import { STAGES, bytes, many, placeName } from "./words.js";
 
 const DEEP = 12; // layers of a stage; of more, those where nothing happens share a card
 

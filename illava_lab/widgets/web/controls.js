@@ -1,32 +1,9 @@
 // What can be chosen: picture, question, method, budget.
 
-import { element, percent } from "./words.js";
+import { element, percent } from "./dom.js";
+import { marker } from "./marker.js";
 
-// Markers of methods (plotly's names), in a box from -1 to 1.
-const MARKERS = {
-  circle: "M.9 0A.9.9 0 1 1-.9 0 .9.9 0 1 1 .9 0Z",
-  square: "M-.8-.8H.8V.8H-.8Z",
-  diamond: "M0-1 1 0 0 1-1 0Z",
-  "triangle-up": "M0-.9 1 .8H-1Z",
-  "triangle-down": "M0 .9 1-.8H-1Z",
-  x: "M-.9-.5-.5-.9 0-.4.5-.9.9-.5.4 0 .9.5.5.9 0 .4-.5.9-.9.5-.4 0Z",
-  cross: "M-.3-.9H.3V-.3H.9V.3H.3V.9H-.3V.3H-.9V-.3H-.3Z",
-  star: "M0-1 .29-.31 1-.25.45.2.6.95 0 .55-.6.95-.45.2-1-.25-.29-.31Z",
-  pentagon: "M0-1 .95-.31.59.81H-.59L-.95-.31Z",
-  hexagon: "M0-1 .87-.5V.5L0 1-.87.5V-.5Z",
-};
 let group = 0; // names of radio buttons, apart for several machines on a page
-
-function marker(name, color) {
-  const space = "http://www.w3.org/2000/svg";
-  const [svg, path] = ["svg", "path"].map((tag) => document.createElementNS(space, tag));
-  svg.setAttribute("viewBox", "-1.1 -1.1 2.2 2.2");
-  svg.setAttribute("aria-hidden", "true");
-  path.setAttribute("d", MARKERS[name] ?? MARKERS.circle);
-  path.setAttribute("fill", color);
-  svg.append(path);
-  return svg;
-}
 
 /** Radio buttons in a frame with a name; `look(option)` is what stands on the label. */
 function radios(name, options, look, chosen) {

@@ -1,11 +1,12 @@
 // The machine: a picture goes in, its tokens go from place to place, an answer comes out. One for notebooks and pages.
 
 import { placeColor } from "./color.js";
+import { element } from "./dom.js";
 import { Looking } from "./looking.js";
 import { play, still, unfold } from "./motion.js";
 import { Page } from "./page.js";
 import { Live, Stored, bareOf, forecast, keyOf, scheduleOf } from "./source.js";
-import { element, runSentence, sameAnswer, totals } from "./words.js";
+import { runSentence, sameAnswer, totals } from "./words.js";
 
 const LATE = 150; // milliseconds after which it is said that a run is computed
 const PATIENCE = 8000; // after which a reader may ask what the kernel does

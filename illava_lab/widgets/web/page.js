@@ -3,11 +3,13 @@
 import { Answer } from "./answer.js";
 import { layOut } from "./cards.js";
 import { Controls } from "./controls.js";
+import { element, percent } from "./dom.js";
 import { cellsOf } from "./map.js";
 import { Overlay } from "./motion.js";
 import { drawPhoto } from "./photo.js";
 import { lineage } from "./run.js";
-import { element, percent, placeName, table, tokenSentence, totals } from "./words.js";
+import { followTheme } from "./theme.js";
+import { placeName, table, tokenSentence, totals } from "./words.js";
 
 const MORPH = 220; // milliseconds in which one run becomes the next
 const CARD = 66; // pixels of the narrowest card, and between two of them
@@ -22,7 +24,7 @@ export class Page {
     this.controls = new Controls(source, act);
     this.answer = new Answer();
     this.build(source.note);
-    this.watch();
+    this.unwatch = followTheme(root, () => this.theme());
   }
 
   build(note) {
@@ -41,7 +43,7 @@ export class Page {
     const side = element("div", { class: "im-side" }, this.controls.node, this.figures, this.status, this.heard);
     const shown = element("figure", {}, this.photo, this.views, this.caption);
     const more = element("details", {}, element("summary", { text: "The same as a table" }), this.table);
-    this.root.classList.add("im");
+    this.root.classList.add("im", "im-machine");
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", TITLE);
     this.root.replaceChildren(
@@ -66,35 +68,17 @@ export class Page {
     return cellsOf(this.run, this.view, this.photoWidth).hit(event.clientX - box.left, event.clientY - box.top);
   }
 
-  /** Follow the theme and the width of what is around. */
-  watch() {
-    this.size = new ResizeObserver(() => {
-      this.theme(); // a notebook draws first and puts it on the page afterwards
-      this.fit();
-    });
-    this.size.observe(this.root);
-    this.themes = new MutationObserver(() => this.theme());
-    for (const node of [document.documentElement, document.body]) this.themes.observe(node, { attributes: true });
-    this.dark = window.matchMedia("(prefers-color-scheme: dark)");
-    this.onDark = () => this.theme();
-    this.dark.addEventListener("change", this.onDark);
-    this.theme();
-  }
-
   close() {
     this.closed = true;
-    this.size.disconnect();
-    this.themes.disconnect();
-    this.dark.removeEventListener("change", this.onDark);
+    this.unwatch();
   }
 
+  /** The colors of the theme, and as many columns as the width has room for. */
   theme() {
-    const theme = isDark(this.root.parentElement) ? "dark" : "light";
-    if (this.root.dataset.theme !== theme) this.root.dataset.theme = theme;
     const style = getComputedStyle(this.root);
     const names = ["ink", "surface", "empty", "fallen", "shade", "thin", "frame", "focus"];
     this.paint = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--im-${name}`).trim()]));
-    this.draw();
+    this.fit();
   }
 
   // ------------------------------------------------------------------------------------------- filling
@@ -268,14 +252,4 @@ function legend() {
     entry("melted", "melted into the token of its color"),
     entry("gone", "fell: no token stands for it"),
   );
-}
-
-/** Whether the page is dark around a node: by the first background that is not clear. */
-function isDark(node) {
-  for (let one = node; one; one = one.parentElement) {
-    const parts = getComputedStyle(one).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
-    const [red, green, blue, alpha = 1] = parts;
-    if (alpha > 0.5) return 0.299 * red + 0.587 * green + 0.114 * blue < 128;
-  }
-  return false;
 }

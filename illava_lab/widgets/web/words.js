@@ -1,25 +1,9 @@
 // What is seen, in words: names of places, sentences for a screen reader, the table.
 
+import { element, percent } from "./dom.js";
 import { fallsAt, lineage, patchWeights, placeOf } from "./run.js";
 
 export const STAGES = { encoder: "Image encoder", projector: "Projector", llm: "Language model" };
-
-const FOCUSED = new Set(["button", "canvas", "input", "select", "summary"]); // by readers without a mouse
-
-export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  if (FOCUSED.has(tag)) made.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab would take "d" for its own
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === undefined || value === null || value === false) continue;
-    if (name === "text") made.textContent = value;
-    else if (name in made && typeof value === "function") made[name] = value;
-    else made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
-export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
 export const many = (count, word) => `${count} ${word}${count === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 

@@ -1,0 +1,64 @@
+"""Compute what the explorers on the site show: docs/explorers.json. After a new embedded model, or a changed method:
+
+    python docs/explorer_runs.py
+
+A minute. The site's test says when the file does not fit the model or the chapters any more.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine_runs import model_digest
+
+import illava_lab as il
+from illava_lab.method.token_map import TokenMap
+from illava_lab.method.tokens import Tokens
+from illava_lab.widgets import KeepSlider, TradeoffExplorer
+
+FILE = Path(__file__).resolve().parent / "explorers.json"
+
+
+class Drop(il.get_strategy("illava")):  # type: ignore[misc]
+    """iLLaVA's choice, with nothing merged: as in chapter 04."""
+
+    name, kind = "drop", "prune"
+
+    def map(self, tokens: Tokens, keep: int) -> TokenMap:
+        """What iLLaVA keeps, and nothing else."""
+        chosen = super().map(tokens, keep)
+        return TokenMap.keep(chosen.anchor, tokens.count, chosen.score)
+
+
+def main() -> None:
+    """Write the file."""
+    lab = il.load()
+    stored = {"model": model_digest(), "tradeoff": tradeoff(lab), "keeps": keeps(lab)}
+    FILE.write_text(json.dumps(stored, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{FILE}: {FILE.stat().st_size / 1000:.0f} KB")
+
+
+def tradeoff(lab: il.Lab) -> dict[str, Any]:
+    """The comparison of chapter 04, section 2."""
+    task = il.load_task("test").limited(80)
+    methods: list[Any] = ["random", "downsample", Drop, "tome", "illava"]
+    with tempfile.TemporaryDirectory() as folder:
+        il.compare(lab, methods, flops=[0.7, 0.5, 0.35], task=task, timing=False, out=folder)
+        explorer = TradeoffExplorer(folder, task)
+    explorer.set(point="illava at FLOPs 0.35")
+    return explorer.store()
+
+
+def keeps(lab: il.Lab) -> dict[str, Any]:
+    """The slider of chapter 00, section 2."""
+    image = il.load_task("test").image("test-0006")
+    slider = KeepSlider(lab, image, "How many shapes are in the image?", "illava")
+    slider.widget.at = sorted(slider.keeps).index(0.5)
+    return slider.store()
+
+
+if __name__ == "__main__":
+    main()
