@@ -1,5 +1,7 @@
 """The one exception that means "you asked for something that cannot be": its text is a full sentence for a person."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 500  # characters of each end of a line
@@ -31,6 +33,24 @@ def reason(error: BaseException) -> str:
     except BaseException as another:
         text = f"(what it says cannot be read: {type(another).__name__})"
     return spelled(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": "))
+
+
+@contextmanager
+def hosting(who: str) -> Iterator[None]:
+    """Run a stranger's code. What would end the program, such as sys.exit, is a failure like any other.
+
+    Args:
+        who: the name that the failure gets, as a sentence begins with it.
+
+    Raises:
+        LabError: the code raised what is no Exception. Ctrl-C stays what it is.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise LabError(f"{who} fails with {reason(error)}") from error
 
 
 def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -66,14 +66,18 @@ def embedded_model(name: str) -> Path:
     """The folder of an embedded model, by the name that `illava_lab.load` takes.
 
     Raises:
-        LabError: there is none of that name, or the installation lacks it.
+        LabError: there is none of that name, or this release comes without it.
     """
+    here = [known for known, folder in EMBEDDED_MODELS.items() if (data_dir() / folder).is_dir()]
     if name not in EMBEDDED_MODELS:
-        known = ", ".join(map(repr, EMBEDDED_MODELS))
-        raise LabError(f"there is no embedded model {quoted(name)}; there are {known}, and the one without a name")
+        known = " and ".join(["the one without a name", *map(repr, here)])
+        raise LabError(f"there is no embedded model {quoted(name)}; there is {known}")
     folder = data_dir() / EMBEDDED_MODELS[name]
-    if not folder.is_dir():
-        raise LabError(f"this installation of illava-lab lacks {name!r}, expected at {folder}: install it again")
+    if name not in here:
+        raise LabError(
+            f"this release of illava-lab comes without {name!r}, which would be at {quoted(folder)}; "
+            "leave the name out for the other embedded model"
+        )
     return folder
 
 

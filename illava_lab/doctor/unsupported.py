@@ -25,7 +25,8 @@ PATIENCE = 60.0
 def list_unsupported(report: Report, lab: Lab, bare: Any) -> None:
     """Report it, a line each. `bare` is the question on the bare model, or None where it had no answer."""
     _refused(report, "videos", lambda: check_takes_videos(lab.model.config, "this model"))
-    _refused(report, "quantize", lambda: check_arguments("cuda", "auto", None, "4bit"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _refused(report, "quantize", lambda: check_arguments(device, "auto", None, "4bit"))
     if lab.model.device.type != "cuda":
         report.note("graphs", f"captured graphs change nothing on a {lab.model.device.type} device, only on cuda")
     else:
@@ -34,11 +35,17 @@ def list_unsupported(report: Report, lab: Lab, bare: Any) -> None:
         name for name, cls in strategies().items() if name != "none" and "image" in declared(cls, "media", ("image",))
     ]
     run = bare is not None and bare.seconds * len(names) < PATIENCE
-    fine = sum(_serves(report, lab, name, bare if run else None) for name in names)
+    refused: dict[str, list[str]] = {}
+    for name in names:
+        if why := _refusal(lab, name, bare if run else None):
+            refused.setdefault(why, []).append(name)
+    for why, who in refused.items():  # many are refused for one reason
+        report.note(*((who[0], why) if len(who) == 1 else (f"{len(who)} strategies", f"{', '.join(who)}: {why}")))
+    fine = len(names) - sum(map(len, refused.values()))
     how = "each ran once" if run else "their layers were looked for; they were not run"
     report.note("strategies", f"{fine} of {len(names)} for pictures reach {BUDGET} on this model ({how})")
-    for plugin, why in broken_plugins().items():
-        report.note("plug-ins", f"{plugin} could not be loaded: {why}")
+    for plugin, wrong in broken_plugins().items():
+        report.note("plug-ins", f"{plugin} could not be loaded: {wrong}")
 
 
 def _refused(report: Report, what: str, check: Callable[[], None]) -> None:
@@ -53,8 +60,8 @@ def _enter(lab: Lab, strategy: Any, schedule: Any, **how: Any) -> None:
         pass
 
 
-def _serves(report: Report, lab: Lab, name: str, bare: Any) -> bool:
-    """Whether one strategy works with this model; why not is reported."""
+def _refusal(lab: Lab, name: str, bare: Any) -> str:
+    """Why one strategy does not work with this model; nothing where it does."""
     try:
         strategy = make_strategy(name)
         schedule = BUDGET.plan(strategy, lab.model)
@@ -66,6 +73,5 @@ def _serves(report: Report, lab: Lab, name: str, bare: Any) -> bool:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's strategy may fail in any way, even by sys.exit
-        report.note(name, reason(error))
-        return False
-    return True
+        return reason(error)
+    return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NoReturn
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, hosting
 from illava_lab.method.blocks import block
 from illava_lab.method.strategy import Strategy
 from illava_lab.models.anatomy import Anatomy
@@ -71,7 +71,8 @@ class Attachment:
     def looks(self) -> frozenset[int]:
         """Encoder layers at which the strategy takes notes: as far as there is a reduction that may read them."""
         last = max(self.schedule.encoder, default=-1)
-        return frozenset(layer for layer in self.strategy.looks(self.anatomy.encoder_depth) if 0 <= layer <= last)
+        with hosting(f"strategy {self.strategy.name!r}"):
+            return frozenset(layer for layer in self.strategy.looks(self.anatomy.encoder_depth) if 0 <= layer <= last)
 
     def layout(self, key: Hashable, make: Callable[[], Layout]) -> Layout:
         """A layout, made once for each key: it depends on sizes only."""

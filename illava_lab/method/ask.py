@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from illava_lab.errors import LabError, reason
+from illava_lab.errors import LabError, hosting
 from illava_lab.method.keep import Keep
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.token_map import TokenMap
@@ -23,11 +23,8 @@ def ask(strategy: Strategy, tokens: Tokens, keep: int) -> TokenMap:
     """
     where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
     tokens.room(keep)
-    with exact(tokens.hidden.device.type):
-        try:
-            answer = strategy.map(tokens, keep)
-        except SystemExit as error:  # which would end the program, and with status 0 as if all were well
-            raise LabError(f"{where} fails with {reason(error)}") from error
+    with exact(tokens.hidden.device.type), hosting(where):
+        answer = strategy.map(tokens, keep)
     if not isinstance(answer, TokenMap):
         raise LabError(f"{where} must return a TokenMap, got {type(answer).__name__}")
     if tuple(answer.anchor.shape) != (tokens.batch, keep) or answer.tokens != tokens.count:
@@ -46,7 +43,8 @@ def take_note(strategy: Strategy, tokens: Tokens, noted: Tensor | None) -> Tenso
     Raises:
         LabError: the note is no tensor of a number or more for every token.
     """
-    with exact(tokens.hidden.device.type):
+    where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    with exact(tokens.hidden.device.type), hosting(where):
         note = strategy.note(tokens, noted)
     if not isinstance(note, Tensor) or note.shape[:2] != tokens.hidden.shape[:2]:
         got = f"shape {tuple(note.shape)}" if isinstance(note, Tensor) else type(note).__name__
@@ -64,7 +62,8 @@ def own_counts(strategy: Strategy, tokens: Tokens, keep: Keep) -> list[int] | No
     """
     if not strategy.own_count:
         return None
-    with exact(tokens.hidden.device.type):
+    where = f"strategy {strategy.name!r} at {tokens.stage} layer {tokens.layer}"
+    with exact(tokens.hidden.device.type), hosting(where):
         counts = strategy.count(tokens, keep)
     if counts is None:
         return None

@@ -128,10 +128,10 @@ def check_arguments(device: str, dtype: str, device_map: Any, quantize: str | No
     if quantize is not None:
         if not isinstance(quantize, str) or quantize not in QUANTIZED_BYTES:
             raise LabError(f"quantize must be one of {', '.join(QUANTIZED_BYTES)}, got {quantize!r:.80}")
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise LabError(f'quantize={quantize!r} needs bitsandbytes: pip install "illava-lab[quantize]"')
         if not torch.cuda.is_available() or (wanted.type != "cuda" and device_map is None):
             raise LabError(f"quantize={quantize!r} needs an NVIDIA GPU and device='cuda' or device_map='auto'")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise LabError(f'quantize={quantize!r} needs bitsandbytes: pip install "illava-lab[quantize]"')
     if (device_map is not None or quantize) and importlib.util.find_spec("accelerate") is None:
         raise LabError("device_map and quantize need accelerate: pip install accelerate")
 

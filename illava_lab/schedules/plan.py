@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, hosting
 from illava_lab.method.keep import Keep, check_keep, kept
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import STAGES, Stage
@@ -82,6 +82,10 @@ class Plan:
             LabError: a layer out of range, a count that is above what is there or that the strategy cannot reach, or
                 a stage that the strategy does not serve.
         """
+        with hosting(f"strategy {strategy.name!r}"):
+            self._check(anatomy, strategy)
+
+    def _check(self, anatomy: Anatomy, strategy: Strategy) -> None:
         for stage in STAGES:
             plan = self.plan(stage)
             if plan and stage not in strategy.stages:
@@ -110,7 +114,7 @@ class Plan:
                 f"strategy {strategy.name!r} takes notes at encoder layer {min(looks)}, by which it reduces there and "
                 f"later; the schedule asks for encoder layer {min(self.encoder)}"
             )
-        if self.encoder and strategy.own_count and not anatomy.rows_may_differ:
+        if strategy.own_count and self.encoder and not anatomy.rows_may_differ:
             raise LabError(
                 f"strategy {strategy.name!r} lets pictures decide how many of their tokens stay, which this tower "
                 "cannot do; choose a setting by which the schedule decides"

@@ -8,7 +8,7 @@ from math import ceil
 
 from torch import nn
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, hosting
 from illava_lab.method.keep import check_share
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
@@ -44,18 +44,19 @@ def plan_for_budget(
         raise LabError(f"give a budget as keep or as flops, one of them; got keep={keep!r}, flops={flops!r}")
     ((name, share),) = given.items()
     share = check_share(name, share)
-    wanted = stages or strategy.home or strategy.stages
-    serves = [stage for stage in STAGES if stage in strategy.stages and stage in wanted]
-    if not serves and strategy.kind != "none":
-        raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {tuple(wanted)}")
-    if not serves or share == 1:
-        return Plan()
-    if serves == ["image"]:
-        Plan(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
-    if keep is not None:
-        return _ending_with(max(1, round(anatomy.patches * share)), strategy, anatomy, serves)
-    count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
-    return _for_flops(share, strategy, anatomy, serves, count)
+    with hosting(f"strategy {strategy.name!r}"):
+        wanted = stages or strategy.home or strategy.stages
+        serves = [stage for stage in STAGES if stage in strategy.stages and stage in wanted]
+        if not serves and strategy.kind != "none":
+            raise LabError(f"strategy {strategy.name!r} serves {strategy.stages}, not {tuple(wanted)}")
+        if not serves or share == 1:
+            return Plan()
+        if serves == ["image"]:
+            Plan(image=1.0).check(anatomy, strategy)  # refused where pictures come in any size
+        if keep is not None:
+            return _ending_with(max(1, round(anatomy.patches * share)), strategy, anatomy, serves)
+        count = partial(prefill_flops, model, text_tokens=text_tokens, layouts=layouts)
+        return _for_flops(share, strategy, anatomy, serves, count)
 
 
 def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[Stage]) -> Plan:

@@ -49,6 +49,17 @@ def test_the_embedded_model_is_well_and_a_broken_strategy_is_only_noted(capsys: 
         def score(self, tokens):
             sys.exit(3)
 
+    @il.register
+    class Astray(il.Scorer):
+        name = "astray"
+
+        def layers(self, stage, depth):
+            raise il.LabError("it cannot be")
+
+    @il.register
+    class AlsoAstray(Astray):
+        name = "also-astray"
+
     code, found = doctor(capsys)
     assert code == 0, found
     assert found["transformers"][0] == "ok" and "GB free" in found["memory"][1]
@@ -56,9 +67,12 @@ def test_the_embedded_model_is_well_and_a_broken_strategy_is_only_noted(capsys: 
         assert found[what][1].endswith("the logits of the bare model to the bit")
     assert ": 'red'; encoder layer" in found["reduced"][1] and "-> 98" in found["reduced"][1]
     assert "takes no videos; those that do" in found["videos"][1]
+    if not torch.cuda.is_available():
+        assert found["quantize"][1].startswith("quantize='4bit' needs an NVIDIA GPU")
     assert found["quits"] == ("-", "strategy 'quits' at encoder layer 2 fails with SystemExit: 3")
+    assert found["2 strategies"] == ("-", "also-astray, astray: it cannot be")
     every = len(of_pictures()) - 1
-    assert found["strategies"][1].startswith(f"{every - 1} of {every} for pictures reach keep 0.5")
+    assert found["strategies"][1].startswith(f"{every - 3} of {every} for pictures reach keep 0.5")
 
 
 def test_what_cannot_be_loaded_is_one_line_behind_the_versions(

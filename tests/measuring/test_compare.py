@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,27 @@ def test_the_table_has_every_strategy_and_the_agreed_columns(lab: il.Lab) -> Non
     assert heads.split() == ["strategy", "budget", "all", *task.categories]
     shares = [f"{bare[column] * 100:.1f}" for column in ("accuracy", *categories)]
     assert first.split() == ["none", *shares]
+
+
+def leaves(where: str) -> il.Strategy:
+    """A strategy that calls sys.exit in one of its methods, or where a property is read."""
+
+    def leave(self: il.Strategy, *_: object) -> None:
+        sys.exit(0)
+
+    own = {"name": f"test-leaves-{where.replace('_', '-')}", "score": LargestNorm.score}
+    own |= {"looks": lambda self, depth: [0]} if where == "note" else {}
+    own |= {"own_count": True} if where == "count" else {}
+    return type(f"Leaves{where}", (il.Scorer,), own | {where: property(leave) if where == "own_count" else leave})()
+
+
+def test_no_strategy_ends_a_comparison_by_sys_exit(lab: il.Lab) -> None:
+    places = ["score", "note", "count", "looks", "layers", "counts", "own_count"]
+    table = run(lab, [*map(leaves, places), "stride"], [0.5], limit=4)
+    assert list(table["strategy"][1:-1]) == [f"test-leaves-{where.replace('_', '-')}" for where in places]
+    for row in table[1:-1].itertuples():
+        assert row.strategy in row.status and "SystemExit: 0" in row.status
+    assert set(table.iloc[[0, -1]]["status"]) == {"ok"}
 
 
 def test_times_are_ratios_with_their_spread(lab: il.Lab) -> None:

@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from illava_lab import paths
+
 DATA = Path(__file__).parents[2] / "data"
 sys.path.insert(0, str(DATA))  # the scripts there are no package
 
+import evaluate  # noqa: E402
 import make_tasks  # noqa: E402
 import questions  # noqa: E402
 import scenes  # noqa: E402
@@ -154,3 +157,21 @@ def test_training_from_its_seed_gives_the_same_losses(tmp_path: Path) -> None:
     both = found.merge(wanted, on=["step", "loss"])
     assert len(both) == len(wanted) == 4
     assert both["value_x"].to_list() == pytest.approx(both["value_y"].to_list(), rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------- what they reach
+def test_what_the_models_reach_leaves_out_a_model_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(paths, "EMBEDDED_MODELS", {"embedded:onevision": str(tmp_path / "not-here")})
+    monkeypatch.setattr(evaluate, "answers", lambda lab, model, *_: asked.append(f"{model} is {lab.source}"))
+    monkeypatch.setattr(evaluate, "captions", lambda: 1.0)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    evaluate.main()
+    assert asked == ["embedded is embedded"]
+    assert "embedded:onevision is left out: this release of illava-lab comes without" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", "embedded:onevision"])
+    with pytest.raises(SystemExit) as left:
+        evaluate.main()
+    assert left.value.code == 2 and "comes without 'embedded:onevision'" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from bs4 import BeautifulSoup
 
 import illava_lab as il
 from illava_lab import course, widgets
-from illava_lab.__main__ import main
-from illava_lab.method.registry import OWN
+from illava_lab.__main__ import _parser, main
+from illava_lab.method.registry import GROUP, OWN
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +147,11 @@ def test_the_strategies_on_the_page_keep_their_promises(tmp_path: Path, capsys: 
     assert main(["check", str(tmp_path / "methods.py")]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("largest-norm", "fold-by-norm", "first-look", "stands-still"))
+    (package,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert f'[project.entry-points."{GROUP}"]\nmy-methods = "my_methods"' in package and "`my_methods.py`" in text
+    (commands,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    for command in commands.splitlines():
+        _parser().parse_args(command.split()[1:])
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

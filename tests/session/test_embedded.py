@@ -46,10 +46,10 @@ def test_it_opens_by_its_name_and_answers_about_crops_pictures_and_frames(data: 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (NAME, f"this installation of illava-lab lacks '{NAME}', expected at .*onevision: install it again"),
-        ("embedded:one", f"there is no embedded model 'embedded:one'; there are '{NAME}', and the one without a name"),
-        ("embedded:", "there is no embedded model 'embedded:'; there are"),
-        ("embedded:../model", "there is no embedded model 'embedded:../model'; there are"),
+        (NAME, f"this release of illava-lab comes without '{NAME}', .*onevision'; leave the name out"),
+        ("embedded:one", "there is no embedded model 'embedded:one'; there is the one without a name$"),
+        ("embedded:", "there is no embedded model 'embedded:'; there is"),
+        ("embedded:../model", "there is no embedded model 'embedded:../model'; there is"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(
@@ -58,4 +58,8 @@ def test_what_is_not_there_is_one_sentence(
     with pytest.raises(il.LabError, match=f"^{says}"):
         il.load(name)
     assert main(["compare", "--model", name, "--limit", "4"]) == 2
-    assert re.match(f"illava-lab: error: {says}.*\n$", capsys.readouterr().err)
+    assert re.match(f"illava-lab: error: {says.removesuffix('$')}.*\n$", capsys.readouterr().err)
+    (data / "onevision").mkdir()
+    if name != NAME:
+        with pytest.raises(il.LabError, match=f"; there is the one without a name and '{NAME}'$"):
+            il.load(name)
