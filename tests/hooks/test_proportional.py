@@ -7,7 +7,7 @@ import torch
 from conftest import IMAGE_TOKEN, KINDS, Prompt, make_inputs, picture, random_llava, shared_llava
 from helpers import reference
 from helpers.attached import GREEDY, has_video
-from helpers.qwen import QWENS
+from helpers.qwen import PACKED
 
 import illava_lab as il
 
@@ -29,7 +29,7 @@ class CountingToMe(il.get_strategy("tome")):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("content", list(CONTENTS))
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in QWENS])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PACKED])
 def test_every_step_of_cached_generation_counts_what_was_merged(kind, content):
     """Merged in the LLM; and in the encoder, where no placeholder shares a patch with another."""
     if CONTENTS[content].videos and not has_video(kind):
