@@ -39,7 +39,9 @@ class Tally(Strategy):
             return TokenMap.keep(highest(score, keep, tokens), tokens.count, score)
         merges, most = tokens.count - keep, (tokens.count - tokens.protected_count) // 2
         if merges > most:
-            raise LabError(f"tally can merge at most {most} of {tokens.count} tokens at a layer, asked to merge {merges}")
+            raise LabError(
+                f"tally can merge at most {most} of {tokens.count} tokens at a layer, asked to merge {merges}"
+            )
         best, partner = self._similarity(tokens).max(dim=2)
         distinct = self._distinct(tokens)
         worth = best - distinct[:, ::2] - distinct[:, 1::2].gather(1, partner)
