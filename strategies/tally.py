@@ -17,9 +17,9 @@ class Tally(Strategy):
     3. In the LLM, before two layers, the tokens stay that the text after the image attends to most, on the mean.
     4. In the attention of both stages the logits of a key that stands for s tokens grow by ``log s``.
 
-    Pairs and means are ToMe's, the choice in the LLM is near SparseVLM's. Without step 4 in the LLM a softmax over fewer tokens
-    gives each more than it had, and the model counts too much. Without step 1 the first to merge are the insides of
-    things, because nothing is as alike. Ours; `results/research` tells how it was found.
+    Pairs and means are ToMe's, the choice in the LLM is near SparseVLM's. Without step 4 in the LLM a softmax over
+    fewer tokens gives each more than it had, and the model counts too much. Without step 1 the first to merge are the
+    insides of things, because nothing is as alike. Ours; `results/research` tells how it was found.
     """
 
     name = "tally"

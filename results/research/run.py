@@ -7,6 +7,7 @@ over pictures. Each row says with which command, at which commit and on which da
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from datetime import date
@@ -16,6 +17,7 @@ import pandas as pd
 from variants import Variant
 
 import illava_lab as il
+from illava_lab.method import Strategy
 
 HERE = Path(__file__).parent
 FLOPS = [0.5, 0.35]
@@ -45,7 +47,7 @@ OTHERS = ["tome", "tome+fastv", "illava", "flowcut"]
 def measure(task: str) -> pd.DataFrame:
     """All variants on one task."""
     asked = {variant.label: question for question, variants in QUESTIONS.items() for variant in variants}
-    wanted = ["tally", *(variant for variants in QUESTIONS.values() for variant in variants), *OTHERS]
+    wanted: list[Strategy | str] = ["tally", *itertools.chain(*QUESTIONS.values()), *OTHERS]
     out = HERE.parent / ".runs" / "research" / task
     table = il.compare(il.load(TASKS[task]), wanted, flops=FLOPS, task=task, timing=False, batch_size=16, out=out)
     rows, fine = [], table[(table["status"] == "ok") & table["flops"].notna()]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from illava_lab.strategies.tally import Tally
 from torch import Tensor
 
 from illava_lab.method import Stage, TokenMap, Tokens, highest, unit
-from illava_lab.strategies.tally import Tally
 
 BY = ("states", "keys", "received", "value norm")
 LAYERS = {"first half": (0, 1 / 2), "all": (0, 1), "middle half": (1 / 4, 3 / 4), "first quarter": (0, 1 / 4)}
@@ -17,8 +17,8 @@ class Variant(Tally):
 
     Args:
         shield: the weight of step 1; 0 leaves it out.
-        by: what says which tokens are distinct: how unlike the mean their states or keys are, or the attention that they
-            receive, alone or times the length of their value.
+        by: what says which tokens are distinct: how unlike the mean their states or keys are, or the attention that
+            they receive, alone or times the length of their value.
         near: what similarity loses for each patch of distance between the two.
         tower, llm: whether sizes count in the attention of each.
         raters: whose attention chooses in the LLM, "all" text after the image or its "last" token.
@@ -41,15 +41,15 @@ class Variant(Tally):
     llm_layers: tuple[float, ...] = (1 / 3, 2 / 3)
 
     @property
-    def proportional_attention(self) -> bool:  # type: ignore[override]
+    def proportional_attention(self) -> bool:
         return self.tower
 
     @property
-    def proportional_in_llm(self) -> bool:  # type: ignore[override]
+    def proportional_in_llm(self) -> bool:
         return self.llm
 
     @property
-    def encoder_share(self) -> float:  # type: ignore[override]
+    def encoder_share(self) -> float:
         return self.share
 
     def map(self, tokens: Tokens, keep: int) -> TokenMap:

@@ -1,7 +1,7 @@
 """Proportional attention in the language model: a token that stands for s tokens counts s times.
 
-``A = softmax(q k^T / sqrt(d) + log s)``, which is equation 1 of Token Merging (arXiv 2210.09461) for its encoder. Without
-it, a softmax over fewer tokens gives those that are left, and the text, more than they had.
+``A = softmax(q k^T / sqrt(d) + log s)``, which is equation 1 of Token Merging (arXiv 2210.09461) for its encoder.
+Without it, a softmax over fewer tokens gives those that are left, and the text, more than they had.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def weighed(bias: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Ten
     Args:
         bias: (B, L) of the prompts; what was generated behind them has none.
         key: (B, Hkv, S, d) all keys; mask: (B or 1, 1, T, S or more) bool or additive, or None.
-        causal: without a mask, whether there are as many queries as keys, of which each sees those before it; else there
-            is one, which sees all.
+        causal: without a mask, whether there are as many queries as keys, of which each sees those before it; else
+            there is one, which sees all.
 
     Returns:
         (B, 1, T, S) or (B, 1, 1, S), additive, in the dtype of the keys.

@@ -29,8 +29,8 @@ class Around:
     Attributes:
         hidden: (B, L, C) the sequence that the layer receives.
         text: makes (B, L) int8, 1 for text of the prompts.
-        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), scaling, and mask (with proportional attention) of the
-            layer before; None where no layer has run.
+        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), scaling, and mask (with proportional attention) of
+            the layer before; None where no layer has run.
         ahead: computes queries and keys of the layer to come.
     """
 
