@@ -47,9 +47,8 @@ class Strategy:
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
-        proportional_in_llm: add it to the attention of LLM layers, too: what was merged, there or in the encoder, goes
-            on to count as the tokens it stands for (ours). Decoding steps are then not captured in graphs.
-        encoder_share: of a budget over both stages, the part of the reduction that the encoder does, in logarithms.
+        proportional_in_llm: add it to the attention of LLM layers, too (ours); decoding is then not captured in graphs.
+        encoder_share: of the log of what a budget over both stages keeps, the encoder's part.
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
         own_count: the picture decides how many of its tokens stay (`count`), and schedules say how many in the mean.
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
