@@ -121,9 +121,9 @@ class Pupil(nn.Module):
     # Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
     RECIPE: ClassVar = {
         "eyes": (1000, 2e-3, 0.0, {"dense": 1.0}),
-        "mind": (3000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
+        "mind": (9000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
         "align": (700, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
-        "joint": (900, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
+        "joint": (1000, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
     }
     Batches = Sights
 

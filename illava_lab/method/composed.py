@@ -128,6 +128,10 @@ class Composed(Strategy):
         return any(part.proportional_attention for part in self._of("encoder"))
 
     @property
+    def proportional_in_llm(self) -> bool:  # type: ignore[override]
+        return any(part.proportional_in_llm for part in self.parts)
+
+    @property
     def averages(self) -> bool:  # type: ignore[override]
         return all(part.averages for part in self.parts)
 

@@ -47,6 +47,8 @@ class Strategy:
         kind: "prune", "merge" or "pool".
         smallest_keep: the smallest fraction of tokens it can keep at one layer; 0 for no limit.
         proportional_attention: add the log of token sizes to later encoder attention (ToMe).
+        proportional_in_llm: add it to the attention of LLM layers, too (ours); decoding is then not captured in graphs.
+        encoder_share: of the log of what a budget over both stages keeps, the encoder's part.
         averages: every slot is an average, its weights sum to 1. False where the method adds (VisionZip, PruMerge).
         own_count: the picture decides how many of its tokens stay (`count`), and schedules say how many in the mean.
         memory: how the largest tensor that `map` makes grows with N: "quadratic" if it compares tokens with tokens.
@@ -68,6 +70,8 @@ class Strategy:
     kind: ClassVar[Literal["none", "prune", "merge", "pool"]] = "merge"
     smallest_keep: ClassVar[float] = 0.0
     proportional_attention: ClassVar[bool] = False
+    proportional_in_llm: ClassVar[bool] = False
+    encoder_share: ClassVar[float] = 0.6633  # log(361/729) / log(361/729 * 0.70): iLLaVA's image preset
     averages: ClassVar[bool] = True
     own_count: ClassVar[bool] = False
     memory: ClassVar[Literal["linear", "quadratic"]] = "linear"

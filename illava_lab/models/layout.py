@@ -92,6 +92,14 @@ class Layout:
         return self.source.shape == (len(self.boxes), 1) and bool((self.source[:, 0].diff() == 1).all())
 
     @cached_property
+    def sizes(self) -> Tensor:
+        """(tokens,) float32: how many patches each visual token stands for when nothing is reduced."""
+        source, weight = self.source.numpy(), self.weight.numpy()  # on the host, as above
+        given = np.bincount(source.ravel(), weight.ravel(), len(self.boxes))
+        share = weight / np.maximum(given, np.finfo(np.float32).tiny)[source]
+        return torch.from_numpy(share.sum(1)[~self._empty].astype(np.float32))
+
+    @cached_property
     def complete(self) -> bool:
         """Whether every patch is seen in the prompt: none lies in padding that is cut off."""
         return len(self.source[self.weight > 0].unique()) == len(self.boxes)

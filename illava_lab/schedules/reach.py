@@ -19,8 +19,6 @@ from illava_lab.models.layout import Layout
 from illava_lab.schedules.flops import prefill_flops
 from illava_lab.schedules.plan import Plan
 
-# log(361/729) / log(361/729 * 0.70): the part of iLLaVA's image preset that its encoder does.
-ENCODER_SHARE = 0.6633
 TOLERANCE = 0.01
 
 
@@ -72,7 +70,7 @@ def _ending_with(final: int, strategy: Strategy, anatomy: Anatomy, serves: list[
         return Plan(image=strategy.reachable_keep(final, anatomy.grid))
     between = final if "llm" not in serves else patches
     if len(serves) == 2:
-        between = max(final, round(patches * (final / patches) ** ENCODER_SHARE))
+        between = max(final, round(patches * (final / patches) ** strategy.encoder_share))
     ends: dict[Stage, tuple[int, int]] = {"encoder": (patches, between), "llm": (between, final)}
     counts = {stage: _split(strategy, stage, anatomy, *ends[stage]) for stage in serves}
     schedule = Plan(counts.get("encoder", {}), counts.get("llm", {}))

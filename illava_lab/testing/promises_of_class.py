@@ -36,7 +36,7 @@ def metadata(subject: Subject, case: None) -> str | None:
         return "the class has no docstring: say in one sentence what is kept, then the formula and its source"
     if own.memory not in ("linear", "quadratic"):
         return f'memory is {own.memory!r}: it must be "linear" or "quadratic"'
-    for attribute, kind in (("averages", bool), ("proportional_attention", bool)):
+    for attribute, kind in (("averages", bool), ("proportional_attention", bool), ("proportional_in_llm", bool)):
         if not isinstance(getattr(own, attribute), kind):
             return f"{attribute} is {getattr(own, attribute)!r}: it must be True or False"
     if type(own.first_llm_layer) is not int or own.first_llm_layer < 0:

@@ -95,6 +95,7 @@ METHODS: dict[str, Look] = {
     "pool": Look(ORANGE, "diamond"),
     "illava": Look(RED, "circle"),
     "illava-2026": Look(RED, "star"),
+    "tally": Look(BLUE, "star"),
     "tome": Look(BLUE, "diamond"),
     "framefusion": Look(BLUE, "triangle-up"),
     "evs": Look(ORANGE, "triangle-up"),

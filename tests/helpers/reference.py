@@ -224,8 +224,9 @@ def _rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
-    """(M, C) features of one image in raster order, not yet projected, and the patches in whose places they stand."""
+def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int], list[float]]:
+    """(M, C) features of one image in raster order, not yet projected, the patches in whose places they stand, and
+    their sizes."""
     vision = model.config.vision_config
     if vision.model_type in ("internvl_vision", "smolvlm_vision"):
         return encode_cells(model, pixels, plan, rule)
@@ -253,10 +254,10 @@ def encode(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tens
             x, sizes = matrix.to(x.dtype) @ x, ((matrix > 0).double() @ torch.tensor(sizes).double()).tolist()
         x = x + layer.mlp(layer.layer_norm2(x))
     order = sorted(range(cls, len(x)), key=lambda m: anchor[m])
-    return x[order], [anchor[m] - cls for m in order]
+    return x[order], [anchor[m] - cls for m in order], [sizes[m] for m in order]
 
 
-def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int]]:
+def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tuple[Tensor, list[int], list[float]]:
     """The same of one tile of InternVL or SmolVLM, in cells of 2 x 2 patches: CLS apart, four patches for each cell."""
     vision, cls = model.config.vision_config, int(model.config.model_type == "internvl")
     tower, heads = model.model.vision_tower if cls else model.model.vision_model, vision.num_attention_heads
@@ -295,7 +296,7 @@ def encode_cells(model, pixels: Tensor, plan: dict[int, int], rule: str) -> tupl
         x = x + (layer.lambda_2 * layer.mlp(layer.layernorm_after(x)) if cls else layer.mlp(layer.layer_norm2(x)))
     cells = (tower.layernorm(x)[1:] if cls else tower.post_layernorm(x)).view(-1, 4 * x.shape[1])
     order = sorted(range(len(cells)), key=lambda m: anchor[m + cls])
-    return cells[order], [anchor[m + cls] - cls for m in order]
+    return cells[order], [anchor[m + cls] - cls for m in order], [sizes[m + cls] for m in order]
 
 
 def _anchors(matrix: Tensor, anchor: list[int], rule: str) -> list[int]:
@@ -327,24 +328,28 @@ def parts_of(model) -> tuple[Any, Any]:
 
 def placeholders(
     model, parts: list[tuple[Tensor, Cells]], plan: dict[int, int], rule: str
-) -> list[tuple[Tensor | None, bool]]:
-    """(features, is it a marker) of every placeholder of one image or video; no features where it is gone."""
+) -> list[tuple[Tensor | None, float, bool]]:
+    """(features, size, is it a marker) of every placeholder of one image or video; no features where it is gone. The
+    size is the mean over its patches, and only right where no placeholder shares a patch with another."""
     per_crop, project = patches_of(model.config), parts_of(model)[0]
-    out: list[tuple[Tensor | None, bool]] = []
+    out: list[tuple[Tensor | None, float, bool]] = []
     for crops, cells in parts:
         late = model.config.model_type == "llava_next_video" and any(len(cell) > 1 for cell in cells)
         features: dict[int, Tensor] = {}
+        size: dict[int, float] = {}
         for number, crop in enumerate(crops):
-            encoded, places = encode(model, crop, plan, rule)
+            encoded, places, sizes = encode(model, crop, plan, rule)
             encoded = encoded if late else project(encoded)
             features |= {number * per_crop + place: x for place, x in zip(places, encoded, strict=True)}
+            size |= {number * per_crop + place: own for place, own in zip(places, sizes, strict=True)}
         kept = min(plan.values(), default=per_crop) / per_crop
         for cell in surviving_cells(cells, set(features), kept):
             if cell == {}:
-                out.append((model.model.image_newline, True))
+                out.append((model.model.image_newline, 1.0, True))
             else:
                 x = sum(weight * features[patch] for patch, weight in cell.items()) if cell else None
-                out.append((project(x) if late and cell else x, False))
+                own = sum(weight * size[patch] for patch, weight in (cell or {}).items())
+                out.append((project(x) if late and cell else x, own, False))
     return out
 
 
@@ -360,12 +365,14 @@ def logits(
     llm: dict[int, int | float],
     rule: str,
     packed: bool = False,
+    weighs: bool = False,
 ) -> Tensor:
     """(V,) logits after the last token of `ids`, of which the first `prompt` are the prompt.
 
     Args:
         images: pixels of images whose patches are their tokens, or `visuals`.
         llm: counts or fractions kept, of every image or video on its own.
+        weighs: whether a token that stands for s of them counts s times in the LLM.
     """
     text, language_model = model.config.text_config, parts_of(model)[1]
     patches = patches_of(model.config)
@@ -375,20 +382,22 @@ def logits(
         (*cell, number) for number, parts in enumerate(images) for cell in placeholders(model, parts, encoder, rule)
     ]
     tokens = {image_token, getattr(model.config, "video_token_id", image_token)}
-    x, position, image = [], [], []  # image: which one a visual token belongs to, -1 for text and markers
+    x, position, image, size = [], [], [], []  # image: which one a visual token belongs to, -1 for text and markers
     for slot, token in enumerate(ids):
         if token in tokens and slot < prompt:
-            features, marker, number = waiting.pop(0)
+            features, own, marker, number = waiting.pop(0)
             if features is None:
                 continue
             x.append(features)
+            size.append(own)
             image.append(-1 if marker else number)
         else:
             x.append(language_model.embed_tokens.weight[token])
+            size.append(1.0)
             image.append(-1)
         position.append(slot)
     assert not waiting
-    x, position, image = torch.stack(x), torch.tensor(position), torch.tensor(image)
+    x, position, image, size = torch.stack(x), torch.tensor(position), torch.tensor(image), torch.tensor(size)
     last = int((position < prompt).sum()) - 1
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     theta = text.rope_parameters["rope_theta"]
@@ -401,6 +410,7 @@ def logits(
         key = _rotate(_heads(attention.k_proj(normed), groups), position, theta).repeat_interleave(heads // groups, 0)
         value = _heads(attention.v_proj(normed), groups).repeat_interleave(heads // groups, 0)
         score = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+        score = score + size.log() if weighs else score
         return score.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1), value
 
     if packed:
@@ -417,8 +427,9 @@ def logits(
                 matrix = illava_matrix(score, count) if rule == "illava" else fastv_matrix(score, count)
                 own = torch.tensor(_anchors(matrix, at.tolist(), "illava"))
                 x = x.index_copy(0, own, matrix.to(x.dtype) @ before[at])
+                size = size.index_copy(0, own, (matrix > 0).to(size.dtype) @ size[at])
                 keep[own] = True
-            x, position, image = x[keep], position[keep], image[keep]
+            x, position, image, size = x[keep], position[keep], image[keep], size[keep]
             last = int(torch.nonzero(keep)[:, 0].tolist().index(last))
             if packed:
                 position = torch.arange(len(x))

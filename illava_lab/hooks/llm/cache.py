@@ -23,22 +23,24 @@ class Segment:
         length: L, tokens of the longest prompt.
         valid: (B, L) bool, False at padding; None where there is none.
         shift: (B,) how far position ids moved ("packed"), or None.
+        bias: (B, L) float32, log of how many tokens each stands for (proportional attention), or None.
     """
 
     layer: int
     length: int
     valid: Tensor | None = None
     shift: Tensor | None = None
+    bias: Tensor | None = None
 
     def prompts(self, change: Callable[[Tensor], Tensor]) -> Segment:
         """The same with other prompts in the batch."""
-        valid, shift = (None if x is None else change(x) for x in (self.valid, self.shift))
-        return replace(self, valid=valid, shift=shift)
+        valid, shift, bias = (None if x is None else change(x) for x in (self.valid, self.shift, self.bias))
+        return replace(self, valid=valid, shift=shift, bias=bias)
 
     def without_last(self, count: int) -> Segment:
         """The same without the last tokens of the prompts."""
-        valid = None if self.valid is None else self.valid[:, :-count]
-        return replace(self, length=self.length - count, valid=valid)
+        valid, bias = (None if x is None else x[:, :-count] for x in (self.valid, self.bias))
+        return replace(self, length=self.length - count, valid=valid, bias=bias)
 
 
 @dataclass(eq=False)

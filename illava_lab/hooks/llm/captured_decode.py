@@ -84,6 +84,8 @@ def captured_decode(
         return None
     state = state_of(cache)
     assert state is not None
+    if any(segment.bias is not None for segment in state.segments):
+        return None
     with graphs.lock:
         slot = slot_for(graphs, cache, state, decode.generated, attachment.running.longest)
         if slot is None:

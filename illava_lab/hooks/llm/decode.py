@@ -63,6 +63,10 @@ class Decode:
         positions = self.positions if shift is None else self.positions - shift[:, None]
         return {**kwargs, "position_ids": positions, "attention_mask": None if mask is None else mask.long()}
 
+    def bias(self, index: int) -> Tensor | None:
+        """(B, L) of what a layer has cached of the prompts: see `Segment`."""
+        return max((s for s in self.segments if s.layer <= index), key=lambda s: s.layer).bias
+
     def layer_arguments(self, index: int, hidden: Tensor) -> dict[str, Any]:
         """Mask, and with packed positions rotary tables, for one layer."""
         number = max(i for i, segment in enumerate(self.segments) if segment.layer <= index)

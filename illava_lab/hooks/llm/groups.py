@@ -28,6 +28,7 @@ class Group:
         at: (I, n) long, where their tokens are in the sequence.
         entered: (I, n0) long, where they were in the sequence that entered the first layer.
         survivors: (I, n) whose place in its image each takes, markers not counted.
+        counts: (I, n) float32, how many visual tokens each stands for; None where nobody asks (proportional attention).
     """
 
     numbers: list[int]
@@ -36,6 +37,7 @@ class Group:
     at: Tensor
     entered: Tensor
     survivors: Survivors
+    counts: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -72,6 +74,7 @@ class Group:
         """Go on where the layers go on."""
         if self.at.device != device:
             self.row, self.at, self.survivors = self.row.to(device), self.at.to(device), self.survivors.to(device)
+            self.counts = None if self.counts is None else self.counts.to(device)
 
 
 def group_images(images: list[PlacedImage], sequence: Sequence) -> list[Group]:
@@ -139,6 +142,7 @@ def split(group: Group, keys: list[int]) -> list[Group]:
             at=group.at[index],
             entered=group.entered[index.to(group.entered.device)],
             survivors=group.survivors.rows(own),
+            counts=None if group.counts is None else group.counts[index],
         )
         out.append(part)
     return out

@@ -26,6 +26,7 @@ from illava_lab.hooks.llm.captured_decode import captured_decode
 from illava_lab.hooks.llm.captured_prefill import captured_prefill
 from illava_lab.hooks.llm.decode import Decode
 from illava_lab.hooks.llm.prefill import Prefill
+from illava_lab.hooks.llm.proportional import weighed
 from illava_lab.hooks.tap import TappedConfig
 from illava_lab.trace.trace import Prefilled
 
@@ -37,16 +38,26 @@ class LanguageModel:
         self.attachment, self.plan = attachment, attachment.schedule.plan("llm")
 
     def install(self, changes: Changes) -> None:
-        """Hook the language model and its layers."""
-        anatomy = self.attachment.anatomy
+        """Hook the language model and its layers.
+
+        Raises:
+            LabError: proportional attention is asked of a kernel that takes no mask of numbers.
+        """
+        anatomy, strategy = self.attachment.anatomy, self.attachment.strategy
+        weighs = strategy.proportional_in_llm and self.attachment.schedule.reduces
+        kernel = str(anatomy.language_model.config._attn_implementation)
+        if weighs and kernel not in ("None", "eager", "sdpa"):
+            raise LabError(f"the proportional attention of {strategy.name!r} needs sdpa or eager attention in the LLM")
         changes.method(anatomy.language_model, "forward", self._language_model)
         layer: Any
         for index, layer in enumerate(anatomy.llm_layers):
             changes.pre_hook(layer, partial(self._enter_layer, index), with_kwargs=True)
             attends = index not in anatomy.linear
-            if attends and (index in self.plan or index + 1 in self.plan):  # one tap for what was, and for a look ahead
+            # One tap for what was, and for a look ahead.
+            if attends and (weighs or index in self.plan or index + 1 in self.plan):
                 observe = self._observe if index + 1 in self.plan else None
-                changes.attribute(layer.self_attn, "config", TappedConfig(layer.self_attn.config, observe))
+                weigh = partial(self._weigh, index) if weighs else None
+                changes.attribute(layer.self_attn, "config", TappedConfig(layer.self_attn.config, observe, weigh))
             if self.attachment.graphs is not None:
                 changes.method(layer.mlp, "forward", partial(in_parts, width_of(layer.mlp)))
 
@@ -114,4 +125,9 @@ class LanguageModel:
     def _observe(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> None:
         llm = self._call.llm
         if isinstance(llm, Prefill):
-            llm.seen = query, key, value, scaling
+            llm.seen = query, key, value, scaling, mask if llm.weighs else None
+
+    def _weigh(self, index: int, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        llm = self._call.llm
+        bias = llm.bias(index)
+        return mask if bias is None else weighed(bias, key, mask, isinstance(llm, Prefill))

@@ -20,6 +20,7 @@ from illava_lab.hooks.llm.cache import CacheState, Segment
 from illava_lab.hooks.llm.call import Call
 from illava_lab.hooks.llm.groups import Group, group_images, split
 from illava_lab.hooks.llm.prompt import placed_images
+from illava_lab.hooks.llm.proportional import entry_counts, log_sizes
 from illava_lab.hooks.llm.sequence import Sequence, gather_sequence
 from illava_lab.hooks.llm.site import Around, llm_tokens
 from illava_lab.hooks.tap import peek
@@ -59,19 +60,23 @@ class Prefill:
         self.images = placed_images(self.anatomy, self.prompt, call.encoded)
         self.steps: list[Step] = list({id(step): step for i in self.images for step in i.encoded.steps}.values())
         self.sequence = Sequence(self.prompt, hidden, filler)
-        # Queries, keys and values of the layer that ran last, and the scaling of its logits.
-        self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
+        # Queries, keys and values of the layer that ran last, the scaling of its logits, and their mask if it weighs.
+        self.seen: tuple[Tensor, Tensor, Tensor, float, Tensor | None] | None = None
         self._positions: Tensor | None = kwargs.get("position_ids")
         self._shift: Tensor | None = None
         # What layers get from the last reduction on; or from the first layer on, where no value may be looked at to
         # find that nothing is hidden.
         self._arguments: dict[str, Any] = {"attention_mask": None} if _nothing_hidden(attachment, kwargs) else {}
         self.kwargs = self._enter(hidden, kwargs)
-        self.segments = [Segment(0, self.sequence.length, self.sequence.valid, self._shift)]
+        self.weighs = attachment.strategy.proportional_in_llm and attachment.schedule.reduces
         self.groups: list[Group] = []
-        if attachment.schedule.llm:
+        if attachment.schedule.llm or self.weighs:
             self.groups = group_images(self.images, self.sequence)
             self.entry = Around(self.kwargs["inputs_embeds"], self.sequence.text_now())
+        for group in self.groups if self.weighs else ():
+            group.counts = entry_counts(group)
+        self.segments: list[Segment] = []
+        self._segment(0)
 
     # ---- the entry
     def _enter(self, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +177,8 @@ class Prefill:
             if reduction.merges:
                 merged.append((group, reduction.apply(tokens.hidden)[tokens.row, order]))
             group.survivors = group.survivors.after(reduction).at(order)
+            if group.counts is not None:
+                group.counts = reduction.sizes(group.counts).gather(1, order)
             done.append(group)
         self.groups, self.seen = done, None
         return self._go_on(index, hidden, present, gone, merged, tables)
@@ -212,7 +219,16 @@ class Prefill:
         """A stretch of layers begins."""
         if index == 0:  # no layer has seen what entered
             self.segments.clear()
-        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift))
+        bias = (
+            log_sizes(self.groups, self.sequence)
+            if self.weighs and any(s.after < s.before for s in self.steps)
+            else None
+        )
+        self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift, bias))
+
+    def bias(self, index: int) -> Tensor | None:
+        """(B, L) of the layers that run now, the log of how many tokens each stands for; None where each is one."""
+        return self.segments[-1].bias
 
     # ---- the end
     def leave(self, out: Any) -> Any:

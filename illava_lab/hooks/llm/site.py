@@ -29,14 +29,14 @@ class Around:
     Attributes:
         hidden: (B, L, C) the sequence that the layer receives.
         text: makes (B, L) int8, 1 for text of the prompts.
-        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), and scaling of the layer before; None where no layer
-            has run.
+        seen: queries (B, H, L, d), keys and values (B, Hkv, L, d), scaling, and mask (with proportional attention) of
+            the layer before; None where no layer has run.
         ahead: computes queries and keys of the layer to come.
     """
 
     hidden: Tensor
     text: Callable[[], Tensor]
-    seen: tuple[Tensor, Tensor, Tensor, float] | None = None
+    seen: tuple[Tensor, Tensor, Tensor, float, Tensor | None] | None = None
     ahead: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
@@ -51,7 +51,7 @@ def llm_tokens(
     """
     assert around.ahead is not None
     nothing = around.hidden[:, None]
-    query, key, value, scaling = around.seen or (nothing, nothing, nothing, 1.0)
+    query, key, value, scaling, mask = around.seen or (nothing, nothing, nothing, 1.0, None)
     device = around.hidden.device
     own, prompt = _prompts(group, len(query), device)
 
@@ -79,7 +79,7 @@ def llm_tokens(
         of(query),
         of(key),
         scaling,
-        valid,
+        valid if mask is None else of(mask),
         valid,
         causal=True,
         visual=group.at,
