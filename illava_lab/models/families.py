@@ -161,6 +161,11 @@ def unwrap(model: Any) -> Any:
     return model
 
 
+def shows_the_empty(config: Any) -> bool:
+    """Whether a family's processor wants to see the prompts without pictures, too (SmolVLM)."""
+    return FAMILIES[config.model_type].media["image"].marked
+
+
 def describe(model: nn.Module) -> Anatomy:
     """Find the parts of a supported model, of its inner model, or of one inside a PEFT wrapper.
 

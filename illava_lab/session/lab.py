@@ -18,7 +18,7 @@ from illava_lab.errors import LabError
 from illava_lab.hooks.attach import attach
 from illava_lab.hooks.turns import one_at_a_time
 from illava_lab.method.blocks import gradients_kept
-from illava_lab.models.families import describe
+from illava_lab.models.families import shows_the_empty
 from illava_lab.models.frames import check_takes_videos
 from illava_lab.models.images import read_image
 from illava_lab.models.processors import check_shape
@@ -85,7 +85,7 @@ class Lab:
             self._check_shapes(own)
         # Nested by prompt: LLaVA-OneVision cuts the only image of a prompt into crops, but not one of several.
         pictures = [[shown for shown in own if not isinstance(shown, Video)] for own in per_prompt]
-        if not describe(self.model).media["image"].marked or not any(pictures):  # SmolVLM's wants to see the empty ones
+        if not shows_the_empty(self.model.config) or not any(pictures):
             pictures = [own for own in pictures if own]
         videos = [shown for own in per_prompt for shown in own if isinstance(shown, Video)]
         with one_at_a_time(self.processor):

@@ -16,6 +16,7 @@ STRATEGIES = sorted(path for path in (PACKAGE.parent / "strategies").glob("*.py"
 ASK_FOR_THE_TYPE = {
     "models/families.py",  # the one table of what a model is
     "models/values.py",  # which numbers a family's configuration must have; asked before any weights
+    "models/frames.py",  # whether and how a family is shown videos; asked of a configuration, before any weights
     "models/processors.py",  # which stand-in a family's processor needs; asked of a configuration, before any weights
 }
 

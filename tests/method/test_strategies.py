@@ -199,4 +199,4 @@ def test_every_published_method_is_there_with_its_paper_stages_and_kind():
     assert len(known) >= 17
     for name, cls in known.items():
         assert declared(cls, "kind") in KINDS and (declared(cls, "stages") or name == "none")
-        assert declared(cls, "paper") or name in ("none", "random", "stride", "pool", "downsample")
+        assert declared(cls, "paper") or name in ("none", "random", "stride", "pool", "downsample", "tally")

@@ -172,7 +172,7 @@ def test_what_no_configuration_can_be_is_refused(tmp_path):
     for source, says in [
         (
             "random:llava-9b",
-            "no configuration for 'random:llava-9b'; there are internvl3-8b, llava-1.5-13b, llava-1.5-7b, ",
+            "no configuration for 'random:llava-9b'; there are glm-4.1v-9b, internvl3-8b, llava-1.5-13b, llava-1.5-7b, ",
         ),
         (f"random:{tmp_path / 'none.json'}", "no configuration for"),
         (f"random:{tmp_path / 'list.json'}", "must hold a JSON object, and holds list"),

@@ -404,7 +404,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (("compare", "--limit", "many"), "argument --limit: 'many' is no whole number"),
         (("compare", "--limit", "0"), "argument --limit: must be at least 1, got '0'"),
         (("compare", "--task", "tset"), "there is no file 'tset'"),
-        (("compare", "--model", "embedded:one"), "there is no embedded model 'embedded:one'; there are 'embedded:"),
+        (("compare", "--model", "embedded:one"), "there is no embedded model 'embedded:one'; there "),
         (("compare", "--strategies", ","), "must be a name, got ''"),
         (("compare", "--strategies", "tome,tome"), "'tome' is given twice"),
         (("compare", "--strategies", 'illava(score="lse")'), "unknown strategy 'illava(score=\"lse\")'"),

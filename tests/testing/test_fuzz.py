@@ -88,6 +88,8 @@ def test_turns(kind: str) -> None:
         try:
             turn(random.Random(seed), kind, name, settings)
         except Exception as error:
+            if isinstance(error, il.LabError) and "linear attention" in str(error):
+                continue  # who asks what a layer to come would attend to is refused where it has no attention
             raise AssertionError(f"turn {seed}: {error}") from error
 
 
