@@ -1,7 +1,7 @@
 """What each ingredient of Tally is worth, on validation questions alone: `python results/research/run.py`.
 
 Writes log.csv: for every variant, task and budget its accuracy, and its difference to Tally with a paired 95 % interval
-over pictures. Each row says with which command, at which commit and on which day it was made. A stopped run goes on.
+over pictures. Each row says with which command, at which commit it began, and on which day it ended. A stopped run goes on.
 `python results/research/run.py validation` asks one task, and replaces its rows alone.
 """
 
@@ -47,6 +47,7 @@ OTHERS = ["tome", "tome+fastv", "illava", "flowcut"]
 def measure(task: str) -> pd.DataFrame:
     """All variants on one task."""
     asked = {variant.label: question for question, variants in QUESTIONS.items() for variant in variants}
+    started = commit()
     wanted: list[Strategy | str] = ["tally", *itertools.chain(*QUESTIONS.values()), *OTHERS]
     out = HERE.parent / ".runs" / "research" / task
     table = il.compare(il.load(TASKS[task]), wanted, flops=FLOPS, task=task, timing=False, batch_size=16, out=out)
@@ -69,7 +70,7 @@ def measure(task: str) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows).assign(
-        command=f"python results/research/run.py {task}", commit=commit(), date=date.today().isoformat()
+        command=f"python results/research/run.py {task}", commit=started, date=date.today().isoformat()
     )
 
 

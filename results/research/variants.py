@@ -8,7 +8,6 @@ from torch import Tensor
 
 from illava_lab.method import Stage, TokenMap, Tokens, highest, unit
 
-BY = ("states", "keys", "received", "value norm")
 LAYERS = {"first half": (0, 1 / 2), "all": (0, 1), "middle half": (1 / 4, 3 / 4), "first quarter": (0, 1 / 4)}
 
 

@@ -8,6 +8,7 @@ from conftest import IMAGE_TOKEN, KINDS, Prompt, make_inputs, picture, random_ll
 from helpers import reference
 from helpers.attached import GREEDY, has_video
 from helpers.qwen import PACKED
+from helpers.rehearsal import rehearsing
 
 import illava_lab as il
 
@@ -50,6 +51,18 @@ def test_every_step_of_cached_generation_counts_what_was_merged(kind, content):
             torch.testing.assert_close(got[0], want, atol=1e-4, rtol=1e-4)
             plain = reference.logits(model, ids, visuals, **how)
             assert not torch.allclose(got[0], plain, atol=1e-3), "sizes made no difference"
+
+
+def test_with_graphs_answers_are_the_same_with_pictures_and_without():
+    model, schedule = shared_llava("clip-llama"), il.Schedule({1: 20}, {2: 0.5})
+    prompts = [make_inputs([Prompt(1, 8, seed=3)], "clip-llama"), make_inputs([Prompt(0, 8, seed=4)], "clip-llama")]
+    with il.attach(model, Counting(), schedule):
+        wanted = [model.generate(**inputs, max_new_tokens=5, **GREEDY) for inputs in prompts]
+    with rehearsing() as recorder, il.attach(model, Counting(), schedule, graphs=True):
+        for _ in range(3):
+            for inputs, tokens in zip(prompts, wanted, strict=True):
+                assert torch.equal(model.generate(**inputs, max_new_tokens=5, **GREEDY), tokens)
+    assert recorder.replayed
 
 
 def test_a_kernel_that_takes_no_mask_of_numbers_is_refused():

@@ -82,10 +82,10 @@ def captured_decode(
         return None
     if graphs.state.kernels[-1] != "sdpa":  # flash attention takes no mask over buffers
         return None
+    if attachment.strategy.proportional_in_llm:  # the masks of a captured step are yes or no
+        return None
     state = state_of(cache)
     assert state is not None
-    if any(segment.bias is not None for segment in state.segments):
-        return None
     with graphs.lock:
         slot = slot_for(graphs, cache, state, decode.generated, attachment.running.longest)
         if slot is None:

@@ -219,11 +219,8 @@ class Prefill:
         """A stretch of layers begins."""
         if index == 0:  # no layer has seen what entered
             self.segments.clear()
-        bias = (
-            log_sizes(self.groups, self.sequence)
-            if self.weighs and any(s.after < s.before for s in self.steps)
-            else None
-        )
+        fewer = self.weighs and any(group.count < group.images[0].encoded.layout.tokens for group in self.groups)
+        bias = log_sizes(self.groups, self.sequence) if fewer else None
         self.segments.append(Segment(index, self.sequence.length, self.sequence.valid, self._shift, bias))
 
     def bias(self, index: int) -> Tensor | None:
