@@ -6,12 +6,13 @@ import torch
 from packing import IGNORED
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 Batch = dict[str, Tensor]
 
 
-def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle: int = 0) -> tuple[Tensor, Tensor]:
-    """Hidden states of the packed text, and of what is shown behind `middle` layers.
+def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle: int = 0) -> tuple[Tensor, ...]:
+    """Hidden states of the packed text, of what is shown behind `middle` layers, and of the next layer `looks`.
 
     Args:
         decoder: a Llama or Qwen2 model.
@@ -28,7 +29,20 @@ def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle:
         hidden = layer(hidden, attention_mask=seen[:, None], position_ids=position, position_embeddings=rotary)
         if number == middle:
             inside = hidden
-    return decoder.norm(hidden)[:, shown.shape[1] :], inside[:, : shown.shape[1]]
+    attention = looks(decoder.layers[middle], inside, rotary, shown.shape[1])
+    return decoder.norm(hidden)[:, shown.shape[1] :], inside[:, : shown.shape[1]], attention
+
+
+def looks(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], length: int) -> Tensor:
+    """(rows, key heads, T, L) logarithms of the attention that the text pays to the `length` tokens of what is shown,
+    among these alone: of one layer, the first head of each group that shares its keys."""
+    attend, hidden = layer.self_attn, layer.input_layernorm(hidden)
+    query, key = (
+        part(hidden).unflatten(-1, (-1, attend.head_dim)).transpose(1, 2) for part in (attend.q_proj, attend.k_proj)
+    )
+    query, key = apply_rotary_pos_emb(query[:, :: attend.num_key_value_groups], key, *rotary)
+    scores = query[:, :, length:] @ key[:, :, :length].transpose(-1, -2) * attend.scaling
+    return scores.float().log_softmax(-1)
 
 
 def answer_loss(head: nn.Module, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -62,10 +62,12 @@ class Film:
         return [Scene(tuple(item for item in items if item is not None), self.ground) for items in seen]
 
 
-def make_film(rng: np.random.Generator, split: str, length: int) -> Film:
+def make_film(rng: np.random.Generator, split: str, length: int, blinks: bool = False) -> Film:
+    """`blinks`: something does, for sure, for there to be more to learn counting from."""
     across = bool(rng.random() < 0.5)  # lanes lie above each other
     kinds = [SHAPES[i] for i in rng.permutation(len(SHAPES))]  # no two things of one shape
     wanted = pick(rng, ("moves", "moves", "appear", "appear", "blink", "change", "count", "any"))
+    wanted = "blink" if blinks else wanted
     actors: list[Actor] = []
     for lane in range(2):
         move = wanted == "moves" or (wanted == "any" and rng.random() < 0.4)

@@ -23,8 +23,9 @@ from concepts import GROUPS as CONCEPTS
 from concepts import KINDS
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import my_steps, pack
+from packing import IGNORED, my_steps, pack
 from saving import save
+from seeking import look_loss, seek, there
 from sights import ANCHOR, GROUPS, KIND, NEWLINE, Shown
 from siglip_qwen import GRID, build_model, build_processor, tokenizer
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ def _pictures(count: int, rng: np.random.Generator, split: str, _: bool) -> tupl
     return several.make_pictures(rng, split, count)
 
 
-def _film(length: int, rng: np.random.Generator, split: str, _: bool) -> films.Film:
-    return films.make_film(rng, split, length)
+def _film(length: int, rng: np.random.Generator, split: str, blinks: bool) -> films.Film:
+    return films.make_film(rng, split, length, blinks)
 
 
 KIND_OF = _kinds()
@@ -84,7 +85,7 @@ NAMES = list(KIND_OF)
 class Sights(IterableDataset):
     """For each step a batch of every way of showing, by step number, so that a resumed run goes on where it stopped."""
 
-    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (5, 5, 5, 4)}
+    ROWS: ClassVar = {"eyes": (5, 5, 6, 2), "mind": (4, 4, 4, 4), "align": (8, 8, 8, 3), "joint": (5, 4, 5, 6)}
 
     def __init__(self, phase: str, split: str, seed: int, start: int, stop: int) -> None:
         self.phase, self.split, self.seed, self.steps = phase, split, seed, (start, stop)
@@ -105,13 +106,16 @@ class Sights(IterableDataset):
 
     def example(self, rng: np.random.Generator, kind: Kind) -> dict[str, np.ndarray]:
         seeing = self.phase in ("eyes", "align")
-        what = kind.make(rng, self.split, seeing and rng.random() < 0.7)
+        more = 0.7 if seeing else 0.5 if self.phase == "joint" and kind.shown.pooled else 0.0
+        what = kind.make(rng, self.split, rng.random() < more)  # crowded pictures, films in which something blinks
         views, labels = kind.look(what)
         row = {"labels": labels[..., : len(GROUPS)], "ways": labels[..., len(GROUPS)]}
         if self.phase != "mind":
             row["pixels"] = views
         if not seeing:
-            row |= pack(lambda category: kind.ask(what, rng, category), kind.categories, rng, ROOM, self.tokenizer)
+            row |= pack(
+                lambda category: kind.ask(what, rng, category), kind.categories, rng, ROOM, self.tokenizer, seek
+            )
         return row
 
 
@@ -121,9 +125,9 @@ class Pupil(nn.Module):
     # Of each phase: steps, learning rate, the last part of the steps in which it falls, weights of the losses.
     RECIPE: ClassVar = {
         "eyes": (1000, 2e-3, 0.0, {"dense": 1.0}),
-        "mind": (9000, 2e-3, 0.4, {"answer": 1.0, "place": 0.3, "way": 0.3}),
-        "align": (700, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
-        "joint": (1000, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1}),
+        "mind": (7500, 2e-3, 0.3, {"answer": 1.0, "place": 0.3, "way": 0.3, "look": 0.3}),
+        "align": (2000, 2e-3, 0.4, {"dense": 1.0, "align": 1.0}),
+        "joint": (1300, 1e-3, 0.6, {"dense": 0.5, "align": 0.3, "answer": 1.0, "place": 0.1, "way": 0.1, "look": 0.1}),
     }
     Batches = Sights
 
@@ -171,8 +175,9 @@ class Pupil(nn.Module):
         text = torch.where((source == NEWLINE)[:, None], core.image_newline, text).expand(rows, -1, -1)
         return torch.where((source >= 0)[:, None], tokens, text)
 
-    def say(self, shown: Tensor, places: Tensor, length: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states of the text, and of what is shown (at these places of `length`) behind MIDDLE layers."""
+    def say(self, shown: Tensor, places: Tensor, length: int, batch: Batch) -> tuple[Tensor, ...]:
+        """Hidden states of the text, and of what is shown (at these places of `length`) behind MIDDLE layers; where two
+        heads of the next layer look."""
         batch = {**batch, "begin": torch.tensor(length, device=shown.device)}
         return decoder.run(self.model.model.language_model, shown, places, batch, MIDDLE)
 
@@ -198,13 +203,18 @@ class Pupil(nn.Module):
             if phase == "mind" and length > 2 * KEPT:
                 places = kept(batch["labels"], kind.shown)
                 shown = shown.gather(1, places[..., None].expand(-1, -1, shown.shape[2]))
-            hidden, middle = self.say(shown, places, length, batch)
+            hidden, middle, looks = self.say(shown, places, length, batch)
             loss, answers = answer_loss(self.model.lm_head, hidden, batch)
             parts["answer"].append(loss)
             for category, later, right in answers.tolist():
                 scores[f"{kind.name.split()[0]}: {kind.categories[category]}"].append(right)
                 if later:
                     scores["later turns"].append(right)
+            wanted = there(batch["seek"], batch["labels"], kind.shown)
+            wanted = wanted.gather(-1, places[:, None, None].expand(*wanted.shape[:3], -1))
+            loss, right = look_loss(looks, wanted, batch, IGNORED)
+            parts["look"].append(loss)
+            scores[f"{kind.name.split()[0]}: look"] += right
             place = torch.from_numpy(kind.shown.place).to(middle.device)[places]
             told = self.place(middle)
             parts["place"].append(F.cross_entropy(told.flatten(0, 1), place.flatten(), ignore_index=-1))

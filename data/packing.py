@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 TURNS = 4  # of the longest conversation
 IGNORED = -100
+SHORTEST = 6  # tokens of a question with its answer
 
 
 def my_steps(start: int, stop: int) -> range:
@@ -26,15 +27,18 @@ def pack(
     rng: np.random.Generator,
     room: int,
     tokenizer: PreTrainedTokenizerFast,
+    seek: Callable[[list[str], int], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Conversations of `ask`'s questions, half of them of one question, in `room` tokens.
 
     `block` keeps them from seeing each other, `position` begins each right behind what is shown: the model sees exactly
     what it will see with one of them. `target` is the next token where it belongs to an answer; `asked` numbers the
-    questions, `category` and `later` (not the first of its conversation) say of which kind they are.
+    questions, `category` and `later` (not the first of its conversation) say of which kind they are. With
+    `seek`, what it makes of their texts, room for the most that there can be, is `seek`.
     """
     out = {name: np.zeros(room, np.int64) for name in ("ids", "block", "position", "asked", "category", "later")}
     out["target"] = np.full(room, IGNORED)
+    texts = []
     order = list(rng.permutation(len(categories)))
     order += list(rng.integers(len(categories), size=room // 12))
     used, number, begun, left = 0, 0, 0, 0
@@ -60,4 +64,5 @@ def pack(
         out["target"][span.stop - len(answer) - 1 : span.stop - 1] = answer
         out["asked"][span], out["category"][span], out["later"][span] = number, index, not first
         used = span.stop
-    return out
+        texts.append(question.text)
+    return out | ({"seek": seek(texts, room // SHORTEST)} if seek else {})

@@ -15,6 +15,7 @@ GROUPS = {"kind": len(KINDS), "color": 1 + len(COLORS), "row": 1 + GRID, "column
 KIND, ANCHOR = 0, 4
 PLACES = {"view": 0, "crop": 1, "picture": 5, "frame": 9}  # first class of each, for telling tokens' places
 NEWLINE, TEXT = -2, -1
+EDGE = 1e-6  # pixels: what lies where two crops meet is in the second, not by rounding in neither
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def labels_of(items: tuple[Item, ...], window: Window = Window(), ways: tuple[in
         left, right = (x * window.scale - window.left for x in item.box[::2])
         top, bottom = (y * window.scale - window.top for y in item.box[1::2])
         share = np.outer(covered(top, bottom), covered(left, right)).ravel()
-        column, row = int((left + right) / 2 // PATCH), int((top + bottom) / 2 // PATCH)
+        column, row = (int((sum(ends) / 2 + EDGE) // PATCH) for ends in ((left, right), (top, bottom)))
         anchor = row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
         if anchor is not None:
             share[anchor] = 2.0

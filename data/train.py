@@ -134,7 +134,7 @@ class Trainer:
         for batch in DataLoader(batches, batch_size=None, num_workers=self.args.workers, prefetch_factor=6):
             for name, value in self.update(batch).items():
                 sums[name] += value / every
-            if self.step % every == 0:
+            if self.step % every == 0 or self.step == self.steps:
                 speed = (time.time() - began) / every
                 self.note(" ".join([f"{speed:.2f} s/step", *(f"{name} {value:.3f}" for name, value in sums.items())]))
                 sums.clear()
