@@ -45,13 +45,27 @@ def difference(table: pd.DataFrame, a: int | str, b: int | str, *, confidence: f
         LabError: no such row, several of that name, a row that failed, or a table that `compare` did not return (one
             read from a file has lost the answers: the same call with its folder as `out` returns them at once).
     """
-    answers = table.attrs.get(_ANSWERS) if isinstance(table, pd.DataFrame) else None
+    answers = _kept(table)
+    first, second = (_right(table, answers["right"], name, row) for name, row in (("a", a), ("b", b)))
+    return paired_difference(first, second, answers["images"], seed=answers["seed"], confidence=confidence)
+
+
+def answered_right(table: pd.DataFrame, row: int | str) -> np.ndarray:
+    """(questions,) bool, which questions a row of a comparison answered right; `difference` names rows alike.
+
+    Raises:
+        LabError: as `difference`.
+    """
+    return _right(table, _kept(table)["right"], "row", row)
+
+
+def _kept(table: pd.DataFrame) -> dict[str, Any]:
+    answers: dict[str, Any] | None = table.attrs.get(_ANSWERS) if isinstance(table, pd.DataFrame) else None
     if answers is None:
         raise LabError(
             "table holds no answers: pass the one that compare returned; the same call with out= its folder does"
         )
-    first, second = (_right(table, answers["right"], name, row) for name, row in (("a", a), ("b", b)))
-    return paired_difference(first, second, answers["images"], seed=answers["seed"], confidence=confidence)
+    return answers
 
 
 def _right(table: pd.DataFrame, right: Mapping[str, str], name: str, wanted: int | str) -> np.ndarray:
