@@ -15,12 +15,20 @@ from illava_lab.views.pictures import after_stage, seen_image, side_by_side, tok
 
 
 def tokens_left(
-    lab: Lab, image: ImageLike, question: str | Sequence[str], strategies: Sequence[AnyStrategy], keep: float
+    lab: Lab,
+    image: ImageLike,
+    question: str | Sequence[str],
+    strategies: Sequence[AnyStrategy],
+    keep: float | None = None,
+    flops: float | None = None,
+    stage: str = "llm",
 ) -> Figure:
     """The tokens that each strategy leaves of one image, and its answer, side by side.
 
     Args:
         question: one, or several: then each strategy is shown with each of them.
+        keep, flops: the budget, as in `Lab.ask`.
+        stage: what is left by the "encoder", or in the last LLM layer.
 
     Raises:
         LabError: as `Lab.ask`.
@@ -29,8 +37,9 @@ def tokens_left(
     seen, panels = seen_image(lab, image), []
     for strategy in strategies:
         for asked in questions:
-            answer = lab.ask(image, asked, strategy, None if strategy == "none" else keep)
-            left = after_stage(answer.trace, "llm")
+            bare = strategy == "none"
+            answer = lab.ask(image, asked, strategy, None if bare else keep, flops=None if bare else flops)
+            left = after_stage(answer.trace, stage)
             title = f"{answer.strategy}: “{answer.text}”"
             title = title if len(questions) == 1 else f"{asked}\n{title}"
             panels.append((title, token_picture(seen, left)))

@@ -21,6 +21,7 @@ import illava_lab as il
 from illava_lab.method import Strategy
 
 HERE = Path(__file__).parent
+DATA = HERE.parents[1] / "data"
 FLOPS = [0.5, 0.35]
 # Of each task, the model that answers it.
 TASKS = {
@@ -90,6 +91,8 @@ def main() -> None:
             before = pd.read_csv(log)
             table = pd.concat([before[before["task"] != task], table])
         table.to_csv(log, index=False, float_format="%.4f")
+        # What chapter 09 of the course reads: it is installed, too.
+        table[table["task"] == "validation"].to_csv(DATA / "research.csv", index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":
