@@ -63,3 +63,9 @@ def test_what_is_not_there_is_one_sentence(
     if name != NAME:
         with pytest.raises(il.LabError, match=f"; there is the one without a name and '{NAME}'$"):
             il.load(name)
+
+
+@pytest.mark.parametrize("name", ["fine-validation", "multi-image-validation", "video-validation"])
+def test_the_second_model_answers_what_no_single_small_picture_shows(name: str) -> None:
+    table = il.controls(il.load(NAME), il.load_task(name).limited(24), batch_size=8).set_index("category")
+    assert table.at["all", "accuracy"] >= 0.85 > 0.6 >= table.at["all", "other_images"]
