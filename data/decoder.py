@@ -12,7 +12,8 @@ Batch = dict[str, Tensor]
 
 
 def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle: int = 0) -> tuple[Tensor, ...]:
-    """Hidden states of the packed text, of what is shown behind `middle` layers, and of the next layer `looks`.
+    """Hidden states of the packed text; with `middle`, those of what is shown behind so many layers, and `looks` of the
+    next layer, too.
 
     Args:
         decoder: a Llama or Qwen2 model.
@@ -29,8 +30,10 @@ def run(decoder: nn.Module, shown: Tensor, places: Tensor, batch: Batch, middle:
         hidden = layer(hidden, attention_mask=seen[:, None], position_ids=position, position_embeddings=rotary)
         if number == middle:
             inside = hidden
-    attention = looks(decoder.layers[middle], inside, rotary, shown.shape[1])
-    return decoder.norm(hidden)[:, shown.shape[1] :], inside[:, : shown.shape[1]], attention
+    text = decoder.norm(hidden)[:, shown.shape[1] :]
+    if not middle:
+        return (text,)
+    return text, inside[:, : shown.shape[1]], looks(decoder.layers[middle], inside, rotary, shown.shape[1])
 
 
 def looks(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], length: int) -> Tensor:

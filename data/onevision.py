@@ -23,7 +23,7 @@ from concepts import GROUPS as CONCEPTS
 from concepts import KINDS
 from decoder import Batch, answer_loss
 from losses import align_loss, dense_loss, fit, oracle
-from packing import IGNORED, my_steps, pack
+from packing import my_steps, pack
 from saving import save
 from seeking import look_loss, seek, there
 from sights import ANCHOR, GROUPS, KIND, NEWLINE, Shown
@@ -212,7 +212,7 @@ class Pupil(nn.Module):
                     scores["later turns"].append(right)
             wanted = there(batch["seek"], batch["labels"], kind.shown)
             wanted = wanted.gather(-1, places[:, None, None].expand(*wanted.shape[:3], -1))
-            loss, right = look_loss(looks, wanted, batch, IGNORED)
+            loss, right = look_loss(looks, wanted, batch)
             parts["look"].append(loss)
             scores[f"{kind.name.split()[0]}: look"] += right
             place = torch.from_numpy(kind.shown.place).to(middle.device)[places]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from concepts import KINDS
 from large import QUARTERS
+from packing import IGNORED
 from scenes import COLORS, DIGITS, PLURALS, SHAPES, WORDS
 from sights import ANCHOR, KIND, PLACES, Shown
 from torch import Tensor
@@ -87,7 +88,7 @@ def there(seek: Tensor, labels: Tensor, shown: Shown) -> Tensor:
     return found & where[..., place.clamp(0, WHERE - 1)]
 
 
-def look_loss(looks: Tensor, wanted: Tensor, batch: dict[str, Tensor], ignored: int) -> tuple[Tensor, list[float]]:
+def look_loss(looks: Tensor, wanted: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, list[float]]:
     """How far heads are from looking at what is asked about, where an answer begins, and whether most of their
     attention is there (1) or not (0).
 
@@ -95,7 +96,7 @@ def look_loss(looks: Tensor, wanted: Tensor, batch: dict[str, Tensor], ignored: 
         looks: (rows, 2, T, L) logarithms of the text's attention to what is shown.
         wanted: (rows, questions, 2, L) of `there`.
     """
-    answers = batch["target"] != ignored
+    answers = batch["target"] != IGNORED
     begins = answers & ~F.pad(answers[:, :-1], (1, 0))
     row, at = begins.nonzero(as_tuple=True)
     wanted = wanted[row, batch["asked"][row, at] - 1].float()
@@ -103,4 +104,4 @@ def look_loss(looks: Tensor, wanted: Tensor, batch: dict[str, Tensor], ignored: 
     some = wanted.any(-1)
     wanted, looks = wanted[some], looks[some]
     loss = -(wanted * looks).sum(-1) / wanted.sum(-1)
-    return loss.mean(), ((wanted * looks.exp()).sum(-1) > 0.5).float().tolist()
+    return loss.sum() / max(1, len(loss)), ((wanted * looks.exp()).sum(-1) > 0.5).float().tolist()

@@ -1,6 +1,7 @@
 """What each ingredient of Tally is worth, on validation questions alone: `python results/research/run.py`.
 
-Writes log.csv: for every variant, task and budget its accuracy, and its difference to Tally with a paired 95 % interval
+Writes log.csv, and its rows about `validation` to data/research.csv, which is installed, too:
+for every variant, task and budget its accuracy, and its difference to Tally with a paired 95 % interval
 over pictures. Each row says with which command, at which commit it began and on which day it ended. A stopped run goes
 on.
 `python results/research/run.py validation` asks one task, and replaces its rows alone.

@@ -7,7 +7,6 @@ scenes that the pictures were drawn from, which `data/make_tasks.py` draws again
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from run import commit
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import illava_lab as il
 from illava_lab.method import Strategy, TokenMap, Tokens, unit
 
-HERE = Path(__file__).parent
-DATA = HERE.parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 PICTURES = 40
 
 
@@ -104,13 +103,12 @@ def main() -> None:
         )
         for place, signal in noted.items():
             found[place].append(roc_auc_score(thing, signal))
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     rows = [
         {"signal": signal, "layer": layer, "auc": np.mean(areas), "pictures": len(areas)}
         for (signal, layer), areas in found.items()
     ]
     table = pd.DataFrame(rows).assign(
-        command="python results/research/signals.py", commit=commit.stdout.strip(), date=date.today().isoformat()
+        command="python results/research/signals.py", commit=commit(), date=date.today().isoformat()
     )
     table.to_csv(DATA / "signals.csv", index=False, float_format="%.4f")
 
