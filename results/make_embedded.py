@@ -4,9 +4,9 @@ results/embedded/ compares four methods at equal keep on the questions about sin
 folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them. Each folder
 holds table.csv (all columns of `compare`), summary.txt (the same for people), pairs.csv (the paired interval of every
 two methods at one budget), tradeoff.png, about.json (machine, versions, date, command, seed) and measured.json (what
-`make leaderboard` needs to know besides). A stopped run goes on from results/.runs/, which is not kept in the
-repository. results/embedded/tokens.png is the picture of the README.
-`make results RUN=video` makes one of them.
+`make leaderboard` needs to know besides). At the end make_means.py sets the tasks side by side. A stopped run goes on
+from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the README.
+`make results RUN=video` makes one of them, RUN=means that last step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import make_means
 import pandas as pd
 import torch
 import transformers
@@ -56,10 +57,15 @@ def asked(task: il.Task) -> dict[str, Any]:
     return EQUAL_FLOPS | {"strategy": [one for one in EQUAL_FLOPS["strategy"] if medium in make_strategy(one).media]}
 
 
+def compared(out: Path, lab: il.Lab, task: il.Task, wanted: dict[str, Any]) -> pd.DataFrame:
+    """The comparison that `out` shows: measured, or at once from what was measured."""
+    return il.compare(lab, **wanted, task=task, out=RESULTS / ".runs" / out.relative_to(RESULTS))
+
+
 def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[str, Any]) -> None:
     """Run one comparison and write its folder."""
     out.mkdir(parents=True, exist_ok=True)
-    table = il.compare(lab, **wanted, task=task, out=RESULTS / ".runs" / out.relative_to(RESULTS))
+    table = compared(out, lab, task, wanted)
     table.to_csv(out / "table.csv", index=False)
     text = f"{il.summary(table)}\n\nAccuracy % by category of question\n{summary_by_category(table)}\n"
     (out / "summary.txt").write_text(text, encoding="utf-8")
@@ -124,13 +130,25 @@ def picture(lab: il.Lab) -> None:
     (RESULTS / "embedded" / "tokens.png").write_bytes(il.pictures.to_png(figure))
 
 
+def means() -> None:
+    """All tasks side by side; what was not measured yet is measured now."""
+    folder, tables = RESULTS / "equal_flops", {}
+    for name, model in TASKS.items():
+        task = il.load_task(name)
+        tables[name] = compared(folder / name, il.load(model), task, asked(task))
+    make_means.write(tables, folder)
+
+
 def main() -> None:
-    for name in sys.argv[1:] or [ONE, *TASKS]:
-        command, task = f"make results RUN={name}", il.load_task("test" if name == ONE else name)
-        if name == ONE:
-            measure(RESULTS / ONE, command, il.load(), task, EQUAL_KEEP)
+    for name in sys.argv[1:] or [ONE, *TASKS, "means"]:
+        command = f"make results RUN={name}"
+        if name == "means":
+            means()
+        elif name == ONE:
+            measure(RESULTS / ONE, command, il.load(), il.load_task("test"), EQUAL_KEEP)
             picture(il.load())
         else:
+            task = il.load_task(name)
             measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, asked(task))
             join()
 
