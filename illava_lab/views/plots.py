@@ -12,12 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from illava_lab.errors import LabError
 from illava_lab.files import write_whole
 from illava_lab.measuring.summary import baseline_of, budget_label
 from illava_lab.paths import quoted
 from illava_lab.views.colors import BLUE, GREEN, MARKERS, METHODS, ORANGE, PINK, RED, SKY, looks
+from illava_lab.views.pictures import png
 from illava_lab.views.words import as_html, as_label
 
 COLORS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)  # of lines that are no methods
@@ -138,7 +140,8 @@ def tradeoff_png(table: pd.DataFrame, path: str | PathLike, x: Axis = "flops") -
     """
     buffer = BytesIO()
     tradeoff_picture(table, x).savefig(buffer, format="png")
-    return _written(path, buffer.getvalue())
+    # A plot has few colours: a palette of them takes a third of the bytes.
+    return _written(path, png(Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)))
 
 
 def categories(table: pd.DataFrame) -> go.Figure:
