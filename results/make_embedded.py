@@ -1,12 +1,13 @@
 """Measure the embedded models: `make results` writes results/embedded/, results/equal_flops/ and data/equal_flops.csv.
 
 results/embedded/ compares four methods at equal keep on the questions about single images; results/equal_flops/ has a
-folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them. Each folder
+folder for each of the five tasks, with every method at equal FLOPs, and data/equal_flops.csv all of them;
+results/over_time/ sets the methods for videos, which begin too late for those budgets, beside others. Each folder
 holds table.csv (all columns of `compare`), summary.txt (the same for people), pairs.csv (the paired interval of every
 two methods at one budget), tradeoff.png, about.json (machine, versions, date, command, seed) and measured.json (what
 `make leaderboard` needs to know besides). At the end make_means.py sets the tasks side by side. A stopped run goes on
 from results/.runs/, which is not kept in the repository. results/embedded/tokens.png is the picture of the README.
-`make results RUN=video` makes one of them, RUN=means that last step.
+`make results RUN=video` makes one of them, RUN=means that last step, RUN=over-time the methods for videos.
 """
 
 from __future__ import annotations
@@ -48,6 +49,27 @@ TASKS = {
     "video": "embedded:onevision",
 }
 ONE = "embedded"
+# Methods that reduce a video over time, and others: at FLOPs that all of them reach, and at equal keep.
+OVER_TIME: dict[str, Any] = {
+    "strategy": [
+        *("none", "dycoke", "evs", "framefusion", il.compose(llm={0: "evs", 2: "fastv"})),
+        *(
+            "random",
+            "stride",
+            "downsample",
+            "pool",
+            "cdpruner",
+            "dart",
+            "divprune",
+            "fastv",
+            "pyramiddrop",
+            "sparsevlm",
+        ),
+        *("illava", "tome", "tally"),
+    ],
+    "timing": False,
+}
+OVER_TIME_BUDGETS: dict[str, dict[str, Any]] = {"equal_flops": {"flops": [0.9]}, "equal_keep": {"keep": [0.5, 0.2]}}
 PICTURE = ("test-0006", "What digit is shown?")  # image and question of tokens.png
 
 
@@ -140,13 +162,17 @@ def means() -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or [ONE, *TASKS, "means"]:
+    for name in sys.argv[1:] or [ONE, *TASKS, "means", "over-time"]:
         command = f"make results RUN={name}"
         if name == "means":
             means()
         elif name == ONE:
             measure(RESULTS / ONE, command, il.load(), il.load_task("test"), EQUAL_KEEP)
             picture(il.load())
+        elif name == "over-time":
+            for folder, budgets in OVER_TIME_BUDGETS.items():
+                wanted = OVER_TIME | budgets
+                measure(RESULTS / "over_time" / folder, command, il.load(TASKS["video"]), il.load_task("video"), wanted)
         else:
             task = il.load_task(name)
             measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, asked(task))
