@@ -80,7 +80,7 @@ fuzz: $(VENV)/.installed-test
 	$(VENV_PYTHON) benchmarks/fuzz.py --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 # Each environment has its own transformers, and sees everything else in $(VENV).
-VERSIONS ?= 5.6.0 5.17.0 5.23.0
+VERSIONS ?= 5.6.0 5.17.0 5.24.0
 versions: $(VERSIONS:%=.versions/%/.tested)
 
 .versions/%/.tested: $(VENV)/.installed-test .FORCE

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 MODEL = HERE / "clip-l-decoder-12.json"
 RESULT = HERE.parent / "results" / "bench"
 RUN = HERE.parent / "results" / ".runs" / "benchmark"
-STRATEGIES = ("illava", "tome", "fastv", "visionzip")
+STRATEGIES = ("tally", "illava", "tome", "fastv", "visionzip")
 KEEP = 0.5
 # The prefill time of the limit, over that of the strategy. For "none", the limit is the bare model.
 TARGETS = {"none": 0.995} | dict.fromkeys(STRATEGIES, 0.97)

@@ -1,4 +1,4 @@
-"""What differs between the supported releases of transformers (5.6 to 5.23), in one place."""
+"""What differs between the supported releases of transformers (5.6 to 5.24), in one place."""
 
 from __future__ import annotations
 
