@@ -249,7 +249,8 @@ def test_behind_a_reduction_linear_attention_is_that_of_what_is_left(rule, encod
     for step, got in enumerate(out.logits):
         ids = out.sequences[0, : prompt + step].tolist()
         want = reference_qwen.logits(model, ids, inputs, prompt=prompt, rule=rule, encoder=encoder, llm=llm)
-        torch.testing.assert_close(got[0], want, atol=1e-4, rtol=1e-4)
+        # Logits reach 6, and transformers' rule in chunks rounds otherwise on each kind of processor.
+        torch.testing.assert_close(got[0], want, atol=5e-4, rtol=1e-4)
     check_calls(model, rule, schedule)
 
 
