@@ -84,7 +84,7 @@ def compared(out: Path, lab: il.Lab, task: il.Task, wanted: dict[str, Any]) -> p
     return il.compare(lab, **wanted, task=task, out=RESULTS / ".runs" / out.relative_to(RESULTS))
 
 
-def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[str, Any], picture: bool = True) -> None:
+def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[str, Any], drawn: bool = True) -> None:
     """Run one comparison and write its folder."""
     out.mkdir(parents=True, exist_ok=True)
     table = compared(out, lab, task, wanted)
@@ -93,7 +93,7 @@ def measure(out: Path, command: str, lab: il.Lab, task: il.Task, wanted: dict[st
     (out / "summary.txt").write_text(text, encoding="utf-8")
     if "flops" in wanted:
         pairs(table).to_csv(out / "pairs.csv", index=False)
-    if picture:
+    if drawn:
         il.plots.tradeoff_png(table, out / "tradeoff.png")
     about = {
         "command": command,
@@ -173,7 +173,7 @@ def main() -> None:
         elif name == "over-time":
             for folder, budgets in OVER_TIME_BUDGETS.items():
                 out, lab, task = RESULTS / "over_time" / folder, il.load(TASKS["video"]), il.load_task("video")
-                measure(out, command, lab, task, OVER_TIME | budgets, picture=False)
+                measure(out, command, lab, task, OVER_TIME | budgets, drawn=False)
         else:
             task = il.load_task(name)
             measure(RESULTS / "equal_flops" / name, command, il.load(TASKS[name]), task, asked(task))
