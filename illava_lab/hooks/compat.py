@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llava.modeling_llava import LlavaModel
-from transformers.utils import output_capturing
+from transformers.utils import ModelOutput, output_capturing
 
 try:  # before 5.17, packed towers take nothing that was made ahead
     from transformers import vision_utils
@@ -31,7 +31,10 @@ CACHE = "cache" if "cache" in inspect.signature(LlavaModel.forward).parameters e
 
 def cache_of(given: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a model, or in what it returned, by either name; None where there is none."""
-    return given.get("cache", given.get("past_key_values"))
+    own = given.get(CACHE)
+    if own is not None or isinstance(given, ModelOutput):  # asked for the old name, an output prints a warning
+        return own
+    return given.get("past_key_values")
 
 
 class _Lengths:

@@ -115,7 +115,7 @@ def test_an_installation_that_is_broken_is_described(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
-    assert re.search(r"FAILED  transformers   9\.9; the lab needs transformers<5\.24,>=5\.6", done.stdout)
+    assert re.search(r"FAILED  transformers   9\.9; the lab needs transformers<5\.\d+,>=5\.6", done.stdout)
     for what in ("cpu", "cuda", "loads"):
         assert re.search(rf"FAILED  {what} +OSError: libcudart\.so\.13: cannot open", done.stdout), done.stdout
     assert "GB free" in done.stdout
