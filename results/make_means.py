@@ -97,13 +97,11 @@ def text(averages: pd.DataFrame, points: pd.DataFrame) -> str:
             f"{row['strategy']:<26}  {row['flops']:>5}  {row['tasks']:>5}  {100 * row['mean']:>6.1f}  "
             f"{100 * row[OWN]:>7.1f}  {lead:>24}"
         )
-    lines += ["", f"{'':<13}  {'FLOPs':>5}  {OWN + ' %':>7}  {'best other, %':>26}  {'lead':>21}  {'over illava':>21}"]
+    lines += ["", f"{'':<13}  {'FLOPs':>5}  {OWN + ' %':>7}  {'best other, %':>19} {'lead':>21} {'over illava':>21}"]
     for _, row in points.iterrows():
         other = f"{row['best other']} {100 * row['its']:.1f}"
         lead, over = (interval(row, name, f"{name} low", f"{name} high") for name in ("lead", "over illava"))
-        lines.append(
-            f"{row['task']:<13}  {row['flops']:>5}  {100 * row[OWN]:>7.1f}  {other:>26}  {lead:>21}  {over:>21}"
-        )
+        lines.append(f"{row['task']:<13}  {row['flops']:>5}  {100 * row[OWN]:>7.1f}  {other:>19} {lead:>21} {over:>21}")
     return "\n".join(lines) + "\n"
 
 
