@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 
+import pytest
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +33,14 @@ def scaled_down(name: str) -> dict:
     if "mrope_section" in text.get("rope_parameters", ()):
         text["rope_parameters"] |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
     return spec
+
+
+def skip_without_torchvision() -> None:
+    """Skip a test of SmolVLM where this transformers makes its pictures with torchvision alone, which is not here."""
+    try:
+        transformers.SmolVLMImageProcessorPil()
+    except ImportError:
+        pytest.skip(f"in transformers {transformers.__version__} SmolVLM's pictures need torchvision")
 
 
 def trained_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:

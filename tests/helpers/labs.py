@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from conftest import IMAGE_SIZE, PATCHES, random_llava
-from helpers.checkpoints import scaled_down, trained_tokenizer
+from helpers.checkpoints import scaled_down, skip_without_torchvision, trained_tokenizer
 from PIL import Image
 from transformers import InternVLConfig, PreTrainedTokenizerFast
 
@@ -60,6 +60,7 @@ def small_lab(kind: str) -> il.Lab:
 def _published(kind: str) -> il.Lab:
     spec = scaled_down(PUBLISHED[kind])
     if kind == "smolvlm":
+        skip_without_torchvision()
         spec["processor"]["image_processor"]["size"] = {"longest_edge": 768}  # four tiles and the whole, not sixteen
     if kind == "qwen2.5-vl":
         vision = {"depth": 3, "num_heads": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64}

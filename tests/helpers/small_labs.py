@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from conftest import shared_llava
-from helpers.checkpoints import scaled_down
+from helpers.checkpoints import scaled_down, skip_without_torchvision
 from helpers.qwen import END, IMAGE_TOKEN, PATCH, QWENS, START, VIDEO_TOKEN
 from transformers import AutoConfig
 
@@ -62,6 +62,7 @@ def small_lab(family: str) -> il.Lab:
     if family in PUBLISHED:
         spec = scaled_down(PUBLISHED[family])
         if family == "smolvlm":
+            skip_without_torchvision()
             spec["processor"]["image_processor"]["size"] = {
                 "longest_edge": 768
             }  # four tiles and the whole, not sixteen

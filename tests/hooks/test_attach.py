@@ -155,6 +155,8 @@ def test_generation_is_the_same_with_and_without_cache(kind, model, inputs, sear
     several = len(inputs.get("pixel_values", [])) != 1
     if search and several and kind not in PACKED and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("before transformers 5.23, beam search mixes up the images of a prompt with several, also bare")
+    if search and kind == "glm-4.1v" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("before transformers 5.23, beam search loses the images of GLM-4.1V, also bare")
     if search and kind == "glm-4.1v" and len(inputs["image_grid_thw"]) > 1:
         pytest.skip("up to transformers 5.24, beam search mixes up the images of GLM-4.1V, also bare")
     with il.attach(model, *REDUCTIONS["random"]):

@@ -67,7 +67,8 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep,
         alone = [
             forward(model, qwen_inputs(kind, [prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    bound = 5e-4 if kind == "qwen3.5-vl" else 1e-4  # its rule in chunks rounds otherwise in other lengths
+    torch.testing.assert_close(together, torch.cat(alone), atol=bound, rtol=1e-4)
 
 
 def test_a_kept_cache_continues_at_the_original_positions(kind, model):
