@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from illava_lab.errors import LabError
 from illava_lab.hooks.attachment import Attachment
@@ -20,6 +21,8 @@ from illava_lab.hooks.llm.prompt import Prompt, placed_images, read_prompt
 from illava_lab.models.layout import Medium
 from illava_lab.trace.encoded import EncodedImage
 from illava_lab.trace.trace import Prefilled
+
+STATIC = "static caches are not supported while a strategy is attached; use the default dynamic cache"
 
 
 class Watch:
@@ -62,8 +65,11 @@ class Watch:
         """What decides about a reduction is the prompt, and not what was drafted or generated behind it."""
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None) or self.model.generation_config
-        if kwargs.get("cache_implementation", config.cache_implementation) == "paged":  # transformers would only log it
+        asked = kwargs.get("cache_implementation", config.cache_implementation)
+        if asked == "paged":  # transformers would only log it
             raise LabError("paged caches are not supported while a strategy is attached; use the default dynamic cache")
+        if self.reduces and asked in ALL_STATIC_CACHE_IMPLEMENTATIONS:  # before transformers hangs one on the model
+            raise LabError(STATIC)
         length = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
         longest, running = kwargs.get("max_new_tokens", config.max_new_tokens), self.attachment.running
         with running.during("prompt_length", length), running.during("longest", longest):
@@ -99,9 +105,7 @@ class Watch:
                 "prepared 4D attention masks and static caches are not supported while a strategy is attached"
             )
         if getattr(cache, "is_compileable", False):
-            raise LabError(
-                "static caches are not supported while a strategy is attached; use the default dynamic cache"
-            )
+            raise LabError(STATIC)
         if kwargs.get("cu_seq_lens_q") is not None:
             raise LabError(
                 "several prompts in one row (cu_seq_lens_q) are not supported while a strategy is attached; give each "
