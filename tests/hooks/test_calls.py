@@ -355,7 +355,6 @@ def test_what_cannot_run_reduced_is_refused(kind, model, name):
         for _ in range(2):  # the first leaves nothing on the model at which the second would break
             with pytest.raises(il.LabError, match="static caches"):
                 model.generate(**inputs, max_new_tokens=2, cache_implementation="static", **GREEDY)
-        assert getattr(model, "_cache", None) is None
         with pytest.raises(il.LabError, match="prefill_chunk_size|encoded without"):
             model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8, **GREEDY)
         with pytest.raises(il.LabError, match="cu_seq_lens_q"):
