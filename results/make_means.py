@@ -15,7 +15,7 @@ import pandas as pd
 
 import illava_lab as il
 from illava_lab.measuring.difference import answered_right
-from illava_lab.measuring.statistics import Difference
+from illava_lab.measuring.statistics import Difference, paired_difference
 
 OWN, DRAWS = "tally", 10_000
 # One task: rows that answered, by method and budget -> (questions,) bool, and the image of each question.
@@ -59,8 +59,7 @@ def means(tasks: dict[str, Answers]) -> pd.DataFrame:
 def leads(tasks: dict[str, Answers]) -> pd.DataFrame:
     """Every task and budget: Tally, the best other method (chosen by these very answers) and iLLaVA."""
     rows = []
-    for name, task in tasks.items():
-        right = task[0]
+    for name, (right, images) in tasks.items():
         for flops in dict.fromkeys(flops for method, flops in right if method == OWN):
             others = {method: right[method, flops].mean() for method, own in right if own == flops and method != OWN}
             best = max(others, key=lambda method: others[method])
@@ -74,7 +73,7 @@ def leads(tasks: dict[str, Answers]) -> pd.DataFrame:
             for label, method in (("lead", best), ("over illava", "illava")):
                 lead = Difference(np.nan, np.nan, np.nan)
                 if method in others:
-                    lead = mean_difference([task], (OWN, flops), (method, flops))
+                    lead = paired_difference(right[OWN, flops], right[method, flops], images)  # as in pairs.csv
                 found |= {label: lead.value, f"{label} low": lead.low, f"{label} high": lead.high}
             rows.append(found)
     return pd.DataFrame(rows)

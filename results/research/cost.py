@@ -23,13 +23,8 @@ from illava_lab.schedules.flops import prefill_flops
 
 HERE = Path(__file__).parent
 TIMED = "random:" + str(HERE.parents[1] / "benchmarks" / "clip-l-decoder-12.json")
-METHODS = {
-    "tally": 0.5,
-    "tome": 0.5,
-    "illava": 0.5,
-    "tome+fastv": 0.5,
-    "fastv": 0.75,
-}  # FastV cannot save the encoder's
+# Of each method its budget: FastV cannot save what the encoder takes.
+METHODS = {"tally": 0.5, "tome": 0.5, "illava": 0.5, "tome+fastv": 0.5, "fastv": 0.75}
 TEXT, ROUNDS = 12, 5  # tokens beside the picture's; how often each is timed
 
 
