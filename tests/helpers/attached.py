@@ -7,6 +7,7 @@ from conftest import IMAGE_TOKEN, VIDEO_TOKEN
 from helpers.qwen import QWENS
 
 import illava_lab as il
+from illava_lab.trace.trace import Trace
 
 GREEDY = dict(do_sample=False, suppress_tokens=[IMAGE_TOKEN, VIDEO_TOKEN], eos_token_id=None, pad_token_id=0)
 
@@ -27,6 +28,17 @@ def lengths(cache) -> list[int]:
 @torch.no_grad()
 def forward(model, inputs) -> torch.Tensor:
     return model(**inputs).logits[inputs["attention_mask"].bool()]
+
+
+def told_apart(trace: Trace) -> bool:
+    """False where two scores of the last call are nearer than rounding moves them: their order is then chance."""
+    for step in trace.steps:
+        if step.scores is not None:
+            score = step.scores.sort(dim=1).values
+            gap = score.diff(dim=1) / score[:, 1:].abs()
+            if ((gap > 0) & (gap < 3e-6)).any():
+                return False
+    return True
 
 
 def structure(model) -> set[str]:

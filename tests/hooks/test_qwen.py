@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import IMAGE_TOKEN, VIDEO_TOKEN, shared_llava
 from helpers import reference_qwen
-from helpers.attached import GREEDY, forward
+from helpers.attached import GREEDY, forward, told_apart
 from helpers.checkpoints import scaled_down
 from helpers.qwen import PATCH, QWENS, qwen_inputs, random_qwen
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -62,8 +62,9 @@ def test_a_batch_of_any_sizes_equals_its_prompts_alone(kind, model, sizes, keep,
     schedule = il.Schedule(**{stage: plans[stage] for stage in strategy.stages if stage in plans})
     prompts = [[2, *map(part, own), 1 + len(own)] for own in sizes]
     seeds = list(range(len(prompts)))
-    with il.attach(model, strategy, schedule):
+    with il.attach(model, strategy, schedule) as trace:
         together = forward(model, qwen_inputs(kind, prompts, seeds))
+        assume(told_apart(trace))
         alone = [
             forward(model, qwen_inputs(kind, [prompt], [seed])) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
