@@ -1,12 +1,14 @@
-"""Compute what the explorers on the site show: docs/explorers.json. After a new embedded model, or a changed method:
+"""Compute what the explorers on the site show: docs/explorers/. After a new embedded model, or a changed method:
 
     python docs/explorer_runs.py
+    python docs/explorer_runs.py keeps
 
-A minute. The site's test says when the file does not fit the model or the chapters any more.
+A minute, or the named ones only. The site's test says when a file does not fit the model or the chapters any more.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -19,7 +21,7 @@ from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
 from illava_lab.widgets import KeepSlider, TradeoffExplorer
 
-FILE = Path(__file__).resolve().parent / "explorers.json"
+FOLDER = Path(__file__).resolve().parent / "explorers"
 
 
 class Drop(il.get_strategy("illava")):  # type: ignore[misc]
@@ -34,11 +36,15 @@ class Drop(il.get_strategy("illava")):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Write the file."""
-    lab = il.load()
-    stored = {"model": model_digest(), "tradeoff": tradeoff(lab), "keeps": keeps(lab)}
-    FILE.write_text(json.dumps(stored, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{FILE}: {FILE.stat().st_size / 1000:.0f} KB")
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPLORERS)}; without any, all of them")
+    lab, model = il.load(), model_digest()
+    for name in parser.parse_args().names or EXPLORERS:
+        stored = {"model": model, **EXPLORERS[name](lab)}
+        file = FOLDER / f"{name}.json"
+        file.write_text(json.dumps(stored, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{file}: {file.stat().st_size / 1000:.0f} KB")
 
 
 def tradeoff(lab: il.Lab) -> dict[str, Any]:
@@ -59,6 +65,8 @@ def keeps(lab: il.Lab) -> dict[str, Any]:
     slider.widget.at = sorted(slider.keeps).index(0.5)
     return slider.store()
 
+
+EXPLORERS = {"tradeoff": tradeoff, "keeps": keeps}
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
@@ -97,13 +96,12 @@ def _page_data(output: nbformat.NotebookNode, source: str) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------- live figures
 def write_figures(folder: Path) -> None:
     """Write the front-ends and their data where the pages look for them: as scripts, which run from files, too."""
-    explorers = json.loads((CLONE / "docs" / "explorers.json").read_text(encoding="utf-8"))
-    stored = {"machine": (CLONE / "docs" / "machine.json").read_text(encoding="utf-8").strip()}
-    stored |= {name: json.dumps(explorers[name], separators=(",", ":"), ensure_ascii=False) for name in EXPLORERS}
-    for name, data in stored.items():
+    docs = CLONE / "docs"
+    stored = {"machine": docs / "machine.json"} | {name: docs / "explorers" / f"{name}.json" for name in EXPLORERS}
+    for name, file in stored.items():
         (folder / f"{name}.js").write_text(front.page_script(name), encoding="utf-8")
         (folder / f"{name}.css").write_text(front.style(name), encoding="utf-8")
-        text = f"(window.illavaData ??= {{}}).{name} = {data};\n"
+        text = f"(window.illavaData ??= {{}}).{name} = {file.read_text(encoding='utf-8').strip()};\n"
         (folder / f"{name}_data.js").write_text(text, encoding="utf-8")
     (folder / "markers.js").write_text(front.markers(), encoding="utf-8")
 

@@ -21,14 +21,17 @@ if not chromium() and os.environ.get("ILLAVA_BROWSER") != "required":  # as .ci/
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 CLONE = Path(__file__).resolve().parents[2]
-FILE = CLONE / "docs" / "explorers.json"
-STORED = json.loads(FILE.read_text(encoding="utf-8"))
+FILES = {file.stem: file for file in sorted((CLONE / "docs" / "explorers").glob("*.json"))}
+STORED = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
 CATALOG, START, INTERVALS = (STORED["tradeoff"][name] for name in ("catalog", "start", "intervals"))
 KINDS = [one["name"] for one in CATALOG["categories"]]
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>explorers</title><style>body { margin: 12px; background: #fff } body.dark { background: #111 }</style>
-HEAD<div id="tradeoff"></div><div id="keeps"></div><script>const stored = STORED;
-for (const name of ["tradeoff", "keeps"]) illava[name].mount(document.getElementById(name), stored[name])</script></html>"""
+HEAD<body><script>for (const [name, stored] of Object.entries(STORED)) {
+  const place = Object.assign(document.createElement("div"), { id: name });
+  document.body.append(place);
+  illava[name].mount(place, stored);
+}</script></body></html>"""
 # Where a point of the plot lies on the page.
 RING = "() => { const ring = document.querySelector('.im-ring').getBoundingClientRect(); return [ring.x + 11, ring.y + 11] }"
 
@@ -42,7 +45,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         (folder / f"{figure}.js").write_text(front.page_script(figure), encoding="utf-8")
         (folder / f"{figure}.css").write_text(front.style(figure), encoding="utf-8")
         head += f'<link rel="stylesheet" href="{figure}.css"><script src="{figure}.js"></script>'
-    text = PAGE.replace("HEAD", head).replace("STORED", FILE.read_text(encoding="utf-8"))
+    text = PAGE.replace("HEAD", head).replace("STORED", json.dumps(STORED))
     (folder / "index.html").write_text(text, encoding="utf-8")
     with launched() as browser:
         page, complaints = browser.new_page(viewport={"width": 900, "height": 1400}), list[str]()
@@ -135,8 +138,10 @@ def test_keep_slider_and_both_in_the_dark_on_a_phone(page: Page) -> None:
 def test_the_stored_data_are_those_of_the_model_and_the_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(CLONE / "docs"), *sys.path])
     made_again = "python docs/explorer_runs.py makes them again"
-    assert STORED["model"] == runpy.run_path(str(CLONE / "docs" / "explorer_runs.py"))["model_digest"](), made_again
-    assert FILE.stat().st_size < 1_000_000
+    runs = runpy.run_path(str(CLONE / "docs" / "explorer_runs.py"))
+    assert set(FILES) == set(runs["EXPLORERS"]), made_again
+    assert {stored["model"] for stored in STORED.values()} == {runs["model_digest"]()}, made_again
+    assert all(file.stat().st_size < 1_000_000 for file in FILES.values())
     lost = sum(CATALOG["points"][START["point"]]["count"])
     stored = STORED["keeps"]
     said = stored["catalog"]["positions"][stored["at"]]["answer"]
