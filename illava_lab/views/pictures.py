@@ -138,11 +138,15 @@ def in_a_row(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
     return row
 
 
-def to_png(figure: Figure, dpi: int = 90) -> bytes:
-    """The figure as PNG bytes, without a browser."""
+def to_png(figure: Figure, dpi: int = 90, colors: int | None = None) -> bytes:
+    """The figure as PNG bytes, without a browser.
+
+    Args:
+        colors: with a palette of so many colours (2 to 256), a third as large; None for all of them.
+    """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+    return buffer.getvalue() if colors is None else png(Image.open(buffer).convert("RGB").quantize(colors))
 
 
 def png(image: Image.Image) -> bytes:

@@ -52,10 +52,10 @@ def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
 
 
-def show_figure(figure: Figure, alt: str) -> None:
-    """Display a matplotlib figure as a PNG with a description for those who cannot see it."""
+def show_figure(figure: Figure, alt: str, colors: int | None = None) -> None:
+    """Display a matplotlib figure as a PNG with a description for those who cannot see it; `colors` as in `to_png`."""
     display(
-        {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt},
+        {"image/png": base64.b64encode(to_png(figure, colors=colors)).decode(), "text/plain": alt},
         raw=True,
         metadata={"image/png": {"alt": alt}},
     )
