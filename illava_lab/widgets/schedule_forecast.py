@@ -67,7 +67,7 @@ def forecast(
     text_tokens = check_count("text_tokens", text_tokens, least=0)
     check_seconds(seconds)
     bare, now = (
-        _parts(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule())
+        parts_of(flops_by_layer(model, plan, text_tokens=text_tokens)) for plan in (Schedule(), schedule or Schedule())
     )
     anatomy = describe(model)
     counts = (schedule or Schedule()).tokens(anatomy)
@@ -94,7 +94,8 @@ def check_seconds(seconds: Mapping[str, float] | None) -> None:
         raise LabError(f"seconds must be times of {', '.join(PARTS)}, as from measure.stage_seconds, got {seconds!r}")
 
 
-def _parts(flops: dict[str, list[float]]) -> dict[str, float]:
+def parts_of(flops: dict[str, list[float]]) -> dict[str, float]:
+    """What `flops_by_layer` found, by the part that a reader knows."""
     total = {name: sum(layers) for name, layers in flops.items()}
     encoder = total["patches"] + total["encoder"] + total["pooling"]
     return {"encoder": encoder, "projector": total["projector"], "llm": total["llm"] + total["head"]}
