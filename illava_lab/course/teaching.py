@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -23,8 +24,8 @@ class Prediction:
     shown when both are there, whichever comes first.
 
     Args:
-        question: what is asked, as plain text.
-        choices: the possible outcomes.
+        question: what is asked, as plain text, in which `code` between backticks is shown as such.
+        choices: the possible outcomes, in which backticks only part words.
 
     Attributes:
         choice: the guess that was committed to, or None while there is none.
@@ -40,7 +41,7 @@ class Prediction:
         self.choice: str | None = None
         self._measured: str | None = None
         self._buttons = ipywidgets.RadioButtons(
-            options=self.choices, value=None, layout=ipywidgets.Layout(width="max-content")
+            options=_options(self.choices), value=None, layout=ipywidgets.Layout(width="max-content")
         )
         self._commit = ipywidgets.Button(
             description="Commit",
@@ -91,18 +92,18 @@ class Prediction:
 
     def _tell(self) -> None:
         """What the widget says below the choices."""
-        said = f"<b>You said:</b> {html.escape(self.choice)}" if self.choice else ""
+        said = f"<b>You said:</b> {_marked(self.choice)}" if self.choice else ""
         if self._measured is None:
             self._outcome.value = f"{said}. Now measure: run the cells below." if said else ""
         elif not said:
             self._outcome.value = "It is measured. Commit, and the answer appears here."
         else:
             mark = "&#10003;" if self.choice == self._measured else "&#8800;"
-            self._outcome.value = f"{said} &nbsp;{mark}&nbsp; <b>Measured:</b> {html.escape(self._measured)}"
+            self._outcome.value = f"{said} &nbsp;{mark}&nbsp; <b>Measured:</b> {_marked(self._measured)}"
 
     @property
     def _title(self) -> str:
-        return f"<b>Predict:</b> {html.escape(self.question)}"
+        return f"<b>Predict:</b> {_marked(self.question)}"
 
     @property
     def _data(self) -> dict[str, Any]:
@@ -110,10 +111,10 @@ class Prediction:
         lines = []
         for choice in self.choices:
             if self._measured is None:
-                lines.append(f"<li>{html.escape(choice)}</li>")
+                lines.append(f"<li>{_marked(choice)}</li>")
                 continue
             outcome = f"Measured: {self._measured} ({verdict(choice, self._measured)})."
-            lines.append(f"<details><summary>{html.escape(choice)}</summary>{html.escape(outcome)}</details>")
+            lines.append(f"<details><summary>{_marked(choice)}</summary>{_marked(outcome)}</details>")
         listed = "".join(lines)
         page = f"{self._title}{listed if self._measured else f'<ul>{listed}</ul>'}"
         return _data(self._box, page, self.question)
@@ -142,7 +143,10 @@ def finding(text: str) -> None:
 
 
 class Question(NamedTuple):
-    """One question of a quiz. Every answer comes with the reason why it is right or wrong."""
+    """One question of a quiz. Every answer comes with the reason why it is right or wrong.
+
+    All of it is plain text, in which `code` between backticks is shown as such.
+    """
 
     text: str
     right: tuple[str, str]
@@ -187,9 +191,9 @@ class Quiz:
         """Display the quiz. Without a kernel, explanations unfold under their answers."""
         boxes = [self._box(number, question) for number, question in enumerate(self.questions, start=1)]
         listed = "".join(
-            f"<li>{html.escape(question.text)}"
+            f"<li>{_marked(question.text)}"
             + "".join(
-                f"<details><summary>{html.escape(a)}</summary>{html.escape(why)}</details>"
+                f"<details><summary>{_marked(a)}</summary>{_marked(why)}</details>"
                 for a, why in question.answers.items()
             )
             + "</li>"
@@ -199,15 +203,25 @@ class Quiz:
 
     def _box(self, number: int, question: Question) -> ipywidgets.Widget:
         buttons = ipywidgets.RadioButtons(
-            options=list(question.answers), value=None, layout=ipywidgets.Layout(width="max-content")
+            options=_options(question.answers), value=None, layout=ipywidgets.Layout(width="max-content")
         )
         reason = ipywidgets.HTML()
 
         def explain(change: dict) -> None:
-            reason.value = html.escape(self.answer(number, change["new"]))
+            reason.value = _marked(self.answer(number, change["new"]))
 
         buttons.observe(explain, names="value")
-        return ipywidgets.VBox([ipywidgets.HTML(f"<b>{number}. {html.escape(question.text)}</b>"), buttons, reason])
+        return ipywidgets.VBox([ipywidgets.HTML(f"<b>{number}. {_marked(question.text)}</b>"), buttons, reason])
+
+
+def _marked(text: str) -> str:
+    """Plain text as HTML: everything is escaped first, so that nothing but `code` between backticks becomes markup."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _options(choices: Iterable[str]) -> list[tuple[str, str]]:
+    """(what a button says, choice): buttons show plain text only, so backticks are left out."""
+    return [(choice.replace("`", ""), choice) for choice in choices]
 
 
 def _data(widget: ipywidgets.Widget, page: str, text: str) -> dict[str, Any]:

@@ -77,6 +77,22 @@ def test_what_was_measured_is_told_only_to_those_who_committed(displayed: list[d
     assert "Measured:</b> right" in outcome.value
 
 
+def test_code_between_backticks_is_shown_as_code_and_nothing_else_as_markup(displayed: list[dict]) -> None:
+    guess = Prediction("Does `a < b` hold in <b>`, for 1 ` 2?", ["`yes`", "no"])
+    guess.show()
+    page = displayed[0]["text/html"]
+    assert "Does <code>a &lt; b</code> hold in &lt;b&gt;<code>, for 1 </code> 2?" in page
+    assert "<li><code>yes</code></li>" in page
+    buttons = guess._box.children[1]
+    assert [label for label, _ in buttons.options] == ["yes", "no"], "a button shows plain text"
+    guess.choose("`yes`")
+    assert buttons.value == "`yes`" and "You said:</b> <code>yes</code>" in guess._box.children[-1].value
+    Quiz(Question("What is `x`?", right=("`1`", "See `y`."), wrong=[("`<i>`", "No.")])).show()
+    page = displayed[1]["text/html"]
+    for shown in ("What is <code>x</code>?", "<code>1</code>", "See <code>y</code>.", "<code>&lt;i&gt;</code>"):
+        assert shown in page
+
+
 def test_a_prediction_refuses_what_is_no_choice() -> None:
     guess = Prediction("Which is larger?", ["left", "right"])
     with pytest.raises(LabError, match="choice must be one of"):
