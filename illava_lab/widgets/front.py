@@ -11,7 +11,7 @@ FOLDER = Path(__file__).resolve().parent / "web"
 PARTS = {
     "machine": (
         "color", "run", "map", "photo", "dom", "marker", "theme", "words", "source", "cards", "answer", "controls",
-        "motion", "looking", "page", "machine",
+        "motion", "looking", "page", "terms", "machine",
     ),
     "tradeoff": ("dom", "marker", "theme", "plot", "lost", "tradeoff"),
     "keeps": ("dom", "theme", "keeps"),

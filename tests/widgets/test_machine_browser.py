@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,12 @@ ENCODER, LLM = PLACES.count("encoder"), PLACES.count("llm")
 LAST = PLACES.index("llm") + LLM - 1  # where the last layer of the LLM stands
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>machine</title><style>body { margin: 12px; background: #fff } body.dark { background: #111 }</style>
-<link rel="stylesheet" href="machine.css"><div id="here"></div><script src="machine.js"></script>
+<link rel="stylesheet" href="machine.css"><div id="here"></div><p>TERMS</p><script src="machine.js"></script>
 <script>window.colors = illava.machine.placeColor</script><script>window.stored = STORED;
 window.machine = illava.machine.mount(document.getElementById("here"), stored)</script></html>"""
+TERMS = "".join(
+    re.findall(r"<span data-machine.*?</span>", (RUNS.parent / "machine.md").read_text(encoding="utf-8"), re.DOTALL)
+)
 CELL = """([at, patch]) => { const card = machine.page.cards.find(card => card.first === at), [x, y] = card.cells.box(patch),
     box = card.map.getBoundingClientRect(); return [box.x + x + card.cells.side / 2, box.y + y + card.cells.side / 2] }"""
 PIXELS = """([at, patches]) => { const card = machine.page.cards.find(card => card.first === at),
@@ -63,7 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "machine.css").write_text(front.style("machine"), encoding="utf-8")
     (folder / "machine.js").write_text(front.page_script("machine"), encoding="utf-8")
-    (folder / "index.html").write_text(PAGE.replace("STORED", RUNS.read_text(encoding="utf-8")), encoding="utf-8")
+    (folder / "index.html").write_text(
+        PAGE.replace("TERMS", TERMS).replace("STORED", RUNS.read_text(encoding="utf-8")), encoding="utf-8"
+    )
     return folder
 
 
@@ -257,6 +263,29 @@ def test_by_keyboard(browser: Browser, folder: Path) -> None:
     # What cannot be seen is said, and described.
     expect(page.get_by_role("status")).to_contain_text("of the FLOPs")
     assert "After" in (page.locator(".im-map").first.get_attribute("aria-label") or "")
+    assert complaints == []
+    page.close()
+
+
+def test_terms_of_the_text_light_up_what_they_name(browser: Browser, folder: Path) -> None:
+    page, complaints = opened(browser, folder)
+    lit = page.locator(".im-lit")
+    cards = page.locator(".im-map").count()
+    many = {"token": cards, "handle": page.locator(".im-keep").count(), "flops": cards, "cache": LLM}
+    terms = page.locator("[data-machine]").all()
+    assert len({term.get_attribute("data-machine") for term in terms}) == len(terms) >= 8
+    for term in terms:
+        term.hover()
+        expect(lit).to_have_count(many.get(term.get_attribute("data-machine") or "", 1))
+    page.mouse.move(5, 5)
+    expect(lit).to_have_count(0)
+    terms[0].focus()
+    expect(lit).to_have_count(cards)
+    assert lit.first.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.set_viewport_size({"width": 900, "height": 300})
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    page.keyboard.press("Enter")
+    expect(lit.first).to_be_in_viewport()
     assert complaints == []
     page.close()
 

@@ -115,7 +115,7 @@ function meter(name) {
   const [bar, whole] = [element("i", {}), element("s", {})];
   const number = element("span", { class: "im-number" });
   const label = element("div", { class: "im-label" }, element("span", { text: name }), number);
-  const node = element("div", { class: "im-meter" }, label, element("div", { class: "im-bar" }, whole, bar));
+  const node = element("div", { class: `im-meter im-${name.toLowerCase()}` }, label, element("div", { class: "im-bar" }, whole, bar));
   const fill = (share, bare, text) => {
     bar.style.width = `${Math.min(100, 100 * share)}%`;
     whole.style.width = `${Math.min(100, 100 * bare)}%`;

@@ -6,6 +6,7 @@ import { Looking } from "./looking.js";
 import { play, still, unfold } from "./motion.js";
 import { Page } from "./page.js";
 import { Live, Stored, bareOf, forecast, keyOf, scheduleOf } from "./source.js";
+import { lightTerms } from "./terms.js";
 import { runSentence, sameAnswer, totals } from "./words.js";
 
 const LATE = 150; // milliseconds after which it is said that a run is computed
@@ -210,6 +211,7 @@ const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 export function mount(root, stored) {
   const machine = new Machine(root, new Stored(stored), stored.start);
   machine.playWhenSeen();
+  lightTerms(machine.page.root);
   return machine;
 }
 
