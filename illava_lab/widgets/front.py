@@ -15,6 +15,9 @@ PARTS = {
     ),
     "tradeoff": ("dom", "marker", "theme", "plot", "lost", "tradeoff"),
     "keeps": ("dom", "theme", "keeps"),
+    "merge": ("color", "run", "map", "photo", "dom", "theme", "grid", "gridcontrols", "gridfigure", "merge"),
+    "redundancy": ("color", "run", "map", "photo", "dom", "theme", "grid", "gridcontrols", "gridfigure", "redundancy"),
+    "designer": ("dom", "theme", "designer_rule", "designer_layers", "designer_costs", "designer"),
 }  # fmt: skip
 
 
@@ -32,8 +35,9 @@ def script(figure: str) -> str:
 
 @cache
 def style(figure: str) -> str:
-    """Its style sheet."""
-    return "\n".join((FOLDER / f"{name}.css").read_text(encoding="utf-8") for name in ("base", figure))
+    """Its style sheet: what all figures share, and what belongs to its scripts."""
+    sheets = [FOLDER / f"{name}.css" for name in ("base", *PARTS[figure])]
+    return "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.exists())
 
 
 def page_script(figure: str) -> str:

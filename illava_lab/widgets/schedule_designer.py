@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ipywidgets
+import anywidget
+import traitlets
 from torch import nn
 
 from illava_lab.errors import LabError, one_of
+from illava_lab.measuring.rows import several
 from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import Stage
 from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
 from illava_lab.schedules.plan import Plan
@@ -18,10 +21,10 @@ from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.asked import check_count
 from illava_lab.session.lab import Lab
 from illava_lab.views.pictures import stacked, to_png
-from illava_lab.views.words import as_html
-from illava_lab.widgets.output import live_figure, show_widget, sync
+from illava_lab.widgets.front import script, style
+from illava_lab.widgets.output import show_widget
+from illava_lab.widgets.schedule_costs import costs
 from illava_lab.widgets.schedule_forecast import (
-    COLORS,
     PARTS,
     Forecast,
     check_seconds,
@@ -31,15 +34,33 @@ from illava_lab.widgets.schedule_forecast import (
 )
 from illava_lab.widgets.schedule_outcome import Outcome
 
+__all__ = ["NOTHING", "ScheduleDesigner", "forecast", "schedule_figure", "schedule_picture"]
+
 NOTHING = "no reduction"
+LEAST = 5  # percent that a slider keeps
+CUTS = (80, 70, 60, 40, 20)  # percent kept at a single layer, of which a page without a kernel has picture and answer
+STORED = 224  # pixels of a picture there
+
+
+class _Figure(anywidget.AnyWidget):
+    """The front-end. `catalog`: what can be moved and chosen, and the closed form of the costs; `start` and `shown`:
+    percent of each slider at first and now; `answer`: picture and answer of `values`, or why there is none."""
+
+    _esm = script("designer")
+    _css = style("designer")
+    catalog = traitlets.Dict().tag(sync=True)
+    start = traitlets.List().tag(sync=True)
+    shown = traitlets.List().tag(sync=True)
+    answer = traitlets.Dict().tag(sync=True)
 
 
 class ScheduleDesigner:
     """A slider for every layer: how many of the visual tokens that enter it are kept, in percent.
 
     Encoder layer i reduces inside layer i, so layer i+1 is the first with fewer; LLM layer K reduces before layer K.
-    Costs are a closed form. With a `Lab`, a picture and a question, the model also answers after each move. Sliders
-    work by mouse and, when focused, by arrow keys, Home and End; the fields "layer" and "percent" do the same.
+    Costs are a closed form, which the page computes while a slider moves. With a `Lab`, a picture and a question, the
+    model also answers after each move. Sliders work by mouse and, when focused, by arrow keys, Page Up and Page Down,
+    Home and End.
 
     Args:
         model: a `Lab`, or a model of which only shapes are read; that may be on the meta device.
@@ -49,8 +70,8 @@ class ScheduleDesigner:
         seconds: from `measure.stage_seconds`, for the predicted time; None leaves it out.
 
     Attributes:
-        sliders: (stage, layer) -> slider.
         presets: name -> the setting of a paper, scaled to this model.
+        widget: what is displayed.
 
     Raises:
         LabError: `text_tokens` is no whole number of at least 0, `seconds` are not those of every part, an image
@@ -72,71 +93,21 @@ class ScheduleDesigner:
         self._outcome = _outcome(model, image, question, strategy)
         model = model.model if isinstance(model, Lab) else model
         self._model, self._text_tokens, self._seconds = model, text_tokens, seconds
-        self._start: Schedule | str = NOTHING
-        anatomy = describe(model)
-        self._anatomy = anatomy
+        self._anatomy = describe(model)
+        self._places: list[tuple[Stage, int]] = [
+            *(("encoder", layer) for layer in range(self._anatomy.depth("encoder"))),
+            *(("llm", layer) for layer in range(1, self._anatomy.depth("llm"))),
+        ]
         self.presets = {NOTHING: Schedule(), **_presets(model)}
-        places = [
-            *(("encoder", layer) for layer in range(anatomy.depth("encoder"))),
-            *(("llm", layer) for layer in range(1, anatomy.depth("llm"))),
-        ]
-        self.sliders = {
-            (stage, layer): ipywidgets.IntSlider(
-                100, 5, 100, 1, orientation="vertical", readout=False,
-                layout=ipywidgets.Layout(width="40px", height="130px"), style={"handle_color": COLORS[stage]},
-            )
-            for stage, layer in places
-        }  # fmt: skip
-        self._labels = {
-            place: ipywidgets.HTML(layout=ipywidgets.Layout(width="40px")) for place in places
-        }  # a vertical slider cuts off labels of its own
-        self.preset = ipywidgets.Dropdown(
-            options=list(self.presets), description="start from", layout=ipywidgets.Layout(width="300px")
-        )
-        # The sliders once more: their handles have no names that a screen reader could say.
-        self.layer = ipywidgets.Dropdown(
-            options=[(f"{PARTS[stage]} {layer}", (stage, layer)) for stage, layer in places],
-            description="layer",
-            layout=ipywidgets.Layout(width="220px"),
-        )
-        self.percent = ipywidgets.BoundedIntText(
-            100, 5, 100, description="percent", layout=ipywidgets.Layout(width="160px")
-        )
-        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        self.text = ipywidgets.HTML(
-            layout=ipywidgets.Layout(min_height="60px")
-        )  # or longer words would move what follows
-        self.widget = live_figure(schedule_figure(self.forecast))
-        self._moving = False
-        for slider in self.sliders.values():
-            slider.observe(self._draw, names="value")
-        self.preset.observe(lambda change: self.set(self.presets[change["new"]]), names="value")
-        self.layer.observe(self._follow, names="value")
-        self.percent.observe(self._type, names="value")
-        self.reset.on_click(lambda _: self.set(self._start))
-        wrapped = ipywidgets.Layout(flex_flow="row wrap", width="800px")
-        narrow = ipywidgets.Layout(width="46px", align_items="center")
-        columns = [
-            ipywidgets.VBox([self._labels[place], slider], layout=narrow) for place, slider in self.sliders.items()
-        ]
-        self.box = ipywidgets.VBox([
-            ipywidgets.HBox([self.preset, self.layer, self.percent, self.reset]),
-            ipywidgets.HTML("Percent kept at each layer (E: image encoder, L: LLM); scoring and merging are left out"),
-            ipywidgets.HBox(columns, layout=wrapped),
-            self.text,
-            *([self._outcome.widget] if self._outcome else []),
-            self.widget,
-        ])  # fmt: skip
-        self._draw()
+        nothing = self._values(Schedule())
+        self.widget = _Figure(catalog=self._catalog(), start=nothing, shown=nothing)
+        self._answer()
+        self.widget.observe(lambda change: self._answer(), names="shown")
 
     @property
     def schedule(self) -> Schedule:
         """What is drawn now, to be given to `Lab.ask` or `attach`."""
-        plans: dict[str, dict[int, float]] = {"encoder": {}, "llm": {}}
-        for (stage, layer), slider in self.sliders.items():
-            if slider.value < 100:
-                plans[stage][layer] = slider.value / 100
-        return Schedule(plans["encoder"], plans["llm"])
+        return self._schedule(self.widget.shown)
 
     @property
     def forecast(self) -> Forecast:
@@ -149,59 +120,103 @@ class ScheduleDesigner:
         Raises:
             LabError: no such preset, a layer that has no slider, or a schedule that makes the picture smaller.
         """
+        self.widget.shown = self._values(schedule)
+
+    def show(self, schedule: Schedule | str = NOTHING) -> None:
+        """Display the designer at a schedule or preset, with a picture of it for viewers that have no kernel."""
+        self.set(schedule)
+        self.widget.start = self.widget.shown
+        pictures, words = [schedule_picture(self.forecast)], [str(self.forecast)]
+        if self._outcome:
+            pictures.append(self._outcome.figure(self.schedule))
+            words.append(self._outcome.words(self.schedule))
+        show_widget(self.widget, stacked([to_png(picture) for picture in pictures]), ". ".join(words))
+
+    def store(self, schedules: Sequence[Schedule | str] | None = None) -> dict[str, Any]:
+        """All that a page without a kernel needs; `illava.designer.mount(element, stored)` takes it.
+
+        Args:
+            schedules: of which the page has picture and answer, or names of presets; what is shown now is one of them
+                in any case. None for the presets, and for single layers of both stages that keep 80 to 20 %.
+                What the strategy refuses is left out.
+
+        Returns:
+            catalog and start, as the widget has them; `answers`, each with the `values` of the sliders and the numbers
+            of its pictures in `images`, which hold each picture once.
+
+        Raises:
+            LabError: as `set`.
+        """
+        wanted = self._stored() if schedules is None else [self._values(one) for one in several("schedules", schedules)]
+        images: dict[str, int] = {}
+        answers = []
+        for values in dict.fromkeys(map(tuple, [self.widget.shown, *wanted])) if self._outcome else ():
+            answer = self._outcome.page(self._schedule(values), STORED) if self._outcome else {}
+            if "error" in answer:
+                continue
+            for panel in answer["panels"]:
+                panel["image"] = images.setdefault(panel.pop("address"), len(images))
+            answers.append({"values": list(values), **answer})
+        return {
+            "catalog": self.widget.catalog, "start": self.widget.shown, "answers": answers, "images": list(images),
+        }  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------- as numbers
+    def _catalog(self) -> dict[str, Any]:
+        seconds = self._seconds
+        return {
+            "names": PARTS,
+            "patches": self._anatomy.patches,
+            "depth": {"encoder": self._anatomy.depth("encoder"), "llm": self._anatomy.depth("llm")},
+            "places": self._places,
+            "least": LEAST,
+            "costs": costs(self._model, text_tokens=self._text_tokens),
+            "seconds": None if seconds is None else {part: float(seconds[part]) for part in PARTS},
+            "presets": [{"name": name, "values": self._values(one)} for name, one in self.presets.items()],
+            "outcome": self._outcome.catalog(self._places) if self._outcome else None,
+        }
+
+    def _values(self, schedule: Schedule | str) -> list[int]:
+        """Percent of each slider, in the order of the places."""
         if isinstance(schedule, str):
             one_of("preset", schedule, tuple(self.presets))
-            self.preset.value, schedule = schedule, self.presets[schedule]
+            schedule = self.presets[schedule]
         if not isinstance(schedule, Plan):
             raise LabError(f"schedule must be a Schedule or the name of a preset, got {schedule!r}")
         if schedule.image is not None:
             raise LabError(f"the designer has no slider for the image stage, got image={schedule.image!r}")
-        values, counts = dict.fromkeys(self.sliders, 100), schedule.tokens(self._anatomy)
-        for stage in ("encoder", "llm"):
+        values, counts = dict.fromkeys(self._places, 100), schedule.tokens(self._anatomy)
+        stages: tuple[Stage, ...] = ("encoder", "llm")
+        for stage in stages:
             for layer, keep in schedule.plan(stage).items():
                 if (stage, layer) not in values:
                     raise LabError(f"the designer has no slider for {stage} layer {layer}")
                 if isinstance(keep, int):
                     keep /= counts[stage][layer if stage == "encoder" else layer - 1]  # of what the reduction finds
-                values[stage, layer] = max(5, round(100 * keep))
-        self._moving = True
-        for place, value in values.items():
-            self.sliders[place].value = value
-        self._moving = False
-        self._draw()
+                values[stage, layer] = max(LEAST, round(100 * keep))
+        return list(values.values())
 
-    def show(self, schedule: Schedule | str = NOTHING) -> None:
-        """Display the designer at a schedule or preset, with a picture of it for viewers that have no kernel."""
-        self.set(schedule)
-        self._start = schedule
-        pictures, words = [schedule_picture(self.forecast)], [str(self.forecast)]
+    def _schedule(self, values: Sequence[int]) -> Schedule:
+        plans: dict[Stage, dict[int, float]] = {"encoder": {}, "llm": {}}
+        for (stage, layer), value in zip(self._places, values, strict=True):
+            if value < 100:
+                plans[stage][layer] = value / 100
+        return Schedule(plans["encoder"], plans["llm"])
+
+    def _stored(self) -> list[list[int]]:
+        """The presets, and cuts at the first and the last slider of each stage."""
+        cuts = []
+        stages: tuple[Stage, ...] = ("encoder", "llm")
+        for stage in stages:
+            own = [layer for at, layer in self._places if at == stage]
+            for layer in dict.fromkeys(own[at] for at in (0, -1)) if own else ():
+                cuts += [Schedule(**{stage: {layer: percent / 100}}) for percent in CUTS]
+        return [self._values(one) for one in (*self.presets.values(), *cuts)]
+
+    def _answer(self) -> None:
+        """The sliders stand somewhere else: the page waits for picture and answer, or for a reason."""
         if self._outcome:
-            pictures.append(self._outcome.figure(self.schedule))
-            words.append(self._outcome.words(self.schedule))
-        show_widget(self.box, stacked([to_png(picture) for picture in pictures]), ". ".join(words))
-
-    def _draw(self, change: dict[str, Any] | None = None) -> None:
-        if self._moving:  # several sliders move as one
-            return
-        plan = self.forecast
-        new = schedule_figure(plan)
-        with self.widget.batch_update():
-            for old, trace in zip(self.widget.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=True)
-        sync(self.widget)
-        self.text.value = f"{as_html(plan)}<br><code>{as_html(repr(self.schedule))}</code>"
-        for (stage, layer), label in self._labels.items():
-            label.value = f"<center><b>{stage[0].upper()}{layer}</b><br>{self.sliders[stage, layer].value}</center>"
-        self._follow()
-        if self._outcome:
-            self._outcome.show(self.schedule)
-
-    def _follow(self, change: dict[str, Any] | None = None) -> None:
-        """The field shows what the slider of its layer says."""
-        self.percent.value = self.sliders[self.layer.value].value
-
-    def _type(self, change: dict[str, Any]) -> None:
-        self.sliders[self.layer.value].value = change["new"]
+            self.widget.answer = {"values": self.widget.shown, **self._outcome.page(self.schedule)}
 
 
 def _outcome(model: Any, image: Any, question: Any, strategy: str | Strategy) -> Outcome | None:

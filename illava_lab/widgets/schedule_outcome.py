@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import ipywidgets
+from collections.abc import Sequence
+from typing import Any
+
 from matplotlib.figure import Figure
 from PIL import Image
 
-from illava_lab.errors import LabError
+from illava_lab.errors import LabError, reason
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
+from illava_lab.method.tokens import Stage
+from illava_lab.models.families import describe
 from illava_lab.models.images import ImageLike
 from illava_lab.schedules.schedule import Schedule
 from illava_lab.session.answer import Answer
 from illava_lab.session.lab import Lab
 from illava_lab.views.pictures import after_stage, seen_image, side_by_side, token_picture
-from illava_lab.views.seen import webp
-from illava_lab.views.words import as_html
-
-WIDTH = 250  # pixels of each picture on the page
+from illava_lab.views.seen import SIDE, webp
 
 
 class Outcome:
     """Picture and answer under a schedule, beside the bare model's answer. Every schedule is asked once.
 
     Attributes:
-        widget: what is displayed; `show` fills it.
+        strategy: what reduces.
+        bare: the answer without reduction.
 
     Raises:
         LabError: as `Lab.ask`.
@@ -36,7 +38,6 @@ class Outcome:
         self.bare = lab.ask(image, question)
         self._seen = seen_image(lab, image)
         self._answers: dict[str, Answer] = {}
-        self.widget = ipywidgets.HTML()
 
     def answer(self, schedule: Schedule) -> Answer:
         """What the model says.
@@ -70,25 +71,35 @@ class Outcome:
         """The pictures by matplotlib, with the answers as their title."""
         return side_by_side(self.panels(schedule), self.words(schedule), size=2.9)
 
-    def show(self, schedule: Schedule) -> None:
-        """Fill the widget; a schedule that the strategy refuses is said with its reason.
+    def catalog(self, places: Sequence[tuple[Stage, int]]) -> dict[str, Any]:
+        """What a page has to know beforehand: `method`, the picture as the model sees it (`seen`), and for each of the
+        places why the strategy cannot reduce there, or None (`refused`)."""
+        refused: list[str | None] = []
+        for stage, layer in places:
+            try:
+                Schedule(**{stage: {layer: 0.5}}).check(describe(self._lab.model), self.strategy)
+                refused.append(None)
+            except LabError as error:
+                refused.append(str(error))
+        seen = {"title": "what the model sees", "address": webp(self._seen)}
+        return {"method": self.strategy.label, "seen": seen, "refused": refused}
 
-        Until the model has answered, what was there before is pale.
+    def page(self, schedule: Schedule, side: int = SIDE) -> dict[str, Any]:
+        """For a page: `words` and `panels`, each with title and address; or `error`, why there are none.
+
+        Args:
+            side: pixels of each picture, at most `SIDE`.
         """
-        if repr(schedule) not in self._answers:
-            self.widget.value = f'<div style="opacity:0.4">{self.widget.value}</div>'
         try:
-            panels, words = self.panels(schedule), self.words(schedule)
-        except LabError as error:
-            self.widget.value = f"<b>{as_html(self.strategy.label)} cannot do that:</b> {as_html(error)}"
-            return
-        figures = "".join(
-            f'<figure style="margin:0"><figcaption>{as_html(title)}</figcaption>'
-            f'<img src="{webp(picture)}" alt="{as_html(title)}" width="{WIDTH}"></figure>'
-            for title, picture in panels
-        )
-        row = '<div style="display:flex;flex-wrap:wrap;gap:10px;line-height:1.5">'
-        self.widget.value = f"<b>{as_html(words)}</b>{row}{figures}</div>"
+            panels = self.panels(schedule)[1:]
+            for _, picture in panels:
+                picture.thumbnail((side, side))
+            addresses = [{"title": title, "address": webp(picture)} for title, picture in panels]
+            return {"words": self.words(schedule), "panels": addresses}
+        except KeyboardInterrupt:
+            return {"error": "it was interrupted"}
+        except Exception as error:  # whatever it is, the page waits for a word
+            return {"error": str(error) if isinstance(error, LabError) else reason(error)}
 
 
 def _odds(answer: Answer) -> str:
