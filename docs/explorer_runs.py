@@ -19,7 +19,7 @@ from machine_runs import model_digest
 import illava_lab as il
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
-from illava_lab.widgets import KeepSlider, TradeoffExplorer
+from illava_lab.widgets import KeepSlider, ScheduleDesigner, TradeoffExplorer
 
 FOLDER = Path(__file__).resolve().parent / "explorers"
 
@@ -66,7 +66,14 @@ def keeps(lab: il.Lab) -> dict[str, Any]:
     return slider.store()
 
 
-EXPLORERS = {"tradeoff": tradeoff, "keeps": keeps}
+def designer(lab: il.Lab) -> dict[str, Any]:
+    """The designer of chapter 03, without predicted time: seconds are those of a machine."""
+    made = ScheduleDesigner(lab, il.load_task("test").image("test-0006"), "What digit is shown?", "illava")
+    made.set("illava-image")
+    return made.store()
+
+
+EXPLORERS = {"tradeoff": tradeoff, "keeps": keeps, "designer": designer}
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,11 @@ CLONE = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CLONE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 PAGES = {"CONTRIBUTING.md": "../your_strategy.md"}  # files of the repository that are pages here
-EXPLORERS = {"tradeoff": "TradeoffExplorer(folder, task)", "keeps": "KeepSlider(lab, image, "}  # figure -> its cell
+EXPLORERS = {  # figure -> its cell
+    "tradeoff": "TradeoffExplorer(folder, task)",
+    "keeps": "KeepSlider(lab, image, ",
+    "designer": "ScheduleDesigner(lab, image, ",
+}
 _NUMBERS = itertools.count(1)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -128,7 +132,7 @@ def fill(text: str) -> str:
         "<!-- methods -->": _methods, "<!-- families -->": _families, "<!-- statistics -->": _statistics,
         "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
         "<!-- machine -->": lambda: _live("machine"), "<!-- tradeoff -->": lambda: _live("tradeoff"),
-        "<!-- keeps -->": lambda: _live("keeps"),
+        "<!-- keeps -->": lambda: _live("keeps"), "<!-- designer -->": lambda: _live("designer"),
     }  # fmt: skip
     for mark, make in marks.items():
         if mark in text:

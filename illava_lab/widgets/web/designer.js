@@ -124,7 +124,7 @@ export class Designer {
         this.chips.push([values.join(), button]);
         return button;
       });
-      return element("div", { class: "im-row" }, element("span", { class: "im-tag", text: short }), ...chips);
+      return element("div", { class: "im-alone" }, element("span", { class: "im-tag", text: short }), ...chips);
     });
     const kept = presets.filter(({ values }) => this.answers.has(values.join())).length;
     const all = kept === presets.length ? "all settings" : `${kept} of the ${presets.length} settings`;

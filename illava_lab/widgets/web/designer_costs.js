@@ -49,5 +49,5 @@ export function costLegend(names) {
   const chips = Object.entries({ ...names, bare: "the bare model" }).map(([part, name]) =>
     element("span", {}, element("i", { class: `im-chip im-chip-${part}` }), name),
   );
-  return element("p", { class: "im-legend" }, ...chips);
+  return element("p", { class: "im-colors" }, ...chips);
 }

@@ -19,7 +19,7 @@ export class Layers {
       }
       const columns = element("div", { class: "im-columns" }, ...this.columns[stage].map(({ node }) => node));
       const name = element("legend", { text: catalog.names[stage] });
-      return element("fieldset", { class: "im-stage", "data-stage": stage }, name, columns);
+      return element("fieldset", { class: "im-half", "data-stage": stage }, name, columns);
     });
     this.node = element("div", { class: "im-stages" }, ...stages);
   }
@@ -29,7 +29,7 @@ export class Layers {
     const bar = shape("rect", { class: "im-now", x: 0, width: 10 });
     const bare = shape("rect", { class: "im-all", x: 0, y: 0, width: 10, height: 100 });
     const drawing = shape("svg", { viewBox: "0 0 10 100", preserveAspectRatio: "none", "aria-hidden": "true" }, bare, bar);
-    const count = element("span", { class: "im-count" });
+    const count = element("span", { class: "im-entering" });
     const bars = element("div", { class: "im-bars" }, drawing, count);
     const slider = at === undefined ? null : this.slider(stage, layer, at);
     const percent = element("b", { class: "im-percent", text: slider ? "" : "–" });
@@ -41,10 +41,10 @@ export class Layers {
   slider(stage, layer, at) {
     const name = `${this.catalog.names[stage]} layer ${layer}: percent kept`;
     const range = { type: "range", min: this.catalog.least, max: 100, step: 1 };
-    const input = element("input", { ...range, class: "im-keep", "aria-label": name, "aria-orientation": "vertical" });
+    const input = element("input", { ...range, class: "im-keeping", "aria-label": name, "aria-orientation": "vertical" });
     const refused = this.catalog.outcome?.refused[at];
     if (refused) input.title = refused;
-    input.classList.toggle("im-refused", Boolean(refused));
+    input.classList.toggle("im-cannot", Boolean(refused));
     input.oninput = () => this.act.move(at, Number(input.value));
     input.onchange = () => this.act.done();
     // Browsers do not agree about the keys of sliders that stand upright.
