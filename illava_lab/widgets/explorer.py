@@ -1,50 +1,51 @@
-"""What the explorers of an image share: controls in rows above panels, a reset, and a sentence on what is shown."""
+"""What the explorers of an image share: settings that are moved on the page or from here, and a picture of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import ipywidgets
+import anywidget
+import traitlets
 
 from illava_lab.errors import one_of
 from illava_lab.views.pictures import to_png
-from illava_lab.views.words import as_html
-from illava_lab.widgets.output import live_figure, show_widget, sync
-from illava_lab.widgets.panels import Panel, live, still
+from illava_lab.widgets.output import show_widget
+from illava_lab.widgets.panels import Panel, still
+
+
+class ExplorerFigure(anywidget.AnyWidget):
+    """A front-end. `catalog`: all that can be shown; `start` and `shown`: settings at first and now."""
+
+    catalog = traitlets.Dict().tag(sync=True)
+    start = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
 
 
 class Explorer:
-    """Controls above panels. A subclass makes the controls, as attributes, and then calls this.
+    """An explorer whose page has everything that it can show. A subclass says what that is.
 
     Args:
-        start: control -> its value at first; in an order in which they can be set one after the other.
-        rows: the controls of each row, by name.
+        widget: the front-end, with its catalogue.
+        start: setting -> its value at first.
+
+    Attributes:
+        widget: what is displayed.
+
+    Raises:
+        LabError: a setting has no such value.
     """
 
-    patch: ipywidgets.BoundedIntText
-
-    def __init__(self, start: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> None:
-        self._start = dict(start)
-        self._controls = {name: getattr(self, name) for name in start}
-        self._quiet = False
-        self.reset = ipywidgets.Button(description="Reset", layout=ipywidgets.Layout(width="80px"))
-        # Room for two lines: the panels below stay where they are when a sentence becomes longer.
-        self.text = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="60px"))
-        self.view = PanelView(self.panels(**self._start), self._pick)
-        for control in self._controls.values():
-            control.observe(self._draw, names="value")
-        self.reset.on_click(lambda _: self.set(**self._start))
-        boxes = [ipywidgets.HBox([with_number(self._controls[name]) for name in row]) for row in rows]
-        boxes[-1].children += (self.reset,)
-        self.box = ipywidgets.VBox([*boxes, self.text, self.view.widget])
-        self._draw()
+    def __init__(self, widget: ExplorerFigure, start: Mapping[str, Any]) -> None:
+        self.panels(**start)
+        self.widget = widget
+        widget.start = widget.shown = dict(start)
 
     def panels(self, *args: Any, **settings: Any) -> list[Panel]:  # a subclass names its settings
         """What is drawn at these settings.
 
         Raises:
-            LabError: a control has no such value.
+            LabError: a setting has no such value.
         """
         raise NotImplementedError
 
@@ -56,94 +57,35 @@ class Explorer:
         """The settings, with what was not `asked` for moved to where the others allow it.
 
         Raises:
-            LabError: a control has no such value.
+            LabError: a setting has no such value.
         """
         return settings
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is shown now: control -> value."""
-        return {name: control.value for name, control in self._controls.items()}
+        """What is shown now: setting -> value."""
+        return dict(self.widget.shown)
 
     def set(self, **settings: Any) -> None:
-        """Move controls by name.
+        """Show something else; what is not named stays.
 
         Raises:
-            LabError: no such control, or a value that it does not have.
+            LabError: no such setting, or a value that it does not have.
         """
+        before = self.settings
         for name in settings:
-            one_of("control", name, tuple(self._controls))
-        after = self.fitted({**self.settings, **settings}, settings)
+            one_of("control", name, tuple(before))
+        after = self.fitted({**before, **settings}, settings)
         self.panels(**after)  # refuses what is not there before anything moves
-        self._quiet = True  # one drawing at the end, not one for each control
-        for name, control in self._controls.items():
-            control.value = after[name]
-        self._quiet = False
-        self._draw()
+        # The page reads JSON, which has no numbers of numpy.
+        self.widget.shown = {name: type(before[name])(value) for name, value in after.items()}
 
     def show(self, **settings: Any) -> None:
         """Display the explorer, with a picture of what it shows for viewers that have no kernel."""
         self.set(**settings)
-        self._start = self.settings  # Reset goes where the reader began
-        show_widget(self.box, to_png(still(self.panels(**self.settings))), self.describe(**self.settings))
+        self.widget.start = self.widget.shown  # Reset goes where the reader began
+        show_widget(self.widget, to_png(still(self.panels(**self.settings))), self.describe(**self.settings))
 
-    def _pick(self, patch: int) -> None:
-        self.patch.value = patch
-
-    def _draw(self, change: dict[str, Any] | None = None) -> None:
-        if self._quiet:
-            return
-        self.view.update(self.panels(**self.settings))
-        self.text.value = as_html(self.describe(**self.settings))
-
-
-def with_number(control: ipywidgets.Widget) -> ipywidgets.Widget:
-    """A slider beside a field for its number; any other control as it is.
-
-    A slider's handle has no name that a screen reader could say. The field has one, and does the same.
-    """
-    if not isinstance(control, ipywidgets.IntSlider):
-        return control
-    field = ipywidgets.BoundedIntText(
-        control.value,
-        control.min,
-        control.max,
-        description=control.description,
-        layout=ipywidgets.Layout(width="150px"),
-    )
-    for trait in ("max", "value"):
-        ipywidgets.link((control, trait), (field, trait))
-    control.description, control.readout = "", False
-    return ipywidgets.HBox([field, control])
-
-
-class PanelView:
-    """Live panels: drawn anew in place, and a click on a cell is told.
-
-    Args:
-        panels: what is shown first. Later ones must be as many.
-        on_click: called with the patch (raster order) whose cell was clicked, in whatever panel.
-
-    Attributes:
-        widget: the FigureWidget to display.
-    """
-
-    def __init__(self, panels: Sequence[Panel], on_click: Callable[[int], None]) -> None:
-        self.widget = live_figure(live(panels))
-        self._columns = panels[0].grid[1]
-        for trace in self.widget.data:
-            trace.on_click(lambda trace, points, state: self._clicked(points, on_click))
-
-    def _clicked(self, points: Any, on_click: Callable[[int], None]) -> None:
-        if points.ys:  # plotly also tells the traces that were not hit
-            on_click(int(points.ys[0]) * self._columns + int(points.xs[0]))
-
-    def update(self, panels: Sequence[Panel]) -> None:
-        """Show other panels."""
-        new = live(panels)
-        with self.widget.batch_update():
-            for old, trace in zip(self.widget.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=True)
-            for part in ("images", "shapes", "annotations"):
-                self.widget.layout[part] = new.layout[part]
-        sync(self.widget)
+    def store(self) -> dict[str, Any]:
+        """All that a page without a kernel needs; `mount(element, stored)` of its front-end takes it."""
+        return {"catalog": self.widget.catalog, "start": self.widget.shown}

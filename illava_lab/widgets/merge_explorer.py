@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -22,7 +21,9 @@ from illava_lab.session.lab import Lab
 from illava_lab.trace.sources import Sources
 from illava_lab.trace.trace import Trace
 from illava_lab.views.pictures import seen_image, token_picture
-from illava_lab.widgets.explorer import Explorer
+from illava_lab.views.seen import webp, window_of
+from illava_lab.widgets.explorer import Explorer, ExplorerFigure
+from illava_lab.widgets.front import script, style
 from illava_lab.widgets.panels import Panel, check_place, live
 
 
@@ -105,23 +106,33 @@ def places_before(trace: Trace, step: int) -> Tensor:
     return place
 
 
+def ranking(trace: Trace, step: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What reduction number `step` (from 1) ranked by: (N,) patches, best first, and (N,) the scores of their tokens.
+
+    None where the method does not rank single tokens.
+    """
+    scores = trace.steps[step - 1].scores
+    if scores is None:
+        return None
+    before = places_before(trace, step)
+    row, place = scores[0].float().cpu()[before >= 0].numpy(), before[before >= 0].numpy()
+    order = np.argsort(-row, kind="stable")
+    return place[order], row[order]
+
+
 def _scores(seen: Image.Image, trace: Trace, step: int) -> Panel:
     title, grid = "score that this step ranked by", grid_of(trace)
     if step == 0:
         return Panel("no reduction yet", grid, seen, note="move the slider")
-    scores = trace.steps[step - 1].scores
-    if scores is None:
+    ranked = ranking(trace, step)
+    if ranked is None:
         return Panel(title, grid, seen, note="this method does not<br>rank single tokens")
-    before = places_before(trace, step)
-    row, place = scores[0].float().cpu()[before >= 0].numpy(), before[before >= 0].numpy()
     values = np.full(grid[0] * grid[1], np.nan)
-    values[place] = row
-    order = np.empty(len(row), int)
-    order[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+    values[ranked[0]] = ranked[1]
     hover = np.full(len(values), "no token stands here any more", dtype=object)
-    for where, score, rank in zip(place, row, order, strict=True):
-        hover[where] = f"token at patch {where}:<br>score {score:.4g}, rank {rank} of {len(row)}"
-    limits = float(row.min()), float(row.max())
+    for rank, (where, score) in enumerate(zip(*ranked, strict=True), start=1):
+        hover[where] = f"token at patch {where}:<br>score {score:.4g}, rank {rank} of {len(ranked[0])}"
+    limits = float(ranked[1].min()), float(ranked[1].max())
     return Panel(title, grid, seen, values.reshape(grid), limits, "score", hover=hover.reshape(grid))
 
 
@@ -157,10 +168,51 @@ def _named(strategies: Any) -> dict[str, Any]:
     return dict(chosen)
 
 
+# ---------------------------------------------------------------------------------------------- for the page
+def _step(trace: Trace, step: int) -> dict[str, Any]:
+    """What the page draws after some reductions, in short lists.
+
+    `anchor`: the patch in whose place each token stands; `groups`: [token, its patches, heaviest first, their weights
+    in millionths] of each that is more than that patch; `owner`: who holds most of each patch, where some are in
+    several tokens; `ranked`: the scores of the step, best first.
+    """
+    sources = trace.sources(0, step)
+    weights, anchor, groups = sources.weights.numpy(), sources.anchor.tolist(), []
+    for token, row in enumerate(weights):
+        own = np.flatnonzero(row)
+        if own.tolist() != [anchor[token]] or row[own[0]] != 1:
+            own = own[np.argsort(-np.abs(row[own]), kind="stable")]
+            groups.append([token, own.tolist(), [_millionths(weight) for weight in row[own].tolist()]])
+    out: dict[str, Any] = {"name": step_names(trace)[step], "anchor": anchor, "groups": groups}
+    if ((weights != 0).sum(0) > 1).any():
+        out["owner"] = sources.owner().tolist()
+    ranked = ranking(trace, step) if step else None
+    if ranked:
+        scores = [float(f"{score:.4g}") if np.isfinite(score) else None for score in ranked[1].tolist()]
+        out["ranked"] = {"places": ranked[0].tolist(), "scores": scores}
+    return out
+
+
+def _millionths(weight: float) -> int:
+    """A weight in millionths, of which rounding half up makes the three digits that Python writes."""
+    number, want = round(weight * 1e6), int(f"{abs(weight):.3f}".replace(".", ""))
+    off = want - (abs(number) + 500) // 1000  # not 0 at halves, which Python rounds to even
+    return number + (off if number >= 0 else -off)
+
+
+class _Figure(ExplorerFigure):
+    """The front-end. Of the catalogue: question, picture as the model sees it, its grid and where that lies (`window`),
+    and each strategy with its answer and its steps."""
+
+    _esm = script("merge")
+    _css = style("merge")
+
+
 class MergeExplorer(Explorer):
     """Step through the reductions of several strategies; click or hover a token to see the patches it stands for.
 
-    Every strategy answers the question once, when the explorer is made; moving a control only looks things up.
+    Every strategy answers the question once, when the explorer is made; moving a control only looks things up, on the
+    page itself. What is pointed at lights up in all panels.
 
     Args:
         strategies: names, strategies, or label -> strategy.
@@ -170,6 +222,7 @@ class MergeExplorer(Explorer):
     Attributes:
         answers: label -> `Answer`.
         settings: what is shown now: strategy, step, patch.
+        widget: what is displayed.
 
     Raises:
         LabError: no strategy, one that is given twice, a patch that is not there, or as `Lab.ask`.
@@ -189,21 +242,12 @@ class MergeExplorer(Explorer):
         self.answers: dict[str, Answer] = {
             label: lab.ask(image, question, strategy, keep) for label, strategy in chosen.items()
         }
-        first = next(iter(self.answers))
-        grid = grid_of(self.answers[first].trace)
-        self.strategy = ipywidgets.Dropdown(
-            options=list(self.answers), description="strategy", layout=ipywidgets.Layout(width="280px")
+        super().__init__(
+            _Figure(catalog=self._catalog()), {"strategy": next(iter(self.answers)), "step": 0, "patch": patch}
         )
-        steps = len(self.answers[first].trace.steps)
-        self.step = ipywidgets.IntSlider(max=steps, description="step", layout=ipywidgets.Layout(width="150px"))
-        self.patch = ipywidgets.BoundedIntText(
-            patch, 0, grid[0] * grid[1] - 1, description="patch", layout=ipywidgets.Layout(width="160px")
-        )
-        self.strategy.observe(self._change_strategy, names="value")
-        super().__init__({"strategy": first, "step": 0, "patch": patch}, rows=[("strategy", "step", "patch")])
 
     def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """As the slider does: where the other strategy has fewer steps, its last one."""
+        """As the page does: where the other strategy has fewer steps, its last one."""
         one_of("strategy", settings["strategy"], tuple(self.answers))
         if "step" in asked:
             return settings
@@ -212,9 +256,6 @@ class MergeExplorer(Explorer):
     def panels(self, strategy: str, step: int, patch: int) -> list[Panel]:
         """As `merge_panels`, of one of the strategies."""
         return merge_panels(self._seen, self.answers[strategy].trace, step, patch)
-
-    def _change_strategy(self, change: dict[str, Any]) -> None:
-        self.step.max = len(self.answers[change["new"]].trace.steps)
 
     def describe(self, strategy: str, step: int, patch: int) -> str:
         """What has become of the picked patch, and what is answered, in two sentences."""
@@ -230,3 +271,20 @@ class MergeExplorer(Explorer):
             home = int(sources.anchor[survivor])
             fate = f"it is in the token at patch {home}, which stands for {len(own)} patches, heaviest {heaviest}"
         return f"{strategy}, {step_names(answer.trace)[step]}. Patch {patch}: {fate}. {self.question} → {answer.text}"
+
+    def _catalog(self) -> dict[str, Any]:
+        trace = next(iter(self.answers.values())).trace
+        grid = grid_of(trace)
+        strategies = [
+            {
+                "label": label,
+                "answer": answer.text,
+                "steps": [_step(answer.trace, step) for step in range(len(answer.trace.steps) + 1)],
+            }
+            for label, answer in self.answers.items()
+        ]
+        window = window_of(trace.sources(0, 0).boxes.view(*grid, 4))
+        return {
+            "question": self.question, "seen": webp(self._seen), "grid": list(grid), "window": list(window),
+            "strategies": strategies,
+        }  # fmt: skip

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
-import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -19,11 +19,15 @@ from illava_lab.models.images import ImageLike
 from illava_lab.session.lab import Lab
 from illava_lab.trace.sources import Sources
 from illava_lab.views.pictures import seen_image, token_picture
-from illava_lab.widgets.explorer import Explorer
+from illava_lab.views.seen import webp
+from illava_lab.widgets.explorer import Explorer, ExplorerFigure
+from illava_lab.widgets.front import script, style
 from illava_lab.widgets.panels import Panel, check_place, live
+from illava_lab.widgets.tables import hundredths, leftover, packed
 
 STAGE_NAMES: dict[Stage, str] = {"encoder": "image encoder", "llm": "LLM"}
 LIKENESS = {False: "cosine", True: "cosine, mean removed"}
+LEAST = 0.9  # the smallest cosine in a group
 THIRD = {"groups": "groups of like patches", "attention": "attention in this layer"}
 
 
@@ -35,7 +39,7 @@ def redundancy_panels(
     patch: int = 0,
     centred: bool = False,
     third: str = "groups",
-    least: float = 0.9,
+    least: float = LEAST,
 ) -> list[Panel]:
     """The image, how like `patch` every patch is, and groups of like patches (or the attention they get).
 
@@ -50,6 +54,7 @@ def redundancy_panels(
     """
     one_of("stage", stage, tuple(recording.hidden))
     one_of("third", third, tuple(THIRD))
+    one_of("centred", centred, (False, True))
     states, (height, width) = recording.hidden[stage], recording.grid
     check_place("layer", layer, len(states) - 1, f" in the {stage}")
     check_place("patch", patch, height * width - 1)
@@ -103,10 +108,52 @@ def redundancy_figure(seen: Image.Image, recording: Recording, **settings: Any) 
     return live(redundancy_panels(seen, recording, **settings))
 
 
+# ---------------------------------------------------------------------------------------------- for the page
+class _Figure(ExplorerFigure):
+    """The front-end. Of the catalogue: names, the grid, and each image as the model sees it with its numbers.
+
+    `cosines`: for each place of each stage, first as they are and then less the mean, what `tables.leftover` leaves of
+    the cosines in hundredths, with `shares` for each. `others`: 16-bit numbers, P for each: of the same tables, the mean
+    cosine of each patch to the others in hundredths, how many of these reach `LEAST`, and the group of each patch; then
+    for each place the attention in tenths of the mean, zeros where there is none. Both are deflated.
+    """
+
+    _esm = script("redundancy")
+    _css = style("redundancy")
+
+
+def _numbers(recording: Recording) -> dict[str, Any]:
+    """`cosines`, `shares` and `others` of an image."""
+    shares, left, others, times = [], [], [], []
+    for stage, states in recording.hidden.items():
+        paid, before = recording.attention[stage], dict[bool, np.ndarray]()
+        for layer, x in enumerate(states):
+            for centred in (False, True):
+                cosine = similarity(x, centred)
+                table = hundredths(cosine.numpy())
+                share, rest = leftover(table, before.get(centred))
+                shares.append(share)
+                left.append(rest)
+                before[centred] = table
+                mean, near = _to_others(cosine)
+                others += [hundredths(mean.numpy()), near.numpy(), clusters(x, LEAST, centred).numpy()]
+            relative = paid[layer] / paid[layer].mean() if layer < len(paid) else torch.zeros(len(x))
+            times.append(np.rint(relative.double().numpy() * 10))
+    numbers = packed(part.astype("<i2") for part in [*others, *times])
+    return {"cosines": packed(left), "shares": shares, "others": numbers}
+
+
+def _to_others(cosine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of (P, P) cosines: the mean of the others, and how many of them reach `LEAST`."""
+    others = cosine[~torch.eye(len(cosine), dtype=torch.bool)].view(len(cosine), -1)
+    return others.mean(1), (others >= LEAST).sum(1)
+
+
 class RedundancyExplorer(Explorer):
     """Pick a patch by a click or by its number; step through the layers of both stages.
 
-    Every image is recorded once, when the explorer is made; moving a control only compares what is there.
+    Every image is recorded, and its patches compared in every layer, once, when the explorer is made; moving a control
+    only looks things up, on the page itself. What is pointed at says its cosine, or lights up its group.
 
     Args:
         images: name -> image.
@@ -115,7 +162,11 @@ class RedundancyExplorer(Explorer):
 
     Attributes:
         recordings: name -> `Recording`.
-        settings: what is shown now, as keyword arguments of `redundancy_panels`.
+        settings: what is shown now: image, and keyword arguments of `redundancy_panels`.
+        widget: what is displayed.
+
+    Raises:
+        LabError: no image, a patch that is not there, or as `record`.
     """
 
     def __init__(
@@ -126,34 +177,14 @@ class RedundancyExplorer(Explorer):
             raise LabError(f"images must name at least one image, for example {example}, got {images!r:.80}")
         self.recordings = {name: record(lab, image, question) for name, image in images.items()}
         self._seen = {name: seen_image(lab, image) for name, image in images.items()}
-        first, patches = next(iter(images)), int(np.prod(next(iter(self.recordings.values())).grid))
-        narrow = ipywidgets.Layout(width="240px")
-        self.image = ipywidgets.Dropdown(options=list(images), description="image", layout=narrow)
-        self.stage = ipywidgets.Dropdown(
-            options=[(v, k) for k, v in STAGE_NAMES.items()], description="stage", layout=narrow
-        )
-        self.layer = ipywidgets.IntSlider(
-            max=self._depth("encoder"), description="layer", layout=ipywidgets.Layout(width="190px")
-        )
-        self.patch = ipywidgets.BoundedIntText(
-            patch, 0, patches - 1, description="patch", layout=ipywidgets.Layout(width="160px")
-        )
-        self.centred = ipywidgets.Checkbox(
-            description="remove the mean", indent=False, layout=ipywidgets.Layout(width="150px")
-        )
-        self.third = ipywidgets.Dropdown(
-            options=[(v, k) for k, v in THIRD.items()],
-            description="right panel",
-            layout=ipywidgets.Layout(width="300px"),
-        )
-        self.stage.observe(self._change_stage, names="value")
         super().__init__(
-            {"image": first, "stage": "encoder", "layer": 0, "patch": patch, "centred": False, "third": "groups"},
-            rows=[("image", "stage", "layer"), ("patch", "centred", "third")],
-        )
+            _Figure(catalog=self._catalog()),
+            {"image": next(iter(images)), "stage": "encoder", "layer": 0, "patch": patch, "centred": False,
+             "third": "groups"},
+        )  # fmt: skip
 
     def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """As the slider does: where the other stage has fewer layers, its last one."""
+        """As the page does: where the other stage has fewer layers, its last one."""
         one_of("image", settings["image"], tuple(self.recordings))
         one_of("stage", settings["stage"], tuple(STAGE_NAMES))
         if "layer" in asked:
@@ -167,16 +198,35 @@ class RedundancyExplorer(Explorer):
     def _depth(self, stage: Stage) -> int:
         return len(next(iter(self.recordings.values())).hidden[stage]) - 1
 
-    def _change_stage(self, change: dict[str, Any]) -> None:
-        self.layer.max = self._depth(change["new"])
-
     def describe(self, image: str, stage: Stage, layer: int, patch: int, centred: bool, third: str) -> str:
         """How like the picked patch the others are, in a sentence."""
-        like = similarity(self.recordings[image].hidden[stage][layer], centred)[patch]
-        others = torch.cat([like[:patch], like[patch + 1 :]])
+        mean, near = _to_others(similarity(self.recordings[image].hidden[stage][layer], centred))
         last = layer == self._depth(stage)
         where = f"leaves the {STAGE_NAMES[stage]}" if last else f"enters layer {layer} of the {STAGE_NAMES[stage]}"
+        average = hundredths(mean.numpy())[patch] / 100  # or a mean that is a little below zero would be -0.00
         return (
-            f"{image}, what {where}: patch {patch} has cosine {others.mean():.2f} to the others on average, "
-            f"{int((others >= 0.9).sum())} of {len(others)} reach 0.9 ({LIKENESS[centred]})"
+            f"{image}, what {where}: patch {patch} has cosine {average:.2f} to the others "
+            f"on average, {near[patch]} of {len(mean) - 1} reach {LEAST} ({LIKENESS[centred]})"
         )
+
+    def store(self) -> dict[str, Any]:
+        """The same with its numbers as text."""
+        stored = super().store()
+        images = [
+            {name: base64.b64encode(part).decode() if isinstance(part, bytes) else part for name, part in one.items()}
+            for one in stored["catalog"]["images"]
+        ]
+        return {**stored, "catalog": {**stored["catalog"], "images": images}}
+
+    def _catalog(self) -> dict[str, Any]:
+        one = next(iter(self.recordings.values()))
+        stages = [
+            {"stage": stage, "name": STAGE_NAMES[stage], "layers": len(states) - 1}
+            for stage, states in one.hidden.items()
+        ]
+        images = [
+            {"name": name, "seen": webp(self._seen[name]), **_numbers(recording)}
+            for name, recording in self.recordings.items()
+        ]
+        third = [[name, words] for name, words in THIRD.items()]
+        return {"grid": list(one.grid), "stages": stages, "third": third, "least": LEAST, "images": images}
