@@ -79,7 +79,7 @@ def move_merge_explorer(reader: Reader, output: Locator) -> None:
 
 
 def move_schedule_designer(reader: Reader, output: Locator) -> None:
-    reader.press(output.locator(".noUi-handle").first, *["PageDown"] * 4)
+    reader.press(output.get_by_role("slider").first, *["PageDown"] * 4)
     expect(output).to_contain_text("encoder={0: 0.8,")
     expect(output).to_contain_text("in the last LLM layer: 55 tokens")
 
