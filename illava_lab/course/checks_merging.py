@@ -61,14 +61,14 @@ def check_ramp(function: Callable[[int, bool], Tensor]) -> str:
 
 @exercise
 def check_pairs(function: Callable[[Tensor, int], Any]) -> str:
-    """ToMe's matching: keys (N, d), r -> the r most similar pairs (even token, odd token)."""
+    """ToMe's matching: keys (N, d), R -> the R most similar pairs (even token, odd token)."""
     keys = torch.tensor(
         [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.2], [9.0, -9.0], [-1.0, 0.0], [-2.0, 0.1]]
     )
     answer = function(keys, 2)
     need(answer is not None and answer is not ..., "nothing is returned yet; a list of pairs (a, b) is expected")
     pairs = [(int(a), int(b)) for a, b in answer]
-    need(len(pairs) == 2, f"r=2 asks for 2 pairs, got {len(pairs)}")
+    need(len(pairs) == 2, f"R = 2 asks for 2 pairs, got {len(pairs)}")
     for a, b in pairs:
         need(a != b, f"token {a} is paired with itself: compare tokens with even numbers to tokens with odd numbers")
         need(a % 2 == 0 and b % 2 == 1, f"the pair {(a, b)} must join an even token (first) to an odd one (second)")
@@ -77,7 +77,7 @@ def check_pairs(function: Callable[[Tensor, int], Any]) -> str:
         "token 5 is long, not similar: use the cosine, which does not depend on length",
     )
     need(set(pairs) == {(0, 1), (6, 7)}, f"the two most similar pairs are (0, 1) and (6, 7), yours are {sorted(pairs)}")
-    return "each even token looks for its best odd one, and the r best pairs merge."
+    return "each even token looks for its best odd one, and the R best pairs merge."
 
 
 @exercise
