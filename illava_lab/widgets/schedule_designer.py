@@ -9,7 +9,7 @@ import anywidget
 import traitlets
 from torch import nn
 
-from illava_lab.errors import LabError, one_of
+from illava_lab.errors import LabError, one_of, reason
 from illava_lab.measuring.rows import several
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage
@@ -32,7 +32,7 @@ from illava_lab.widgets.schedule_forecast import (
     schedule_figure,
     schedule_picture,
 )
-from illava_lab.widgets.schedule_outcome import Outcome
+from illava_lab.widgets.schedule_outcome import Outcome, single_cut
 
 __all__ = ["NOTHING", "ScheduleDesigner", "forecast", "schedule_figure", "schedule_picture"]
 
@@ -49,8 +49,8 @@ class _Figure(anywidget.AnyWidget):
     _esm = script("designer")
     _css = style("designer")
     catalog = traitlets.Dict().tag(sync=True)
-    start = traitlets.List().tag(sync=True)
-    shown = traitlets.List().tag(sync=True)
+    start: traitlets.List[int] = traitlets.List().tag(sync=True)
+    shown: traitlets.List[int] = traitlets.List().tag(sync=True)
     answer = traitlets.Dict().tag(sync=True)
 
 
@@ -150,9 +150,12 @@ class ScheduleDesigner:
         wanted = self._stored() if schedules is None else [self._values(one) for one in several("schedules", schedules)]
         images: dict[str, int] = {}
         answers = []
-        for values in dict.fromkeys(map(tuple, [self.widget.shown, *wanted])) if self._outcome else ():
-            answer = self._outcome.page(self._schedule(values), STORED) if self._outcome else {}
-            if "error" in answer:
+        for values in dict.fromkeys(map(tuple, [self.widget.shown, *wanted])):
+            if self._outcome is None:
+                break
+            try:
+                answer = self._outcome.page(self._schedule(values), STORED)
+            except LabError:  # the page has the reason
                 continue
             for panel in answer["panels"]:
                 panel["image"] = images.setdefault(panel.pop("address"), len(images))
@@ -210,13 +213,21 @@ class ScheduleDesigner:
         for stage in stages:
             own = [layer for at, layer in self._places if at == stage]
             for layer in dict.fromkeys(own[at] for at in (0, -1)) if own else ():
-                cuts += [Schedule(**{stage: {layer: percent / 100}}) for percent in CUTS]
+                cuts += [single_cut(stage, layer, percent / 100) for percent in CUTS]
         return [self._values(one) for one in (*self.presets.values(), *cuts)]
 
     def _answer(self) -> None:
         """The sliders stand somewhere else: the page waits for picture and answer, or for a reason."""
-        if self._outcome:
-            self.widget.answer = {"values": self.widget.shown, **self._outcome.page(self.schedule)}
+        if self._outcome is None:
+            return
+        answer: dict[str, Any] = {"values": self.widget.shown}
+        try:
+            answer |= self._outcome.page(self.schedule)
+        except KeyboardInterrupt:
+            answer["error"] = "interrupted"
+        except Exception as error:  # whatever it is, the page waits for a word
+            answer["error"] = str(error) if isinstance(error, LabError) else reason(error)
+        self.widget.answer = answer
 
 
 def _outcome(model: Any, image: Any, question: Any, strategy: str | Strategy) -> Outcome | None:

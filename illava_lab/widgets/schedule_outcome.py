@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from illava_lab.errors import LabError, reason
+from illava_lab.errors import LabError
 from illava_lab.method.registry import make_strategy
 from illava_lab.method.strategy import Strategy
 from illava_lab.method.tokens import Stage
@@ -77,7 +77,7 @@ class Outcome:
         refused: list[str | None] = []
         for stage, layer in places:
             try:
-                Schedule(**{stage: {layer: 0.5}}).check(describe(self._lab.model), self.strategy)
+                single_cut(stage, layer, 0.5).check(describe(self._lab.model), self.strategy)
                 refused.append(None)
             except LabError as error:
                 refused.append(str(error))
@@ -85,21 +85,24 @@ class Outcome:
         return {"method": self.strategy.label, "seen": seen, "refused": refused}
 
     def page(self, schedule: Schedule, side: int = SIDE) -> dict[str, Any]:
-        """For a page: `words` and `panels`, each with title and address; or `error`, why there are none.
+        """For a page: `words`, and `panels`, each with title and address.
 
         Args:
             side: pixels of each picture, at most `SIDE`.
+
+        Raises:
+            LabError: the strategy cannot follow this schedule.
         """
-        try:
-            panels = self.panels(schedule)[1:]
-            for _, picture in panels:
-                picture.thumbnail((side, side))
-            addresses = [{"title": title, "address": webp(picture)} for title, picture in panels]
-            return {"words": self.words(schedule), "panels": addresses}
-        except KeyboardInterrupt:
-            return {"error": "it was interrupted"}
-        except Exception as error:  # whatever it is, the page waits for a word
-            return {"error": str(error) if isinstance(error, LabError) else reason(error)}
+        panels = self.panels(schedule)[1:]
+        for _, picture in panels:
+            picture.thumbnail((side, side))
+        addresses = [{"title": title, "address": webp(picture)} for title, picture in panels]
+        return {"words": self.words(schedule), "panels": addresses}
+
+
+def single_cut(stage: Stage, layer: int, keep: float) -> Schedule:
+    """The schedule of one layer alone."""
+    return Schedule(encoder={layer: keep}) if stage == "encoder" else Schedule(llm={layer: keep})
 
 
 def _odds(answer: Answer) -> str:
