@@ -168,6 +168,22 @@ def tried_figure(rows: pd.DataFrame, threshold: float = 0.02) -> Figure:
     return figure
 
 
+def asked_once(flops: float) -> pd.DataFrame:
+    """Accuracy in % on each test task: Tally's, the best other method's, which these answers chose, and two simple
+    rivals'; and Tally's lead over the best other. From the committed results, in which the test was asked once.
+    """
+    table = pd.read_csv(data_dir() / "equal_flops.csv")
+    table = table[(table["flops"] == flops) & (table["status"] == "ok")]
+    rows = {}
+    for task, own in table.groupby("task", sort=False):
+        scores = 100 * own.set_index("strategy")["accuracy"]
+        others = scores.drop("tally")
+        simple = {name: scores[name] for name in ("downsample", "random")}
+        rows[task] = {"tally": scores["tally"], "best other": others.idxmax(), "its": others.max(), **simple}
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    return found.assign(lead=found["tally"] - found["its"])
+
+
 def lead_of_best(
     variants: int, questions: int, accuracy: float, draws: int = 2000, seed: int = 0
 ) -> Mapping[str, float]:

@@ -1,29 +1,23 @@
-"""The automatic checks of chapter 09: attention with sizes, what is common, and a variant compared on validation."""
+"""The automatic checks of chapter 09: attention with sizes, what is common, and a picture on which Tally must lose."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from illava_lab.course.exercises import exercise, need, tensor
-from illava_lab.course.outcomes import outcome, points
-from illava_lab.errors import LabError
-from illava_lab.measuring.difference import difference
 from illava_lab.method.registry import get_strategy
-from illava_lab.method.strategy import Strategy
-from illava_lab.method.tokens import Stage, Tokens
-from illava_lab.testing import check_strategy
+from illava_lab.method.tokens import Tokens
 
-FLOPS = 0.35
+PATCHES, KEPT, FEWEST, SAME = 16, 14, 4, 0.9999
+"""Of the picture that `check_crowd` asks for: its patches, what is left, things at least, and a cosine of one thing."""
 
 
 @exercise
 def check_weighed(function: Callable[[Tensor, Tensor], Tensor]) -> str:
-    """(T, N) logits and (N,) sizes -> (T, N) shares: a key that stands for z tokens gets what z equal keys would."""
+    """Logits (queries, N), sizes (N,) -> shares (queries, N): a key of z tokens gets what z equal keys would."""
     logits = torch.tensor([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]])
     sizes = torch.tensor([1.0, 4.0, 2.0])
     got = tensor(function(logits.clone(), sizes.clone()), (2, 3))
@@ -89,67 +83,64 @@ def check_distinct(function: Callable[[Tensor, Tensor], Tensor]) -> str:
 
 
 @exercise
-def check_variant(cls: type[Strategy], trial: Strategy, table: pd.DataFrame | None) -> str:
-    """A subclass of Tally whose setting is Tally by default; `trial`, with another value; and a table of both."""
-    tally = get_strategy("tally")
-    need(isinstance(cls, type), f"a class like `class Mine(Tally)` is expected, got {cls!r}")
-    need(issubclass(cls, tally) and cls is not tally, "make it a subclass of Tally: then only what you change is other")
-    need(cls.name != tally.name, "it is still called 'tally': give it a name of its own")
+def check_crowd(function: Callable[[], tuple[Tensor, Tensor]]) -> str:
+    """-> states (16, C) and thing (16,), a picture whose things stay apart under ToMe and are merged away by Tally."""
+    answer = function()
     need(
-        len(fields(cls)) > len(fields(tally)),
-        'it has no setting: a setting is a line with a type, such as "weight: float = 1.0"',
+        answer is not None and answer is not ..., "nothing is returned yet; two tensors, states and thing, are expected"
     )
     need(
-        _same(cls(), tally()),
-        "with its default it does not do what Tally does: then a table compares two changes at once",
+        isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, Tensor) for part in answer),
+        f"two tensors, states and thing, are expected, got {type(answer).__name__}",
     )
-    need(isinstance(trial, cls), f"trial must be an instance of your class, such as Mine(weight=0.5), got {trial!r}")
-    need(not _same(trial, tally()), f"{trial.label} does what Tally does: is the setting used anywhere?")
-    for result in check_strategy(trial, raises=False).broken:
-        need(False, f"{result.promise} is broken: {result.message}")
-    need(table is not None, "it keeps its promises; now compare it")
-    assert table is not None
-    images = table.attrs.get("answers", {}).get("images", [])
+    states, thing = answer[0].detach().float(), answer[1]
     need(
-        bool(images) and all(str(image).startswith("validation") for image in images),
-        "these are not the validation questions: what is chosen on the test set is no longer tested by it",
+        states.ndim == 2 and len(states) == PATCHES and thing.shape == (PATCHES,),
+        f"the shapes must be (16, C) and (16,), got {tuple(states.shape)} and {tuple(thing.shape)}",
     )
-    rows = {name: f"{name} FLOPs {FLOPS:g}" for name in (trial.label, tally.name)}
-    try:
-        found = difference(table, rows[trial.label], rows[tally.name])
-    except LabError as error:
-        need(False, f"the table must have rows of {trial.label} and tally at {FLOPS:g} of the FLOPs: {error}")
-    return f"{trial.label} is at {points(found)} against tally: {outcome(found)}."
+    need(thing.dtype == torch.bool, f"thing must hold True and False, got {thing.dtype}")
+    things, rest = int(thing.sum()), int((~thing).sum())
+    need(
+        things >= FEWEST and rest >= FEWEST,
+        f"four things and four of background at least; yours are {things} and {rest}",
+    )
+    need(states.isfinite().all() and (states.norm(dim=1) > 0).all(), "a state is zero, infinite or NaN")
+    unit = states / states.norm(dim=1, keepdim=True)
+    alike = (unit @ unit.T).fill_diagonal_(-1)[thing][:, thing].max()
+    need(
+        alike < SAME, "two of your things are the same vector: what is the same may be merged; let each look different"
+    )
+    rank = _distinct(states[None], torch.ones(1, PATCHES))[0]
+    need(
+        rank[thing].mean() < rank[~thing].mean(),
+        f"step 1 takes your background for the common: mean rank {float(rank[~thing].mean()):.2f}, things "
+        f"{float(rank[thing].mean()):.2f}. There tally is right; what would have to be like the mean of the picture?",
+    )
+    left = {name: _alone(name, states, thing) for name in ("tome", "tally")}
+    need(
+        left["tome"] == things,
+        f"ToMe, too, merges things of yours: {left['tome']} of {things} are left. It joins what is most alike, an even "
+        "place with an odd one: let that be background, on places of both kinds, and more alike than any two things",
+    )
+    need(
+        left["tally"] < things,
+        f"tally leaves all {things} things apart as well: no pair of things, on an even place and an odd one, is worth "
+        "more than pairs of your background (similarity minus both ranks)",
+    )
+    return f"of {things} things tome leaves {left['tome']} apart, tally {left['tally']}: here the common was asked for."
+
+
+def _alone(name: str, states: Tensor, thing: Tensor) -> int:
+    """How many things still have a token of their own after the strategy has left `KEPT` tokens."""
+    tokens = Tokens("encoder", states[None], layer=0, keys=states[None], size=torch.ones(1, PATCHES), grid=(4, 4))
+    members = get_strategy(name)().map(tokens, KEPT).matrix()[0] != 0
+    return int(members[members.sum(1) == 1].any(0)[thing].sum())
 
 
 def _distinct(states: Tensor, sizes: Tensor, unit: bool = True) -> Tensor:
     x = states / states.norm(dim=2, keepdim=True) if unit else states
     common = (x * (sizes[..., None] * x).sum(1, keepdim=True)).sum(2)
     return common.argsort(dim=1, descending=True, stable=True).argsort(dim=1).double() / states.shape[1]
-
-
-def _same(one: Strategy, other: Strategy) -> bool:
-    """Whether two strategies do the same with some tokens, at the same layers, with the same switches."""
-    draw = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    states, keys, rows = some(2, 96, 8), some(2, 96, 8), some(2, 5, 96).softmax(2)
-    sizes = 1 + some(2, 96).abs().round()
-    every = [Tokens("encoder", states, layer=0, keys=keys, size=sizes, grid=(8, 12))]
-    every.append(Tokens("llm", states, layer=1, text_rows=rows, size=sizes, grid=(8, 12)))
-    maps = all(
-        torch.equal(one.map(x, keep).matrix(), other.map(x, keep).matrix()) for x in every for keep in (90, 72, 56)
-    )
-    switches = ("proportional_attention", "proportional_in_llm", "encoder_share")
-    stages: tuple[Stage, ...] = ("encoder", "llm")
-    return (
-        maps
-        and all(getattr(one, name) == getattr(other, name) for name in switches)
-        and all(one.layers(stage, depth) == other.layers(stage, depth) for stage in stages for depth in (6, 8, 24))
-        and all(one.counts(stage, 3, 90, 45) == other.counts(stage, 3, 90, 45) for stage in stages)
-    )
 
 
 def _listed(row: Tensor) -> str:

@@ -97,7 +97,7 @@ def check_ledger(ledger: Mapping[str, tuple[str, int | None]]) -> str:
         pair = ledger.get(claim)
         need(
             claim in ledger and pair is not ... and pair != (..., ...),
-            f"“{claim}” has no verdict yet; one of {', '.join(VERDICTS)} is expected, and a section",
+            f"“{claim}” has no verdict yet",
         )
         need(
             isinstance(pair, tuple) and len(pair) == 2,

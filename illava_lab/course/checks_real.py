@@ -14,7 +14,7 @@ from illava_lab.course.exercises import exercise, need, number
 
 @exercise
 def check_divergence(function: Callable[[Tensor, Tensor], float]) -> str:
-    """Logits (T, V) of the unreduced and the reduced model -> mean KL(unreduced || reduced) over T tokens, in nats."""
+    """Logits (tokens, V) of the unreduced and the reduced model -> mean KL(unreduced || reduced), in nats."""
     p, q = torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     reference, reduced = (x.double().log() + torch.tensor([[2.0], [-1.0]]) for x in (p, q))
     one = math.log(2) / 2 - math.log(1.5) / 2  # of the first token; the second has none
@@ -47,7 +47,7 @@ def check_divergence(function: Callable[[Tensor, Tensor], float]) -> str:
         "that is KL(reduced || unreduced): the *unreduced* model's probabilities weigh the logarithms",
     )
     need(not near(one / 2 / math.log(2)), "that is in bits; natural logarithms give nats")
-    need(not near(-one / 2), "a divergence is never negative: is it log p - log q?")
+    need(not near(-one / 2), "a divergence is never negative: is it log P - log Q?")
     need(
         near(one / 2),
         f"the first token gives {one:.4f}, the second 0, so {one / 2:.4f} is expected; yours gives {got:.4f}",

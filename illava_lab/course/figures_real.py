@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,17 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from illava_lab.course.paired import tidy
+from illava_lab.measuring import measure
+from illava_lab.measuring.cost import Cost
+from illava_lab.measuring.published import published
+from illava_lab.measuring.speed import Speed
+from illava_lab.measuring.statistics import paired_difference
+from illava_lab.method.registry import make_strategy
+from illava_lab.method.strategy import Strategy
 from illava_lab.models.loading import weights_bytes
 from illava_lab.paths import data_dir
+from illava_lab.schedules.schedule import Schedule
+from illava_lab.session.lab import Lab
 from illava_lab.views.colors import BLUE, GREY, MARKERS, RED, looks
 
 FORMS = {"float16": None, "8 bit": "8bit", "4 bit": "4bit"}
@@ -40,6 +50,19 @@ def measured_on_gpu(core: str | None = None) -> pd.DataFrame:
     """Rows of data/gpu.csv: 7B to 34B with random weights, shares of the bare model. `core`: "present" or "before"."""
     table = pd.read_csv(data_dir() / "gpu.csv", keep_default_na=True)
     return table if core is None else table[table["core"] == core]
+
+
+def speeds_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """iLLaVA's and its successor's rows of `measured_on_gpu`, in short words, as shares of the bare model."""
+    short = {
+        "LLaVA-": "",
+        "one picture, 16 prompts at once": "16 prompts",
+        "one picture in ten": "ten",
+        "a video of ": "",
+    }
+    rows = measured[measured["strategy"].isin(["illava", "illava-2026"])].replace({"case": short}, regex=True)
+    rows = rows.rename(columns={"flops": "FLOPs", "prefill_ratio": "prefill", "decode_ratio": "decode"})
+    return rows[["case", "graphs", "budget", "FLOPs", "prefill", "limit", "decode", "peak"]].round(2)
 
 
 def gpu_figure(strategy: str = "illava") -> Figure:
@@ -101,6 +124,45 @@ def another_gpu_figure() -> Figure:
 
 
 # ---------------------------------------------------------------------------------------------- how far answers move
+Plan = tuple[Strategy, Schedule]
+
+
+def plans_at(
+    lab: Lab, names: Sequence[str], keep: float, prompt: dict[str, torch.Tensor]
+) -> tuple[dict[str, Plan], dict[str, float]]:
+    """What each method does at this keep, and which share of the bare model's FLOPs that takes with this prompt.
+
+    Raises:
+        LabError: as `Schedule.for_budget`.
+    """
+    text, layouts = measure.text_tokens(lab.model, prompt), measure.layouts(lab.model, prompt)
+    bare, plans, shares = measure.prefill_flops(lab.model, text_tokens=text, layouts=layouts), {}, {}
+    for name in names:
+        strategy = make_strategy(name)
+        plans[name] = strategy, Schedule.for_budget(strategy, lab.model, keep=keep)
+        shares[name] = measure.prefill_flops(lab.model, *plans[name], text_tokens=text, layouts=layouts) / bare
+    return plans, shares
+
+
+def moved(table: pd.DataFrame, shares: Mapping[str, float], images: Sequence[int]) -> pd.DataFrame:
+    """How far each method moves from the unreduced model, a row each, in the order of `shares`.
+
+    Args:
+        table: from `il.fidelity`. shares: its methods, and the FLOPs of each. images: the picture of each question.
+
+    Returns:
+        Columns divergence (nats), agreement, changed (% of the answers), its 95 % interval low and high, and FLOPs.
+    """
+    rows = {}
+    for name, share in shares.items():
+        own = table[table["strategy"] == name]
+        other = ~own["equal"].to_numpy(bool)
+        changed = paired_difference(other, np.zeros(len(own), bool), [str(image) for image in images])
+        percent = {part: 100 * value for part, value in zip(("changed %", "low", "high"), changed, strict=True)}
+        rows[name] = {"divergence": own["kl"].mean(), "agreement": own["agreement"].mean(), **percent, "FLOPs": share}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def divergence_figure(table: pd.DataFrame) -> Figure:
     """The divergence of every question by method; questions whose answer changed are crosses."""
     rows = table[table["strategy"] != "none"]
@@ -142,6 +204,35 @@ def agreement_figure(means: pd.DataFrame) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------------------------------------- beside published ones
+def shares_of_bare(costs: Mapping[str, Cost], runs: Sequence[Speed]) -> pd.DataFrame:
+    """Prefill time (with its middle half), KV cache and peak above the weights, as shares of the first row's.
+
+    Args:
+        costs: of each method, the bare model's first. runs: their times, in the same order, taken in turns.
+    """
+    bare, rows = next(iter(costs.values())), {}
+    for (name, cost), run in zip(costs.items(), runs, strict=True):
+        took = measure.ratio(run.prefill, runs[0].prefill)
+        rows[name] = {
+            **{part: getattr(took, kind) for part, kind in (("prefill", "value"), ("low", "low"), ("high", "high"))},
+            "cache": cost.cache_bytes / bare.cache_bytes,
+            "peak": cost.peak_bytes / bare.peak_bytes,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def beside_published(here: Mapping[str, str]) -> pd.DataFrame:
+    """iLLaVA's published figures, each beside what was measured here: metric -> in words."""
+    models = {"LVLMs of 7B, 13B and 34B": "7B, 13B and 34B", "LLaVA-OneVision 7B": "OneVision 7B"}
+    rows = published("illava")
+    rows = rows[rows["model"].isin(list(models)) & rows["metric"].isin(list(here))]
+    said = rows["qualifier"] + " " + rows["value"].map("{:g}".format) + " " + rows["unit"]
+    rows = rows.assign(model=rows["model"].map(models), published=said, here=rows["metric"].map(here))
+    return rows[["model", "metric", "published", "evidence", "here"]].drop_duplicates("published")
+
+
+# ---------------------------------------------------------------------------------------------- same, and right?
 def outcomes(table: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     """The rows with `outcome`: whether the answer is the unreduced model's, and whether it is right.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,81 +11,36 @@ from helpers.checks import each_was_tried, says_what_is_wrong
 
 import illava_lab as il
 from illava_lab.course import better, checks_better
-from illava_lab.course.checks_better import check_distinct, check_variant, check_weighed
+from illava_lab.course.checks_better import check_crowd, check_distinct, check_weighed
 from illava_lab.course.ledger import LESS, MORE, Ledger
-from illava_lab.measuring.difference import keep_answers
 from illava_lab.paths import clone_dir, data_dir
 
-Tally = il.get_strategy("tally")
+
+# --------------------------------------------------------------------------------------------- a crowd
+def crowd(first: float = -40, last: float = 40, things: int = 12, rest: torch.Tensor | None = None) -> tuple:
+    """Things on a fan of directions (degrees), then background, of one direction across the fan."""
+    angle = torch.linspace(first, last, things).deg2rad()
+    fan = torch.stack([angle.cos(), angle.sin(), 0 * angle], dim=1)
+    rest = torch.tensor([[0.0, 0.0, 1.0]]).expand(16 - things, 3) if rest is None else rest
+    return torch.cat([fan, rest]), torch.arange(16) < things
 
 
-# --------------------------------------------------------------------------------------------- variants of Tally
-class Mine(Tally):
-    """As in the solution."""
-
-    name = "mine"
-    weight: float = 1.0
-
-    def _distinct(self, tokens: il.Tokens) -> torch.Tensor:
-        return super()._distinct(tokens) * self.weight
+def on_places(places: list[int], states: torch.Tensor, thing: torch.Tensor) -> tuple:
+    return states[places], thing[places]
 
 
-class Everywhere(Tally):
-    """Another place to change: where the encoder merges."""
-
-    name = "everywhere"
-    part: float = 0.5
-
-    def layers(self, stage: str, depth: int) -> list[int]:
-        return list(range(round(depth * self.part))) if stage == "encoder" else super().layers(stage, depth)
+def upside_down() -> tuple:
+    states, thing = crowd()
+    return states, ~thing
 
 
-class SameName(Mine):
-    """Nobody could tell its rows."""
-
-    name = "tally"
-
-
-class NoSetting(Tally):
-    """A value without a type is no setting."""
-
-    name = "no-setting"
-    weight = 0.5
-
-
-class Shifted(Mine):
-    """Two changes at once."""
-
-    name = "shifted"
-    weight: float = 0.5
-
-
-class Unused(Tally):
-    """A setting that nothing reads."""
-
-    name = "unused"
-    weight: float = 1.0
-
-
-class Mixed(Mine):
-    """Ranks of one image depend on the others."""
-
-    name = "mixed"
-
-    def _distinct(self, tokens: il.Tokens) -> torch.Tensor:
-        own = super()._distinct(tokens)
-        return own if self.weight == 1.0 else own.mean(dim=0, keepdim=True).expand_as(own)
-
-
-def compared(*labels: str, task: str = "validation") -> pd.DataFrame:
-    """A table in which the last of these labels fails the first picture."""
-    asked = il.load_task(task).limited(40)
-    right = {label: np.ones(len(asked), bool) for label in ("none keep 1", *(f"{name} FLOPs 0.35" for name in labels))}
-    list(right.values())[-1][asked.samples["image_id"] == asked.samples["image_id"].iloc[0]] = False
-    rows = [{"strategy": "none", "keep": 1.0, "flops": np.nan}, *({"strategy": name, "flops": 0.35} for name in labels)]
-    table = pd.DataFrame(rows).assign(preset=None, schedule=None, status="ok")
-    keep_answers(table, right, asked, seed=0)
-    return table
+def odd_things() -> tuple:
+    """Seven things on odd places: ToMe and Tally move even places only, and those are background."""
+    states = torch.zeros(16, 12)
+    states[0::2] = torch.cat([torch.zeros(8, 3), torch.eye(8), torch.full((8, 1), 0.5)], dim=1)
+    states[1::2, :3] = crowd(-20, 20, 7)[0][:8]
+    states[15] = torch.eye(12)[11]  # the only background that the others can join
+    return states, (torch.arange(16) % 2 == 1) & (torch.arange(16) < 15)
 
 
 # --------------------------------------------------------------------------------------------- what is common
@@ -102,7 +56,6 @@ def of_the_batch(states: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     return common.argsort(dim=1, descending=True).argsort(dim=1) / states.shape[1]
 
 
-TRIAL = Mine(weight=0.5)
 # check, arguments, what the message must name (None: it is right)
 ANSWERS: list[tuple[Callable[..., str], tuple, str | None]] = [
     (check_weighed, (lambda x, z: (x + z.log()).softmax(-1),), None),
@@ -121,19 +74,22 @@ ANSWERS: list[tuple[Callable[..., str], tuple, str | None]] = [
     (check_distinct, (lambda x, z: ranks(x, z, unit=False),), "token 1 is long"),
     (check_distinct, (of_the_batch,), "each image has a mean of its own"),
     (check_distinct, (lambda x, z: ranks(x, torch.ones_like(z)),), "token 1 stands for 40 patches"),
-    (check_variant, (Mine, TRIAL, compared("tally", TRIAL.label)), None),
-    (check_variant, (Everywhere, Everywhere(part=1.0), compared("tally", "everywhere(part=1.0)")), None),
-    (check_variant, (..., ..., None), "a class like"),
-    (check_variant, (il.get_strategy("tome"), TRIAL, None), "a subclass of Tally"),
-    (check_variant, (SameName, SameName(weight=0.5), None), "still called 'tally'"),
-    (check_variant, (NoSetting, NoSetting(), None), "it has no setting"),
-    (check_variant, (Shifted, Shifted(), None), "two changes at once"),
-    (check_variant, (Mine, 0.5, None), "trial must be an instance"),
-    (check_variant, (Unused, Unused(weight=0.5), None), "is the setting used"),
-    (check_variant, (Mixed, Mixed(weight=0.5), None), "is broken"),
-    (check_variant, (Mine, TRIAL, None), "now compare it"),
-    (check_variant, (Mine, TRIAL, compared("tally", TRIAL.label, task="test")), "not the validation questions"),
-    (check_variant, (Mine, TRIAL, compared("tome", TRIAL.label)), "must have rows"),
+    (check_crowd, (crowd,), None),
+    (check_crowd, (lambda: crowd(-40, 40, 9),), None),
+    (check_crowd, (lambda: on_places([*range(12, 16), *range(12)], *crowd()),), None),
+    (check_crowd, (lambda: ...,), "nothing is returned yet"),
+    (check_crowd, (lambda: crowd()[0],), "two tensors"),
+    (check_crowd, (lambda: (crowd()[0][:15], crowd()[1]),), "the shapes must be"),
+    (check_crowd, (lambda: (crowd()[0], crowd()[1].float()),), "True and False"),
+    (check_crowd, (lambda: crowd(things=14),), "four things and four of background"),
+    (check_crowd, (lambda: (0 * crowd()[0], crowd()[1]),), "a state is zero"),
+    (check_crowd, (lambda: crowd(0, 0),), "the same vector"),
+    (check_crowd, (lambda: crowd(-90, 180, 4),), "step 1 takes your background for the common"),
+    (check_crowd, (lambda: crowd(-170, 160),), "step 1 takes your background for the common"),
+    (check_crowd, (upside_down,), "the same vector"),
+    (check_crowd, (lambda: crowd(rest=torch.tensor([[0, 1, 0.5], [0, -1, 0.5], [-1, 0, 0.5], [0, 0, 1.0]])),), "ToMe, too"),
+    (check_crowd, (lambda: on_places([12, 0, 13, 1, 14, 2, 15, *range(3, 12)], *crowd()),), "on places of both kinds"),
+    (check_crowd, (odd_things,), "apart as well"),
 ]  # fmt: skip
 
 
@@ -144,10 +100,6 @@ def test_checks_name_the_fault(check: Callable[..., str], given: tuple, fault: s
 
 def test_every_check_was_tried_with_three_wrong_answers_and_an_empty_one() -> None:
     each_was_tried(ANSWERS, checks_better)
-
-
-def test_a_variant_is_told_apart_only_where_the_interval_says_so() -> None:
-    assert "these questions cannot tell" in check_variant(Mine, TRIAL, compared("tally", TRIAL.label))
 
 
 # --------------------------------------------------------------------------------------------- counts
@@ -199,3 +151,14 @@ def test_the_best_of_many_equal_ones_seems_better_than_it_is() -> None:
         for variants, questions in ((1, 400), (20, 400), (20, 40_000))
     )
     assert abs(one) < 0.001 < asked_more < 0.003 < 0.015 < twenty
+
+
+def test_what_the_test_said_is_in_the_results_and_a_lead_is_over_the_best_other() -> None:
+    table = better.asked_once(0.5)
+    assert list(table.index) == ["test", "conversation", "fine", "multi-image", "video"]
+    assert table.loc["video", "best other"] == "downsample" and table.loc["video", "lead"] < 0
+    assert (table["its"] >= table[["downsample", "random"]].max(axis=1)).all()
+    clone = clone_dir()
+    assert clone is not None
+    lead = pd.read_csv(clone / "results" / "equal_flops" / "lead.csv").query("flops == 0.5").set_index("task")
+    assert table["lead"].tolist() == pytest.approx((100 * lead["lead"]).reindex(table.index).tolist())

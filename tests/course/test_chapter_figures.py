@@ -83,6 +83,34 @@ def test_the_gpu_s_figures_are_the_measured_ones() -> None:
     assert len(labels) == len(set(labels)) >= 8 and sum("earlier code" in label for label in labels) == 3
 
 
+def test_how_far_methods_move_is_a_row_each_and_what_they_spend_is_a_share_of_the_bare_model() -> None:
+    lab, task = il.load(), il.load_task("test").limited(8)
+    shown, questions = [task.image(i) for i in task.samples["image_id"]], list(task.samples["question"])
+    prompt = lab.inputs(shown[:1], questions[:1])
+    plans, shares = figures_real.plans_at(lab, ["none", "fastv"], 0.2, prompt)
+    assert shares["none"] == 1 and 0.5 < shares["fastv"] < 1 and plans["fastv"][1].llm
+    table = pd.DataFrame(
+        {"strategy": ["none"] * 4 + ["fastv"] * 4, "kl": [0.0] * 4 + [0.5, 0.1, 0, 0], "agreement": [1.0] * 4 + [0, 1, 1, 1]}
+    ).assign(equal=[True] * 4 + [False, True, True, True])  # fmt: skip
+    moved = figures_real.moved(table, shares, [0, 0, 1, 1])
+    assert list(moved.index) == ["none", "fastv"] and moved.loc["fastv", "divergence"] == pytest.approx(0.15)
+    assert moved.loc["fastv", "changed %"] == 25 and moved.loc["fastv", "low"] <= 25 <= moved.loc["fastv", "high"]
+    assert moved.loc["none", ["changed %", "low", "high"]].tolist() == [0, 0, 0]
+    costs = {name: il.measure.cost(lab.model, prompt, *plans[name]) for name in plans}
+    runs = il.measure.speeds(lab.model, prompt, [None, plans["fastv"]], rounds=1, new_tokens=1)
+    spent = figures_real.shares_of_bare(costs, runs)
+    assert spent.loc["none"].tolist() == [1] * 5 and spent.loc["fastv", "cache"] < 1
+
+
+def test_published_figures_stand_beside_what_was_measured_in_lines_that_fit() -> None:
+    rows = figures_real.beside_published({"throughput ratio": "1.05 x", "score drop": "10 %"})
+    assert set(rows["here"]) == {"1.05 x", "10 %"} and rows["published"].is_unique
+    speeds = figures_real.speeds_table(figures_real.measured_on_gpu("present"))
+    assert {"illava-image", "illava-2026-89"} <= set(speeds["budget"])
+    for table in (rows, speeds):
+        assert max(map(len, table.to_string(index=False).splitlines())) <= 100
+
+
 def test_outcomes_say_what_changed_and_what_is_right() -> None:
     table = pd.DataFrame(
         {"number": [0, 1, 0, 1], "answer": ["Two.", "no", "3", "yes"], "equal": [True, True, False, False]}
