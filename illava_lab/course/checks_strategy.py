@@ -66,7 +66,7 @@ def check_mended(cls: type[Strategy]) -> str:
 
 @exercise
 def check_nearest(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
-    """hidden (B, N, C), anchor (B, M), source (B, E) -> (B, E): for each source the slot with the likest anchor."""
+    """hidden (B, N, C), anchor (B, M), source (B, R) -> (B, R): for each source the slot with the likest anchor."""
     one = torch.tensor([[2.0, 0.2], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0], [1.0, 1.1], [6.0, 6.0]])
     hidden = torch.stack([one, one[[0, 3, 2, 1, 4, 5]]])  # in the second image two anchors have changed places
     anchor, source = torch.tensor([[1, 3, 5]] * 2), torch.tensor([[0, 2, 4]] * 2)
