@@ -12,7 +12,7 @@ import illava_lab as il
 from illava_lab.course import checks_stages
 from illava_lab.course.checks_stages import check_amdahl, check_counts, check_schedule
 from illava_lab.schedules.flops import flops_by_layer, prefill_flops
-from illava_lab.widgets import schedule_designer
+from illava_lab.widgets import front, schedule_designer
 from illava_lab.widgets.schedule_designer import ScheduleDesigner
 from illava_lab.widgets.schedule_forecast import forecast, schedule_figure, schedule_picture
 
@@ -151,6 +151,7 @@ def test_what_a_page_stores(lab: il.Lab) -> None:
     assert set(used) == set(range(len(stored["images"]))), "each picture once"
     assert all(image.startswith("data:image/webp") for image in stored["images"])
     assert used[0] == used[2], "behind the encoder, nothing was cut in either"
+    assert "innerHTML" not in front.script("designer"), "questions and answers are words, whatever is in them"
     costs_only = ScheduleDesigner(lab.model).store()
     assert costs_only["answers"] == [] and costs_only["catalog"]["outcome"] is None
 
