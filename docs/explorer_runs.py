@@ -19,7 +19,7 @@ from machine_runs import model_digest
 import illava_lab as il
 from illava_lab.method.token_map import TokenMap
 from illava_lab.method.tokens import Tokens
-from illava_lab.widgets import KeepSlider, ScheduleDesigner, TradeoffExplorer
+from illava_lab.widgets import KeepSlider, MergeExplorer, RedundancyExplorer, ScheduleDesigner, TradeoffExplorer
 
 FOLDER = Path(__file__).resolve().parent / "explorers"
 
@@ -73,7 +73,25 @@ def designer(lab: il.Lab) -> dict[str, Any]:
     return made.store()
 
 
-EXPLORERS = {"tradeoff": tradeoff, "keeps": keeps, "designer": designer}
+def merge(lab: il.Lab) -> dict[str, Any]:
+    """The explorer of chapter 02, section 6."""
+    methods: dict[str, Any] = {"illava": "illava", "illava, ramp reversed": il.get_strategy("illava")(ramp="reversed")}
+    methods |= {name: name for name in ("tome", "pool", "fastv", "random")}
+    image = il.load_task("test").image("test-0006")
+    explorer = MergeExplorer(lab, image, "What is the word?", methods, keep=0.3, patch=76)
+    explorer.set(strategy="illava", step=5)
+    return explorer.store()
+
+
+def redundancy(lab: il.Lab) -> dict[str, Any]:
+    """The explorer of chapter 01, section 2, with the first of its four pictures: each takes 0.4 MB."""
+    image = il.load_task("test").image("test-0006")
+    explorer = RedundancyExplorer(lab, {"scene": image}, "What is the word?", patch=20)
+    explorer.set(stage="llm", layer=0)
+    return explorer.store()
+
+
+EXPLORERS = {"tradeoff": tradeoff, "keeps": keeps, "designer": designer, "merge": merge, "redundancy": redundancy}
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ import html
 import itertools
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import board
@@ -32,6 +33,8 @@ EXPLORERS = {  # figure -> its cell
     "tradeoff": "TradeoffExplorer(folder, task)",
     "keeps": "KeepSlider(lab, image, ",
     "designer": "ScheduleDesigner(lab, image, ",
+    "merge": "merges.show(",
+    "redundancy": "RedundancyExplorer(lab, images",
 }
 _NUMBERS = itertools.count(1)
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -131,8 +134,7 @@ def fill(text: str) -> str:
     marks = {
         "<!-- methods -->": _methods, "<!-- families -->": _families, "<!-- statistics -->": _statistics,
         "<!-- leaderboard -->": board.board, "<!-- reported -->": board.reported,
-        "<!-- machine -->": lambda: _live("machine"), "<!-- tradeoff -->": lambda: _live("tradeoff"),
-        "<!-- keeps -->": lambda: _live("keeps"), "<!-- designer -->": lambda: _live("designer"),
+        **{f"<!-- {name} -->": partial(_live, name) for name in ("machine", *EXPLORERS)},
     }  # fmt: skip
     for mark, make in marks.items():
         if mark in text:

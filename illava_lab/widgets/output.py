@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import sys
 
 import ipywidgets
@@ -27,15 +26,6 @@ def live_figure(figure: go.Figure) -> go.FigureWidget:
         axis.update({"gridcolor": GRID} if axis.gridcolor else {"showgrid": False})
     widget._config = CONFIG  # there is no public name for it
     return widget
-
-
-def sync(widget: go.FigureWidget) -> None:
-    """Let whoever attaches later (a page that is loaded again, an output frame) see the figure as it is now.
-
-    plotly sends the full state when a FigureWidget is made, and later changes as messages that a late guest misses.
-    """
-    widget._widget_layout = copy.deepcopy(widget._layout_obj._props)
-    widget._widget_data = copy.deepcopy(widget._data)
 
 
 def show_widget(widget: ipywidgets.Widget, png: bytes, alt: str) -> None:

@@ -113,9 +113,9 @@ class _Figure(ExplorerFigure):
     """The front-end. Of the catalogue: names, the grid, and each image as the model sees it with its numbers.
 
     `cosines`: for each place of each stage, first as they are and then less the mean, what `tables.leftover` leaves of
-    the cosines in hundredths, with `shares` for each. `others`: 16-bit numbers, P for each: of the same tables, the mean
-    cosine of each patch to the others in hundredths, how many of these reach `LEAST`, and the group of each patch; then
-    for each place the attention in tenths of the mean, zeros where there is none. Both are deflated.
+    the cosines in hundredths, with `shares` for each. `others`: 16-bit numbers, P for each: of the same tables, the
+    mean cosine of each patch to the others in hundredths, how many of these reach `LEAST`, and the group of each patch;
+    then for each place the attention in tenths of the mean, zeros where there is none. Both are deflated.
     """
 
     _esm = script("redundancy")

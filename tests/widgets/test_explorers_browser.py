@@ -32,8 +32,9 @@ HEAD<body><script>for (const [name, stored] of Object.entries(STORED)) {
   document.body.append(place);
   illava[name].mount(place, stored);
 }</script></body></html>"""
-# Where a point of the plot lies on the page.
-RING = "() => { const ring = document.querySelector('.im-ring').getBoundingClientRect(); return [ring.x + 11, ring.y + 11] }"
+# Where the ring lies in the plot.
+RING = """() => { const [ring, plot] = [".im-ring", ".im-plot"].map(one => document.querySelector(one).getBoundingClientRect());
+  return { x: ring.x + 11 - plot.x, y: ring.y + 11 - plot.y } }"""
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,11 @@ def test_trade_off_by_keyboard_and_mouse(page: Page) -> None:
     ]
     assert [card.text_content() for card in figure.locator("li").all()] == wanted
     # The mouse: another point is said, and a click chooses it.
-    x, y = page.evaluate(RING)
+    place, drawn = page.evaluate(RING), figure.locator(".im-plot")
     point.select_option("tome at FLOPs 0.7")
-    page.mouse.move(x, y)
+    drawn.hover(position=place)
     expect(figure.locator(".im-tip")).to_contain_text("tome at FLOPs 0.35")
-    page.mouse.click(x, y)
+    drawn.click(position=place)
     expect(point.locator("option:checked")).to_have_text("tome at FLOPs 0.35")
     figure.get_by_role("button", name="Reset").click()
     expect(point.locator("option:checked")).to_have_text(names[START["point"]])
@@ -133,6 +134,13 @@ def test_keep_slider_and_both_in_the_dark_on_a_phone(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 800})
     page.wait_for_function("document.querySelector('.im-plot').getBoundingClientRect().right <= 360")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
+
+
+def test_explorers_of_an_image_say_what_their_chapters_have_stored(page: Page) -> None:
+    for name, chapter in (("merge", "02_merging_step_by_step"), ("redundancy", "01_token_redundancy")):
+        said = page.locator(f"#{name}").get_by_role("status")
+        expect(said).not_to_be_empty()
+        assert said.inner_text() in _outputs(chapter), "python docs/explorer_runs.py makes them again"
 
 
 def test_the_stored_data_are_those_of_the_model_and_the_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
