@@ -46,9 +46,11 @@ def move_machine(reader: Reader, output: Locator) -> None:
     expect(output.locator(".im-said")).to_contain_text("stands for")
 
 
-def text(output: Locator) -> Locator:
-    """The sentence that says what a widget shows."""
-    return output.locator(".widget-html-content").last
+def cell(panel: Locator, patch: int) -> dict[str, float]:
+    """Where a patch lies in a panel of 14 x 14 patches."""
+    row, column = divmod(patch, 14)
+    side = panel.bounding_box()["width"] / 14
+    return {"x": (column + 0.5) * side, "y": (row + 0.5) * side}
 
 
 def move_keep_slider(reader: Reader, output: Locator) -> None:
@@ -64,18 +66,21 @@ def move_tradeoff_plot(reader: Reader, output: Locator) -> None:
 
 
 def move_redundancy_explorer(reader: Reader, output: Locator) -> None:
-    output.get_by_label("stage").select_option("LLM")
-    expect(text(output)).to_contain_text("of the LLM")
-    reader.click(output.locator(".js-plotly-plot"), 8, 2)
-    expect(text(output)).to_contain_text("patch 36")
+    output.get_by_role("combobox", name="stage").select_option("LLM")
+    likeness, groups = (output.locator(".im-over").nth(panel) for panel in (1, 2))
+    likeness.click(position=cell(likeness, 36))
+    expect(output.get_by_role("status")).to_contain_text("of the LLM: patch 36")
+    groups.hover(position=cell(groups, 86))
+    expect(output.locator(".im-tip")).to_contain_text("in a group of")
 
 
 def move_merge_explorer(reader: Reader, output: Locator) -> None:
-    reader.press(output.locator(".noUi-handle"), "End")
-    expect(text(output)).to_contain_text("llm layer")
-    reader.click(output.locator(".js-plotly-plot"), 6, 5, panel=1)
-    expect(text(output)).to_contain_text("Patch 76")
-    reader.page.mouse.move(0, 0)  # what is said on hovering covers the panels
+    reader.press(output.get_by_role("slider"), "End")
+    tokens = output.locator(".im-over").nth(2)
+    tokens.click(position=cell(tokens, 76))
+    expect(output.get_by_role("status")).to_contain_text("Patch 76")
+    tokens.hover(position=cell(tokens, 143))
+    expect(output.locator(".im-tip")).to_contain_text("patch 143")
 
 
 def move_schedule_designer(reader: Reader, output: Locator) -> None:

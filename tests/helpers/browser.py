@@ -34,13 +34,6 @@ PLACE = """(plot, [panel, x, y]) => { const box = plot.getBoundingClientRect(), 
   return [box.x + across._offset + across.d2p(x), box.y + down._offset + down.d2p(y)] }"""
 MARKER = """(plot, [name, number]) => { const line = plot._fullData.find(line => line.name === name);
   return [line.x[number], line.y[number]] }"""
-DRAWN = """plot => {
-  const list = rows => Array.from(rows ?? [], row => typeof row === 'object' && row ? Array.from(row) : row);
-  return JSON.stringify({
-    traces: plot._fullData.map(trace => [trace.visible, list(trace.x), list(trace.y), list(trace.z)]),
-    titles: plot._fullLayout.annotations.map(note => note.text),
-    images: plot._fullLayout.images.map(image => image.source),
-    frames: plot._fullLayout.shapes.map(shape => [shape.x0, shape.y0]) }) }"""
 
 
 def chromium() -> str | None:
@@ -158,14 +151,3 @@ class Reader:
         plot.scroll_into_view_if_needed()
         self.page.mouse.move(*plot.evaluate(PLACE, [panel, x, y]))
         return plot.locator(".hoverlayer .hovertext").first.text_content() or ""
-
-    def click(self, plot: Locator, x: float, y: float, panel: int = 0) -> str:
-        """The same, and click."""
-        said = self.point(plot, x, y, panel)
-        self.page.mouse.click(*plot.evaluate(PLACE, [panel, x, y]))
-        return said
-
-
-def drawn(plot: Locator) -> str:
-    """What a plotly figure shows, as JSON text: values, titles, images, frames."""
-    return plot.evaluate(DRAWN)
