@@ -156,7 +156,7 @@ export class Merge {
     const count = now.anchor.length;
     const title = this.shown.step ? `${count} token${count === 1 ? "" : "s"} after this step` : `${count} tokens, one a patch`;
     const merged = now.members.some((own) => own.length > 1);
-    const foot = merged ? "outlined: a token of several patches, in the color of its place" : "";
+    const foot = merged ? "outlined: tokens of several patches" : "";
     return { title, frames: [this.shown.patch], foot, draw: (canvas, how) => ground(canvas, how, now) };
   }
 
@@ -171,7 +171,7 @@ export class Merge {
     own.forEach((one, i) => (values[one] = weights[i] / MILLION));
     const all = own.length < this.patches ? [0, ...weights] : weights;
     const limits = [Math.min(0, ...all) / MILLION, Math.max(...all) / MILLION];
-    const scale = { colors: "viridis", limits, name: "weight of each patch in it" };
+    const scale = { colors: "viridis", limits, name: "weight of each patch" };
     const title = `token at patch ${now.anchor[token]}: ${own.length} patch${own.length > 1 ? "es" : ""}`;
     const draw = (canvas, how) => {
       alone(canvas, how);

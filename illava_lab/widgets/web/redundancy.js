@@ -192,7 +192,7 @@ export class Redundancy {
   alike(picture) {
     const { groups } = this;
     const title = `${groups.anchor.length} groups with cosine ≥ ${this.catalog.least}${this.shown.centred ? ", mean removed" : ""}`;
-    const foot = "in one color and outlined: patches that are alike, each to each";
+    const foot = "outlined: patches that are alike, each to each";
     return { title, frames: [], foot, draw: (canvas, how) => drawGroups(canvas, how, groups, picture) };
   }
 
