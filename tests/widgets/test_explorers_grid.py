@@ -34,10 +34,10 @@ for (const name of ["merge", "redundancy"]) {
 MOVE = """([name, settings]) => { explorers[name].want(settings);
   return explorers[name].root.querySelector("[role=status]").textContent }"""
 # Whether the middle of each cell of each panel is lit: clear, where others are in the shade.
-LIT = """name => explorers[name].panels.panels.map(({ above }) => { const cells = explorers[name].panels.cells,
-    scale = above.width / above.clientWidth, half = cells.side / 2, pen = above.getContext("2d");
-    return [...Array(cells.count).keys()].filter(patch => { const [x, y] = cells.box(patch);
-      return pen.getImageData((x + half) * scale, (y + half) * scale, 1, 1).data[3] === 0 }) })"""
+LIT = """name => explorers[name].panels.panels.map(({ above }) => { const pen = above.getContext("2d");
+    return [...Array(196).keys()].filter(patch => { const [row, column] = [Math.floor(patch / 14), patch % 14];
+      const [x, y] = [column, row].map(place => (place + 0.5) * above.width / 14);
+      return pen.getImageData(x, y, 1, 1).data[3] === 0 }) })"""
 # A notebook's side of the front-end, with numbers as a kernel sends them.
 NOTEBOOK = """() => { const { catalog, start } = stored.redundancy, told = [];
   const bytes = text => new DataView(Uint8Array.from(atob(text), one => one.charCodeAt(0)).buffer);
@@ -267,3 +267,5 @@ def test_in_the_dark_and_on_a_phone(page: Page) -> None:
     for name in ("merge", "redundancy"):
         boxes = [over.bounding_box() for over in page.locator(f"#{name} .im-over").all()]
         assert boxes[0]["y"] == boxes[1]["y"] < boxes[2]["y"], "two beside each other"
+    point(page, "redundancy", 2, 150, click=True)  # in the panel that is wider than the others
+    expect(page.locator("#redundancy").get_by_role("spinbutton")).to_have_value("150")

@@ -109,10 +109,10 @@ export class Panels {
     this.panels.forEach((panel, number) => this.listen(panel, number));
   }
 
-  listen({ above }, number) {
+  listen({ above, cells }, number) {
     const patch = ({ clientX, clientY }) => {
       const box = above.getBoundingClientRect();
-      return this.cells.hit(clientX - box.left, clientY - box.top);
+      return cellsOf(this.view, 0, cells.clientWidth).hit(clientX - box.left, clientY - box.top);
     };
     above.onpointermove = (event) => {
       if (event.pointerType !== "touch") this.point(number, patch(event));
@@ -122,7 +122,7 @@ export class Panels {
       if (patch(event) >= 0) this.act.pick(patch(event));
     };
     above.onkeydown = (event) => {
-      if (number > 0 || !WAY[event.key]) return;
+      if (number > 0 || !WAY[event.key] || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       const [rows, columns] = this.view.views[0].grid;
       const [row, column] = [Math.floor(this.picked / columns) + WAY[event.key][0], (this.picked % columns) + WAY[event.key][1]];
@@ -201,10 +201,6 @@ export class Panels {
     }
     for (const [color, thick] of PICKED) shown.frames.forEach((patch) => around(pen, cells, patch, color, thick));
     if (this.at) for (const [color, thick] of [["#000", 3.5], ["#fff", 1.75]]) around(pen, cells, this.at.patch, color, thick);
-  }
-
-  get cells() {
-    return cellsOf(this.view, 0, this.panels[0].cells.clientWidth);
   }
 }
 
