@@ -34,7 +34,7 @@ ENCODER, LLM = PLACES.count("encoder"), PLACES.count("llm")
 LAST = PLACES.index("llm") + LLM - 1  # where the last layer of the LLM stands
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>machine</title><style>body { margin: 12px; background: #fff } body.dark { background: #111 }</style>
-<link rel="stylesheet" href="machine.css"><div id="here"></div><p>TERMS</p><script src="machine.js"></script>
+<link rel="stylesheet" href="machine.css"><div id="here"></div><script src="machine.js"></script>
 <script>window.colors = illava.machine.placeColor</script><script>window.stored = STORED;
 window.machine = illava.machine.mount(document.getElementById("here"), stored)</script></html>"""
 TERMS = "".join(
@@ -67,20 +67,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "machine.css").write_text(front.style("machine"), encoding="utf-8")
     (folder / "machine.js").write_text(front.page_script("machine"), encoding="utf-8")
-    (folder / "index.html").write_text(
-        PAGE.replace("TERMS", TERMS).replace("STORED", RUNS.read_text(encoding="utf-8")), encoding="utf-8"
-    )
+    page = PAGE.replace("STORED", RUNS.read_text(encoding="utf-8"))
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / "terms.html").write_text(page.replace("</div>", f"</div><p>{TERMS}</p>", 1), encoding="utf-8")
     return folder
 
 
-def opened(browser: Browser, folder: Path, **settings: Any) -> tuple[Page, list[str]]:
+def opened(browser: Browser, folder: Path, name: str = "index", **settings: Any) -> tuple[Page, list[str]]:
     """The page, and what it complains of: errors, and requests for anything but its own files."""
     page = browser.new_page(**{"viewport": {"width": 900, "height": 1000}, "reduced_motion": "reduce", **settings})
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
     page.on("request", lambda asked: asked.url.startswith((folder.as_uri(), "data:")) or complaints.append(asked.url))
-    page.goto((folder / "index.html").as_uri())
+    page.goto((folder / f"{name}.html").as_uri())
     page.wait_for_function("machine.page.root.dataset.shown === machine.page.root.dataset.wanted")
     return page, complaints
 
@@ -268,7 +268,7 @@ def test_by_keyboard(browser: Browser, folder: Path) -> None:
 
 
 def test_terms_of_the_text_light_up_what_they_name(browser: Browser, folder: Path) -> None:
-    page, complaints = opened(browser, folder)
+    page, complaints = opened(browser, folder, "terms")
     lit = page.locator(".im-lit")
     cards = page.locator(".im-map").count()
     many = {"token": cards, "handle": page.locator(".im-keep").count(), "flops": cards, "cache": LLM}
