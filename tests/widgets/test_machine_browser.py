@@ -332,16 +332,16 @@ def test_a_drag_is_followed_at_once(browser: Browser, folder: Path) -> None:
     assert box
     page.mouse.move(box["x"] + 8, box["y"] + 9)
     page.mouse.down()
-    for step in range(400):
+    for step in range(1000):
         share = abs(step % 40 / 20 - 1)
         page.mouse.move(box["x"] + 8 + share * (box["width"] - 16), box["y"] + 9)
-        if step % 10 == 9 and page.evaluate("times.length") >= 20:
+        if step % 10 == 9 and page.evaluate("times.length") >= 50:
             break
     page.mouse.up()
     times = page.evaluate("times")
     print(f"a drag is drawn after {statistics.median(times):.0f} ms, the worst of {len(times)} {max(times):.0f} ms")
     # Where other programs run, the median says what these do; what the page itself needs, the quickest ones say.
-    assert len(times) >= 20 and statistics.quantiles(times, n=4)[0] < 200
+    assert len(times) >= 50 and statistics.quantiles(times, n=4)[0] < 200
     assert complaints == []
     page.close()
 
