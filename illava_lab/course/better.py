@@ -179,9 +179,9 @@ def asked_once(flops: float) -> pd.DataFrame:
         scores = 100 * own.set_index("strategy")["accuracy"]
         others = scores.drop("tally")
         simple = {name: scores[name] for name in ("downsample", "random")}
-        rows[task] = {"tally": scores["tally"], "best other": others.idxmax(), "its": others.max(), **simple}
+        rows[task] = {"tally": scores["tally"], "best other": others.idxmax(), "accuracy": others.max(), **simple}
     found = pd.DataFrame.from_dict(rows, orient="index")
-    return found.assign(lead=found["tally"] - found["its"])
+    return found.assign(lead=found["tally"] - found["accuracy"])
 
 
 def lead_of_best(
