@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
+import traitlets
 from PIL import Image
 from torch.nn.functional import one_hot
 
@@ -28,6 +30,8 @@ from illava_lab.widgets.tables import hundredths, leftover, packed
 STAGE_NAMES: dict[Stage, str] = {"encoder": "image encoder", "llm": "LLM"}
 LIKENESS = {False: "cosine", True: "cosine, mean removed"}
 LEAST = 0.9  # the smallest cosine in a group
+PAIRS = 1_000_000  # of patches, in layers that are compared in one go: a second's work
+ROOM = 6  # blocks of layers that the widget holds; whoever opens its page again is sent them
 THIRD = {"groups": "groups of like patches", "attention": "attention in this layer"}
 
 
@@ -110,35 +114,52 @@ def redundancy_figure(seen: Image.Image, recording: Recording, **settings: Any) 
 
 # ---------------------------------------------------------------------------------------------- for the page
 class _Figure(ExplorerFigure):
-    """The front-end. Of the catalogue: names, the grid, and each image as the model sees it with its numbers.
+    """The front-end. Of the catalogue: names, the grid, each image as the model sees it, and `blocks` of places, which
+    count on from the encoder to the LLM: the first place of each, and the first behind it.
 
-    `cosines`: for each place of each stage, first as they are and then less the mean, what `tables.leftover` leaves of
-    the cosines in hundredths, with `shares` for each. `others`: 16-bit numbers, P for each: of the same tables, the
-    mean cosine of each patch to the others in hundredths, how many of these reach `LEAST`, and the group of each patch;
-    then for each place the attention in tenths of the mean, zeros where there is none. Both are deflated.
+    `numbers`: "image,block" -> what `_numbers` makes of them. The page keeps what it has once been given.
     """
 
     _esm = script("redundancy")
     _css = style("redundancy")
+    numbers = traitlets.Dict().tag(sync=True)
 
 
-def _numbers(recording: Recording) -> dict[str, Any]:
-    """`cosines`, `shares` and `others` of an image."""
+def _places(recording: Recording) -> list[tuple[Stage, int]]:
+    return [(stage, layer) for stage, states in recording.hidden.items() for layer in range(len(states))]
+
+
+def _blocks(recording: Recording) -> list[list[int]]:
+    """Places in blocks of about `PAIRS` pairs of patches: all in one for a small model."""
+    places, patches = len(_places(recording)), int(np.prod(recording.grid))
+    step = max(1, PAIRS // patches**2)
+    return [[first, min(first + step, places)] for first in range(0, places, step)]
+
+
+def _numbers(recording: Recording, first: int, stop: int) -> dict[str, Any]:
+    """Of an image at some places.
+
+    `cosines`: for each place, first as they are and then less the mean, what `tables.leftover` leaves of the cosines in
+    hundredths, with `shares` for each. `others`: 16-bit numbers, P for each: of the same tables, the mean cosine of
+    each patch to the others in hundredths, how many of these reach `LEAST`, and the group of each patch; then for each
+    place the attention in tenths of the mean, zeros where there is none. Both are deflated.
+    """
     shares, left, others, times = [], [], [], []
-    for stage, states in recording.hidden.items():
-        paid, before = recording.attention[stage], dict[bool, np.ndarray]()
-        for layer, x in enumerate(states):
-            for centred in (False, True):
-                cosine = similarity(x, centred)
-                table = hundredths(cosine.numpy())
-                share, rest = leftover(table, before.get(centred))
-                shares.append(share)
-                left.append(rest)
-                before[centred] = table
-                mean, near = _to_others(cosine)
-                others += [hundredths(mean.numpy()), near.numpy(), clusters(x, LEAST, centred).numpy()]
-            relative = paid[layer] / paid[layer].mean() if layer < len(paid) else torch.zeros(len(x))
-            times.append(np.rint(relative.double().numpy() * 10))
+    before = dict[bool, np.ndarray]()
+    for stage, layer in _places(recording)[first:stop]:
+        x, paid = recording.hidden[stage][layer], recording.attention[stage]
+        before = before if layer else {}
+        for centred in (False, True):
+            cosine = similarity(x, centred)
+            table = hundredths(cosine.numpy())
+            share, rest = leftover(table, before.get(centred))
+            shares.append(share)
+            left.append(rest)
+            before[centred] = table
+            mean, near = _to_others(cosine)
+            others += [hundredths(mean.numpy()), near.numpy(), clusters(x, LEAST, centred).numpy()]
+        relative = paid[layer] / paid[layer].mean() if layer < len(paid) else torch.zeros(len(x))
+        times.append(np.rint(relative.double().numpy() * 10))
     numbers = packed(part.astype("<i2") for part in [*others, *times])
     return {"cosines": packed(left), "shares": shares, "others": numbers}
 
@@ -152,8 +173,9 @@ def _to_others(cosine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class RedundancyExplorer(Explorer):
     """Pick a patch by a click or by its number; step through the layers of both stages.
 
-    Every image is recorded, and its patches compared in every layer, once, when the explorer is made; moving a control
-    only looks things up, on the page itself. What is pointed at says its cosine, or lights up its group.
+    Every image is recorded once, when the explorer is made. In a small model its patches are compared in every layer at
+    once, so that moving a control only looks things up, on the page itself; in a large one in a few layers at a time,
+    when they are looked at. What is pointed at says its cosine, or lights up its group.
 
     Args:
         images: name -> image.
@@ -182,6 +204,11 @@ class RedundancyExplorer(Explorer):
             {"image": next(iter(images)), "stage": "encoder", "layer": 0, "patch": patch, "centred": False,
              "third": "groups"},
         )  # fmt: skip
+        keys = list(itertools.product(range(len(images)), range(len(self.widget.catalog["blocks"]))))
+        for image, block in keys if len(keys) <= ROOM else ():
+            self._need(image, block)
+        self._look(self.widget.shown)
+        self.widget.observe(lambda change: self._look(change["new"]), names="shown")
 
     def fitted(self, settings: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """As the page does: where the other stage has fewer layers, its last one."""
@@ -210,13 +237,30 @@ class RedundancyExplorer(Explorer):
         )
 
     def store(self) -> dict[str, Any]:
-        """The same with its numbers as text."""
-        stored = super().store()
-        images = [
-            {name: base64.b64encode(part).decode() if isinstance(part, bytes) else part for name, part in one.items()}
-            for one in stored["catalog"]["images"]
-        ]
-        return {**stored, "catalog": {**stored["catalog"], "images": images}}
+        """The same with the numbers of all layers, as text."""
+        numbers = {
+            f"{image},{block}": {**made, "cosines": _text(made["cosines"]), "others": _text(made["others"])}
+            for image, recording in enumerate(self.recordings.values())
+            for block, places in enumerate(self.widget.catalog["blocks"])
+            for made in [_numbers(recording, *places)]
+        }
+        return {**super().store(), "numbers": numbers}
+
+    # ---------------------------------------------------------------------------------------------- for the page
+    def _look(self, shown: Mapping[str, Any]) -> None:
+        """Have the numbers of what is shown."""
+        place = _places(self.recordings[shown["image"]]).index((shown["stage"], shown["layer"]))
+        blocks = self.widget.catalog["blocks"]
+        block = next(number for number, (first, stop) in enumerate(blocks) if first <= place < stop)
+        self._need(list(self.recordings).index(shown["image"]), block)
+
+    def _need(self, image: int, block: int) -> None:
+        """Have the numbers of a block; where there is no room, those that were asked for first go."""
+        held, key = self.widget.numbers, f"{image},{block}"
+        if key not in held:
+            recording = list(self.recordings.values())[image]
+            made = _numbers(recording, *self.widget.catalog["blocks"][block])
+            self.widget.numbers = {**dict(list(held.items())[1 - ROOM :]), key: made}
 
     def _catalog(self) -> dict[str, Any]:
         one = next(iter(self.recordings.values()))
@@ -224,9 +268,11 @@ class RedundancyExplorer(Explorer):
             {"stage": stage, "name": STAGE_NAMES[stage], "layers": len(states) - 1}
             for stage, states in one.hidden.items()
         ]
-        images = [
-            {"name": name, "seen": webp(self._seen[name]), **_numbers(recording)}
-            for name, recording in self.recordings.items()
-        ]
+        images = [{"name": name, "seen": webp(seen)} for name, seen in self._seen.items()]
         third = [[name, words] for name, words in THIRD.items()]
-        return {"grid": list(one.grid), "stages": stages, "third": third, "least": LEAST, "images": images}
+        return {"grid": list(one.grid), "stages": stages, "third": third, "least": LEAST, "blocks": _blocks(one),
+                "images": images}  # fmt: skip
+
+
+def _text(packed: bytes) -> str:
+    return base64.b64encode(packed).decode()

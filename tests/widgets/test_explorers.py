@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import illava_lab as il
+from illava_lab.measuring.redundancy import clusters
 from illava_lab.views.pictures import seen_image, to_png
 from illava_lab.widgets import explorer as shared
 from illava_lab.widgets.merge_explorer import MergeExplorer, _millionths, merge_figure, merge_panels, places_before
@@ -143,9 +144,33 @@ def _read(left: np.ndarray, off: np.ndarray) -> np.ndarray:
 def test_what_is_stored_of_redundancy_is_text(redundancy: RedundancyExplorer) -> None:
     stored = json.loads(json.dumps(redundancy.store(), allow_nan=False))
     assert stored["start"] == redundancy.settings
-    for one, sent in zip(stored["catalog"]["images"], redundancy.widget.catalog["images"], strict=True):
+    assert list(stored["numbers"]) == list(redundancy.widget.numbers) == ["0,0", "1,0"], "a small model needs one block"
+    for key, sent in redundancy.widget.numbers.items():
+        one = stored["numbers"][key]
         assert base64.b64decode(one["cosines"]) == sent["cosines"] and len(one["shares"]) == 2 * (9 + 7)
         assert len(zlib.decompress(sent["others"])) == 2 * 196 * (9 + 7) * 7
+
+
+def test_a_large_model_is_compared_where_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, lab: il.Lab, image: Image.Image
+) -> None:
+    monkeypatch.setattr("illava_lab.widgets.redundancy_explorer.PAIRS", 3 * 196**2)  # so many layers in a block
+    monkeypatch.setattr("illava_lab.widgets.redundancy_explorer.ROOM", 2)
+    explorer = RedundancyExplorer(lab, {"scene": image, "turned": image.rotate(90)}, QUESTION)
+    assert explorer.widget.catalog["blocks"] == [[0, 3], [3, 6], [6, 9], [9, 12], [12, 15], [15, 16]]
+    assert list(explorer.widget.numbers) == ["0,0"], "what is shown at first"
+    explorer.set(stage="llm", layer=2)
+    assert list(explorer.widget.numbers) == ["0,0", "0,3"]
+    explorer.widget.shown = {**explorer.settings, "image": "turned", "layer": 3}  # as the page does
+    assert list(explorer.widget.numbers) == ["0,3", "1,4"], "the one that was asked for first made room"
+    explorer.widget.shown = {**explorer.settings, "layer": 4}
+    assert list(explorer.widget.numbers) == ["0,3", "1,4"], "it is there"
+    # The first tables of a block lean on none before it.
+    assert explorer.widget.numbers["1,4"]["shares"][:2] == [0, 0]
+    rows = np.frombuffer(zlib.decompress(explorer.widget.numbers["1,4"]["others"]), "<i2").reshape(-1, 196)
+    x = explorer.recordings["turned"].hidden["llm"][4]  # the second place of its block
+    assert np.array_equal(rows[3 * 2 + 2], clusters(x, 0.9)), "of its plain cosines, the third row"
+    assert set(explorer.store()["numbers"]) == {f"{image},{block}" for image in range(2) for block in range(6)}
 
 
 # --------------------------------------------------------------------------------------------- merging

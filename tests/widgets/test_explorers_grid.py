@@ -39,25 +39,26 @@ LIT = """name => explorers[name].panels.panels.map(({ above }) => { const pen = 
       const [x, y] = [column, row].map(place => (place + 0.5) * above.width / 14);
       return pen.getImageData(x, y, 1, 1).data[3] === 0 }) })"""
 # A notebook's side of the front-end, with numbers as a kernel sends them.
-NOTEBOOK = """() => { const { catalog, start } = stored.redundancy, told = [];
+NOTEBOOK = """() => { const { catalog, start, numbers } = stored.redundancy, told = [];
   const bytes = text => new DataView(Uint8Array.from(atob(text), one => one.charCodeAt(0)).buffer);
-  const images = catalog.images.map(one => ({ ...one, cosines: bytes(one.cosines), others: bytes(one.others) }));
-  const state = { catalog: { ...catalog, images }, start, shown: start }, el = document.createElement("div");
-  const heard = { on: (_, told) => (heard.told = told), off: () => null, get: name => state[name], save_changes: () => null,
+  const sent = ([key, one]) => [key, { ...one, cosines: bytes(one.cosines), others: bytes(one.others) }];
+  const all = Object.fromEntries(Object.entries(numbers).map(sent));
+  const state = { catalog, numbers: { "0,0": all["0,0"] }, start, shown: start }, el = document.createElement("div");
+  const heard = { on: (what, told) => (heard[what] = told), off: () => null, get: name => state[name], save_changes: () => null,
                   set: (name, value) => { state[name] = value; told.push(value) } };
   el.id = "notebook";
   document.body.append(el);
-  window.notebook = { state, told, heard, close: illava.redundancy.render({ model: heard, el }) } }"""
+  window.notebook = { state, all, told, heard, close: illava.redundancy.render({ model: heard, el }) } }"""
 
 
 @pytest.fixture(scope="module")
 def explorers() -> dict[str, Any]:
     lab, image = il.load(), il.load_task("test").image("test-0006")
     images = {"scene": image, "grey": Image.new("RGB", (112, 112), "grey")}
-    return {
-        "merge": MergeExplorer(lab, image, QUESTION, METHODS, keep=0.3, patch=20),
-        "redundancy": RedundancyExplorer(lab, images, QUESTION, patch=20),
-    }
+    with pytest.MonkeyPatch.context() as patched:  # as for a large model: the numbers of ten layers at a time
+        patched.setattr("illava_lab.widgets.redundancy_explorer.PAIRS", 10 * COUNT**2)
+        redundancy = RedundancyExplorer(lab, images, QUESTION, patch=20)
+    return {"merge": MergeExplorer(lab, image, QUESTION, METHODS, keep=0.3, patch=20), "redundancy": redundancy}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,10 @@ def page(explorers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
             "request", lambda asked: asked.url.startswith((folder.as_uri(), "data:")) or complaints.append(asked.url)
         )
         page.goto((folder / "index.html").as_uri())
-        for image in ("grey", "scene"):  # each is unpacked when it is first shown
-            page.evaluate(MOVE, ["redundancy", {"image": image}])
-            page.wait_for_function("name => explorers.redundancy.packed.get(name)", arg=image)
+        for image, block in ((1, 1), (1, 0), (0, 1), (0, 0)):  # each is unpacked when it is first shown
+            key, place = f"{image},{block}", [{"stage": "encoder", "layer": 0}, {"stage": "llm", "layer": 6}][block]
+            page.evaluate(MOVE, ["redundancy", {"image": ["scene", "grey"][image], **place}])
+            page.wait_for_function("key => explorers.redundancy.known.get(key)", arg=key)
         yield page
         assert complaints == []
 
@@ -247,9 +249,14 @@ def test_in_a_notebook_the_kernel_hears_and_is_heard(page: Page, explorers: dict
     expect(told(figure)).to_have_text(redundancy.describe(**redundancy.settings))
     figure.get_by_role("spinbutton").fill("77")
     assert page.evaluate("notebook.told.at(-1)") == {**redundancy.settings, "patch": 77}
-    moved = {**redundancy.settings, "stage": "llm", "layer": 2}
-    page.evaluate("shown => { notebook.state.shown = shown; notebook.heard.told() }", moved)
+    moved = {**redundancy.settings, "layer": 2}
+    page.evaluate("shown => { notebook.state.shown = shown; notebook.heard['change:shown']() }", moved)
     expect(told(figure)).to_have_text(redundancy.describe(**moved))
+    # What the kernel has not compared yet is waited for, in words, and then shown.
+    figure.get_by_role("combobox", name="image").select_option("grey")
+    expect(told(figure)).to_contain_text("comparing")
+    page.evaluate("() => { notebook.state.numbers = notebook.all; notebook.heard['change:numbers']() }")
+    expect(told(figure)).to_have_text(redundancy.describe(**{**moved, "image": "grey"}))
     page.evaluate("() => { notebook.close(); document.getElementById('notebook').remove() }")
 
 

@@ -41,10 +41,10 @@ function readTable(left, count, share, before) {
 }
 
 export class Redundancy {
-  /** `source`: { catalog, start() -> settings, shown, send(settings) }. */
+  /** `source`: { catalog, numbers() -> key: numbers, start() -> settings, shown, send(settings) }. */
   constructor(root, source) {
     const { catalog } = source;
-    Object.assign(this, { root, source, catalog, shown: source.shown, packed: new Map(), tables: new Map() });
+    Object.assign(this, { root, source, catalog, shown: source.shown, known: new Map(), tables: new Map() });
     const [rows, columns] = catalog.grid;
     this.patches = rows * columns;
     this.columns = columns;
@@ -84,17 +84,23 @@ export class Redundancy {
   }
 
   // ------------------------------------------------------------------------------------------- numbers
-  /** The numbers of an image, once they are unpacked; before, nothing, and they are shown when they are there. */
-  numbers(name) {
-    if (!this.packed.has(name)) {
-      this.packed.set(name, null);
-      const { cosines, shares, others } = this.catalog.images.find((one) => one.name === name);
-      Promise.all([unpacked(cosines), unpacked(others)]).then(([left, rest]) => {
-        this.packed.set(name, { left: new Uint8Array(left), shares, rest: new Int16Array(rest) });
+  /** The numbers of what is shown, once they are here and unpacked; before, nothing. They are shown when they are there. */
+  numbers() {
+    const { blocks, images } = this.catalog;
+    const place = this.place();
+    const block = blocks.findIndex(([first, stop]) => first <= place && place < stop);
+    const key = `${images.findIndex(({ name }) => name === this.shown.image)},${block}`;
+    const given = this.source.numbers()[key];
+    if (given && !this.known.has(key)) {
+      this.known.set(key, null);
+      Promise.all([unpacked(given.cosines), unpacked(given.others)]).then(([left, rest]) => {
+        const [first, stop] = blocks[block];
+        const numbers = { left: new Uint8Array(left), rest: new Int16Array(rest), shares: given.shares };
+        this.known.set(key, { key, first, count: stop - first, ...numbers });
         this.show();
       });
     }
-    return this.packed.get(name);
+    return this.known.get(key);
   }
 
   /** Places of a stage count on from those of the stages before it. */
@@ -104,13 +110,14 @@ export class Redundancy {
     return before.reduce((sum, { layers }) => sum + layers + 1, 0) + this.shown.layer;
   }
 
-  /** The cosines of a place. Tables of a stage lean on each other: its first ones stand alone. */
-  cosines({ left, shares }, number) {
-    const key = `${number} ${this.shown.image}`;
+  /** The cosines of a place of a block. Tables of a stage lean on each other: its first ones stand alone. */
+  cosines(known, number) {
+    const { left, shares } = known;
+    const key = `${known.key} ${number}`;
     if (!this.tables.has(key)) {
       const pairs = (this.patches * (this.patches + 1)) / 2;
       const own = left.subarray(number * pairs, (number + 1) * pairs);
-      const before = shares[number] ? this.cosines({ left, shares }, number - 2) : null;
+      const before = shares[number] ? this.cosines(known, number - 2) : null;
       this.tables.set(key, readTable(own, this.patches, shares[number], before));
     }
     return this.tables.get(key);
@@ -120,12 +127,11 @@ export class Redundancy {
       attention. */
   look(known) {
     const { patches } = this;
-    const place = this.place();
+    const place = this.place() - known.first;
     const number = 2 * place + Number(this.shown.centred);
     const row = (at) => known.rest.subarray(at * patches, (at + 1) * patches);
-    const places = this.catalog.stages.reduce((sum, { layers }) => sum + layers + 1, 0);
     const [mean, near, owner] = [0, 1, 2].map((which) => row(3 * number + which));
-    Object.assign(this, { table: this.cosines(known, number), mean, near, times: row(6 * places + place) });
+    Object.assign(this, { table: this.cosines(known, number), mean, near, times: row(6 * known.count + place) });
     const anchor = [];
     owner.forEach((group, patch) => (anchor[group] ??= patch));
     this.groups = groupsOf(owner, anchor);
@@ -171,8 +177,10 @@ export class Redundancy {
     this.centred.set(centred);
     this.third.set(third);
     this.panels.point(0, -1);
-    const known = this.numbers(image);
+    const known = this.numbers();
+    this.root.classList.toggle("im-late", !known);
     if (known) this.fill(known);
+    else if (known === undefined) this.title.textContent = "comparing the patches of these layers …";
   }
 
   fill(known) {
