@@ -100,7 +100,7 @@
       const cells = ["model", "method", "budget"].map(name => p.row.cells[place[name]].textContent).join(", ");
       add(dot, "title", {}, `${cells}: ${(100 * p.y).toFixed(1)} %, ${what} ${p.x.toFixed(2)}`);
     }
-    const named = [...new Set(points.map(p => p.method))].sort(), room = Math.min(17, (H - TOP) / named.length);
+    const named = [...new Set(points.map(p => p.method))].sort(), room = Math.min(17, (H - TOP - 16) / named.length);
     named.forEach((method, i) => {
       mark(svg, method, W - RIGHT + 16, TOP + 8 + i * room, 4.5);
       add(svg, "text", { x: W - RIGHT + 26, y: TOP + 12 + i * room, class: "axis" }, method);
