@@ -163,7 +163,7 @@ def tried_figure(rows: pd.DataFrame, threshold: float = 0.02) -> Figure:
         axes.errorbar([100 * row["difference"]], [number], xerr=np.clip(ends, 0, None), fmt="o", capsize=4, color=BLUE,
                       markerfacecolor=BLUE if clear else "white")  # fmt: skip
     axes.set_yticks(range(len(rows)), [as_label(name) for name in rows.index], fontsize=9)
-    axes.set_title("full: told apart from Tally; hollow: not", loc="left", fontsize=10)
+    axes.set_title("full: told apart from Tally; hollow: not; dashed: two points lost", loc="left", fontsize=10)
     tidy(axes)
     return figure
 
