@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from helpers.browser import chromium, launched
+from playwright.sync_api import expect
 
 import illava_lab as il
 from illava_lab import course, widgets
@@ -123,6 +126,47 @@ def test_every_method_of_the_registry_is_described(site: Site) -> None:
 def test_every_measured_table_is_shown_as_it_is_stored(site: Site, summary: Path) -> None:
     name = "speed" if summary.parent.name == "gpu" else "results"
     assert summary.read_text(encoding="utf-8").strip() in page(site, name).get_text(), f"docs/{name}.md leaves it out"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(
+    not chromium() and os.environ.get("ILLAVA_BROWSER") != "required", reason="there is no chromium on the PATH"
+)
+def test_every_live_figure_lives_in_the_page(site: Site) -> None:
+    """Opened as files: each figure is drawn, follows a key and the theme, fits a phone, and asks nobody for anything."""
+    home = min(site, key=lambda path: len(path.parts)).parent
+    live = {path: [tag["id"] for tag in soup.select('[id^="live-"]')] for path, soup in site.items()}
+    assert sum(map(len, live.values())) >= 2 + 5 + 5, "the machine twice, each explorer here and in its chapter"
+    with launched() as browser:
+        opened, complaints = browser.new_page(reduced_motion="reduce"), list[str]()
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on(
+            "request", lambda asked: asked.url.startswith((home.as_uri(), "data:")) or complaints.append(asked.url)
+        )
+        for path, names in live.items():
+            if not names:
+                continue
+            opened.set_viewport_size({"width": 1280, "height": 900})
+            opened.goto(path.as_uri())
+            for name in names:
+                figure = opened.locator(f"#{name}.im")
+                control = figure.locator("input[type=range], input[type=checkbox]").first
+                expect(control).to_be_attached()
+                opened.wait_for_function("id => document.getElementById(id).innerText.length > 80", arg=name)
+                before = figure.inner_text()
+                slider = control.get_attribute("type") == "range"
+                least = slider and control.input_value() == control.get_attribute("min")
+                control.press(("ArrowRight" if least else "ArrowLeft") if slider else "Space")
+                opened.wait_for_function(
+                    "([id, text]) => document.getElementById(id).innerText !== text", arg=[name, before]
+                )
+            opened.evaluate("document.body.dataset.theme = 'dark'")
+            opened.set_viewport_size({"width": 390, "height": 800})
+            for name in names:
+                expect(opened.locator(f"#{name}")).to_have_attribute("data-theme", "dark")
+                fits = "id => document.getElementById(id).getBoundingClientRect().right <= 390"
+                opened.wait_for_function(fits, arg=name)
+        assert complaints == []
 
 
 def test_the_reference_has_everything_public(site: Site) -> None:
