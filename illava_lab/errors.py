@@ -1,7 +1,6 @@
 """The one exception that means "you asked for something that cannot be": its text is a full sentence for a person."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 LONGEST = 500  # characters of each end of a line
@@ -35,9 +34,10 @@ def reason(error: BaseException) -> str:
     return spelled(text if isinstance(error, LabError) else f"{type(error).__name__}: {text}".removesuffix(": "))
 
 
-@contextmanager
-def hosting(who: str) -> Iterator[None]:
+class hosting(AbstractContextManager[None]):  # written small, as contextlib's own are
     """Run a stranger's code. What would end the program, such as sys.exit, is a failure like any other.
+
+    It is no generator: of one that an interrupt left open, Python's collector would report a failure later.
 
     Args:
         who: the name that the failure gets, as a sentence begins with it.
@@ -45,12 +45,13 @@ def hosting(who: str) -> Iterator[None]:
     Raises:
         LabError: the code raised what is no Exception. Ctrl-C stays what it is.
     """
-    try:
-        yield
-    except (Exception, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise LabError(f"{who} fails with {reason(error)}") from error
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, (Exception, KeyboardInterrupt)):
+            raise LabError(f"{self.who} fails with {reason(error)}") from error
 
 
 def one_of(setting: str, value: Any, allowed: tuple[Any, ...]) -> None:
